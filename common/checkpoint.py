@@ -1,0 +1,134 @@
+"""Checkpoints: a PEFT folder with the trainer's state beside it, whole or not there at all.
+
+A checkpoint is written under a temporary name, flushed to disk and renamed. Its manifest lists every file with size and
+hash, so that a copy that broke off is refused as well.
+"""
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from common.config import UserError
+from common.policy import Policy
+
+MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.pt"
+
+
+class Stateful(Protocol):
+    """Anything that a resumed run must continue with: optimiser, sampler of problems, counters."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds either its old content or all of `text`, whatever happens in between."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str, Stateful], keep: int) -> Path:
+    """Writes checkpoint-`step` and then deletes all but the newest `keep` (0: none). Raises OSError, leaving older ones."""
+    final, temporary = run_folder / f"checkpoint-{step}", run_folder / f"checkpoint-{step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        policy.save(temporary)
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"step": step, "rng": torch.get_rng_state(), **state}, temporary / TRAINER_STATE)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        for path in [*files, temporary]:
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
+        temporary.rename(final)
+        _flush(run_folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in checkpoints(run_folder)[:-keep or None] if keep else []:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(folder: Path, policy: Policy, parts: dict[str, Stateful]) -> int:
+    """Puts a checkpoint's state into policy and parts; the step it was made at. Raises UserError if it is not whole."""
+    problem = what_is_missing(folder)
+    if problem:
+        raise UserError(f"{folder} is not a whole checkpoint ({problem}); resume from an older one")
+    policy.load(folder)
+    state = torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True)
+    torch.set_rng_state(state["rng"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first, whole or not."""
+    found = [path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def what_is_missing(folder: Path) -> str | None:
+    """Why the folder is not a whole checkpoint, or None if it is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, entry in manifest.items():
+            if (folder / name).stat().st_size != entry["bytes"] or _sha256(folder / name) != entry["sha256"]:
+                return f"{name} has changed or was cut off"
+        if TRAINER_STATE not in manifest:
+            return f"no {TRAINER_STATE}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return str(error)
+    return None
+
+
+def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` means. `auto` may find none: then a new run starts, and it is said.
+
+    Raises UserError for a folder that is not a whole checkpoint.
+    """
+    if wanted != "auto":
+        problem = what_is_missing(Path(wanted))
+        if problem:
+            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem}); give a checkpoint-N folder, or auto")
+        return Path(wanted)
+    runs = [Path(output_dir)] if output_dir else sorted(map(Path, glob.glob(f"{glob.escape(prefix)}-*")), reverse=True)
+    for run in runs:
+        for folder in reversed(checkpoints(run)):
+            problem = what_is_missing(folder)
+            if problem is None:
+                return folder
+            print(f"skipping {folder}: not a whole checkpoint ({problem})")
+    print(f"nothing to resume in {output_dir or prefix + '-*'}: a new run starts")
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that the file or folder is on disk: a rename must not overtake what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

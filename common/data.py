@@ -1,0 +1,273 @@
+"""Problems: from a registered name, a local file or a hub id, to prompts in token ids and bare reference answers."""
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from common.config import CommonConfig, UserError
+from common.tiny import Arithmetic, Generator
+from common.verify import MAX_ANSWER_LENGTH, extract_answer
+
+QUESTION_COLUMNS = ("question", "problem", "prompt")
+ANSWER_COLUMNS = ("answer", "solution", "reference")
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+ASK = "Reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question. `answer` is the bare reference; `prompt_ids` are the tokens that the sampler continues."""
+
+    id: str
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a registered data set lies on the hub. `question` columns are joined; a dot looks inside a column."""
+
+    path: str
+    subset: str | None = None
+    question: tuple[str, ...] = ()
+    answer: str | None = None
+
+
+REGISTERED = {
+    "gsm8k": Source("openai/gsm8k", "main"),
+    "math": Source("DigitalLearningGmbH/MATH-lighteval"),
+    "math500": Source("HuggingFaceH4/MATH-500"),
+    "aime24": Source("HuggingFaceH4/aime_2024"),
+    "aime25": Source("math-ai/aime25"),
+    "amc23": Source("math-ai/amc23"),
+    "svamp": Source("ChilleD/SVAMP", question=("Body", "Question"), answer="Answer"),
+    "olympiadbench": Source("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", answer="final_answer"),
+    "dapo17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", answer="reward_model.ground_truth"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A raw row: `question` and `answer` are None where the data had nothing usable."""
+
+    id: str
+    question: str | None
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a question becomes a prompt: `render` gives the text; `stop` ends completions that ramble on."""
+
+    name: str
+    render: Callable[[str], str]
+    add_special_tokens: bool
+    stop: tuple[str, ...] = ()
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rows of `--dataset` and `--eval_dataset`. Needs no tokenizer, so it runs before any model.
+
+    Without a test split, a tenth of the rows (at most `--eval_problems`) is held out, chosen by a hash of the question.
+    Raises UserError for what cannot be found or has no such columns.
+    """
+    splits = _splits(config.dataset, config.prompt_column, config.answer_column)
+    train, held_out = splits["train"], splits.get("test")
+    if config.eval_dataset:
+        splits = _splits(config.eval_dataset, config.prompt_column, config.answer_column)
+        held_out = splits.get("test", splits["train"])
+    if held_out is None:
+        train = _shuffled(train)
+        cut = min(config.eval_problems, len(train) // 10)
+        print(f"data: {config.dataset} has no test split; {cut} of its {len(train)} rows are held out")
+        held_out, train = train[:cut], train[cut:]
+    return train, held_out
+
+
+def _shuffled(rows: Iterable[Row]) -> list[Row]:
+    """In an order that depends on the questions alone, so that every run and seed evaluates on the same problems."""
+    return sorted(rows, key=lambda row: hashlib.sha256((row.question or "").encode()).digest())
+
+
+def _splits(name: str, question: str | None, answer: str | None) -> dict[str, list[Row]]:
+    """{"train": rows[, "test": rows]} of one data set."""
+    base, _, settings = name.partition(":")
+    if base == "arithmetic":
+        train, test = Generator(Arithmetic.parse(settings)).problems()
+        tables: dict[str, Any] = {"train": train, "test": test}
+        questions, answer_column = (question or "question",), answer or "answer"
+    else:
+        tables = _tables(name)
+        source = REGISTERED.get(name, Source(name))
+        columns = list(tables["train"].column_names)
+        questions = (question,) if question else source.question or (_find(name, columns, QUESTION_COLUMNS, "prompt_column"),)
+        answer_column = answer or source.answer or _find(name, columns, ANSWER_COLUMNS, "answer_column")
+        missing = [column for column in (*questions, answer_column) if column.split(".")[0] not in columns]
+        if missing:
+            raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
+    label = base if base in (*REGISTERED, "arithmetic") else Path(name).name
+    return {split: [_row(f"{label}/{split}/{i}", raw, questions, answer_column) for i, raw in enumerate(table)]
+            for split, table in tables.items()}
+
+
+def _tables(name: str) -> dict[str, datasets.Dataset]:
+    """The training table and, where there is one, the test table of a file, a folder, or a hub id."""
+    path = Path(name)
+    try:
+        if path.is_dir():
+            files = {file for file in path.iterdir() if file.suffix in FORMATS}
+            test = {file for file in files if file.stem.startswith(("test", "validation"))}
+            train = {file for file in files if file.stem.startswith("train")} or files - test or test
+            tables = {"train": _read(train, name)} | ({"test": _read(test, name)} if test and test != train else {})
+        elif path.is_file():
+            tables = {"train": _read({path}, name)}
+        elif path.suffix in FORMATS or name.startswith((".", "/", "~")):
+            raise UserError(f"--dataset {name}: no such file or folder; give a path that exists, a registered name or a hub id")
+        elif name not in REGISTERED and "/" not in name:
+            near = difflib.get_close_matches(name, [*REGISTERED, "arithmetic"], n=1)
+            raise UserError(f"--dataset {name} is not known; {f'did you mean {near[0]}? ' if near else ''}registered: arithmetic, "
+                            f"{', '.join(REGISTERED)}; or give a .jsonl/.json/.parquet/.csv file, a folder, or a hub id (owner/name)")
+        else:
+            source = REGISTERED.get(name, Source(name))
+            loaded = datasets.load_dataset(source.path, source.subset)
+            train_name = "train" if "train" in loaded else next(iter(loaded))
+            tables = {"train": loaded[train_name]}
+            test_name = next((split for split in ("test", "validation") if split in loaded and split != train_name), None)
+            if test_name:
+                tables["test"] = loaded[test_name]
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # a hub that cannot be reached is an OSError
+        cause = str(error.__cause__ or error).strip().split("\n")[0]
+        raise UserError(f"--dataset {name} could not be loaded: {cause}; check the name and the network, or give a local file") from error
+    if len(tables["train"]) == 0:
+        raise UserError(f"--dataset {name} is empty")
+    return tables
+
+
+def _read(files: set[Path], name: str) -> datasets.Dataset:
+    if not files:
+        raise UserError(f"--dataset {name}: the folder holds no {', '.join(FORMATS)} file")
+    suffixes = {file.suffix for file in files}
+    if len(suffixes) > 1 or not suffixes <= set(FORMATS):
+        raise UserError(f"--dataset {name}: files of one kind are needed ({', '.join(FORMATS)}), not {', '.join(sorted(suffixes))}")
+    empty = [file for file in files if file.stat().st_size == 0]
+    if empty:
+        raise UserError(f"--dataset {name}: {empty[0].name} is empty")
+    return datasets.load_dataset(FORMATS[suffixes.pop()], data_files=sorted(map(str, files)), split="train")
+
+
+def _find(name: str, columns: list[str], candidates: tuple[str, ...], flag: str) -> str:
+    lower = {column.lower(): column for column in reversed(columns)}
+    for candidate in candidates:
+        if candidate in lower:
+            return lower[candidate]
+    raise UserError(f"{name} has no column {', '.join(candidates)}; it has {', '.join(columns)}: name one with --{flag}")
+
+
+def _row(id: str, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str) -> Row:
+    parts = [_text(raw.get(column)) for column in questions]
+    question = " ".join(parts) if all(parts) else None
+    value: Any = raw
+    for key in answer_column.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    text = _text(value)
+    # the reference is extracted once, here; a worked solution without a marked answer has no reference
+    answer = text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
+    return Row(id, question, answer if answer and len(answer) <= MAX_ANSWER_LENGTH else None)
+
+
+def _text(value: Any) -> str | None:
+    """A cell as text: numbers as written, a list of answers joined, a chat as its last message; None where empty."""
+    if isinstance(value, list):
+        value = value[-1].get("content") if value and isinstance(value[-1], dict) else ", ".join(map(str, value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    head, tail = "Solve the following math problem step by step.", "Remember to put your answer on its own line"
+    if text.startswith(head) and tail in text and "\n\n" in text:  # the wrapper of DAPO-Math-17k: our template asks instead
+        text = text.partition("\n\n")[2].rpartition(tail)[0].strip()
+    return text or None
+
+
+# ---- prompts --------------------------------------------------------------------------------------------------------
+
+def load_template(config: CommonConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The prompt template of `--prompt_template`. Raises UserError for one that is missing or cannot work."""
+    name = config.prompt_template
+    if name == "auto":
+        name = "chat" if tokenizer.chat_template else "plain"
+    if name == "chat":
+        if not tokenizer.chat_template:
+            raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a file of your own")
+        thinking = {} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking == "true"}
+        return Template(name, lambda question: tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"{question}\n\n{ASK}"}], tokenize=False, add_generation_prompt=True, **thinking), False)
+    if name == "plain":
+        return Template(name, lambda question: f"Problem: {question}\n{ASK}\nSolution:", True, ("\n\nProblem:", "\nProblem:"))
+    if name == "math_task":  # VinePPO's
+        return Template(name, lambda question: f"[MATH_TASK] Problem:\n{question}\n\nSolution:", True, ("\n\n\nProblem:",))
+    if name == "question":
+        return Template(name, lambda question: question + "\n", True)
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"--prompt_template {name}: not auto, chat, plain, math_task or question, and no such text file") from None
+    if "{question}" not in text:
+        raise UserError(f"--prompt_template {name}: the file must hold {{question}} where the question goes")
+    starts_itself = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    return Template(name, lambda question: text.replace("{question}", question), not starts_itself)
+
+
+def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, template: Template,
+                  tokenizer: PreTrainedTokenizerBase, context_length: int) -> tuple[list[Problem], list[Problem]]:
+    """Training problems, and `--eval_problems` held-out ones that share no prompt with them.
+
+    Rows without a usable question or answer, repeated ones, and ones too long for the context are counted, named and
+    left out. Raises UserError if none is left.
+    """
+    budget = context_length - config.max_completion_length
+    if budget < 1:
+        raise UserError(f"--max_completion_length {config.max_completion_length} leaves no room for a prompt in the model's context of "
+                        f"{context_length} tokens; give at most {context_length // 2}")
+    seen: set[str] = set()
+    held_out = _render("held-out", _shuffled(rows[1]), seen, template, tokenizer, budget)[:config.eval_problems]
+    train = _render("training", rows[0], seen, template, tokenizer, budget)
+    if not train:
+        raise UserError(f"--dataset {config.dataset}: no usable row is left to train on; the lines above say why")
+    if config.eval_steps and not held_out:
+        raise UserError("no usable row is left to evaluate on; name a data set with --eval_dataset, or give --eval_steps 0")
+    return train, held_out
+
+
+def _render(what: str, rows: list[Row], seen: set[str], template: Template, tokenizer: PreTrainedTokenizerBase, budget: int) -> list[Problem]:
+    left_out: dict[str, list[str]] = {}
+    kept = []
+    for row in rows:
+        if row.question is None or row.answer is None:
+            left_out.setdefault(f"without a usable {'question' if row.question is None else 'answer'}", []).append(row.id)
+            continue
+        prompt = template.render(row.question)
+        if prompt in seen:
+            left_out.setdefault("with a prompt seen before", []).append(row.id)
+            continue
+        seen.add(prompt)
+        kept.append((row, prompt))
+    encoded = tokenizer([prompt for _, prompt in kept], add_special_tokens=template.add_special_tokens)["input_ids"] if kept else []
+    problems = []
+    for (row, prompt), ids in zip(kept, encoded, strict=True):
+        if not 0 < len(ids) <= budget:
+            left_out.setdefault(f"with a prompt longer than the {budget} tokens that the completion leaves", []).append(row.id)
+        else:
+            problems.append(Problem(row.id, prompt, tuple(ids), row.answer))
+    for reason, ids in left_out.items():
+        print(f"data: left out {len(ids)} {what} rows {reason}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
+    return problems

@@ -1,0 +1,231 @@
+"""The run folder: metrics.jsonl, completions.jsonl, checkpoints, one console line per step, and an orderly end."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.batching import Batch, MicroBatch
+from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, write_atomically
+from common.config import CommonConfig, UserError, config_record
+from common.policy import Policy
+
+METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+
+
+class TokenMeans:
+    """Means over the tokens of a whole step, from the sums of its micro-batches. Stays on the device until `result`."""
+
+    def __init__(self) -> None:
+        self.tokens: Tensor | float = 0.0
+        self.sums: dict[str, Tensor] = {}
+        self.maxima: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, mask: Tensor, **values: Tensor) -> None:
+        """mask, values (b, T): each value counts where the mask is True."""
+        self.tokens = self.tokens + mask.sum()
+        for name, value in values.items():
+            kept = torch.where(mask, value.float(), 0.0)
+            self.sums[name] = self.sums.get(name, 0.0) + kept.sum()
+            self.maxima[name] = torch.maximum(self.maxima.get(name, kept.max()), kept.max())
+
+    def mean(self, name: str) -> float | None:
+        """None if no token was added: nothing was trained on in this step."""
+        return float(self.sums[name] / self.tokens) if name in self.sums and self.tokens else None
+
+    def max(self, name: str) -> float | None:
+        return float(self.maxima[name]) if name in self.maxima else None
+
+
+class Run:
+    """One run's folder and its progress. `num_tokens` counts what was generated to train on, evaluation apart."""
+
+    def __init__(self, config: CommonConfig, script: str) -> None:
+        """Checks the folder, before anything is loaded. Raises UserError if it cannot be written or holds another run."""
+        self.config, self.script, self.folder = config, script, Path(config.output_dir or "")
+        self.resumed = config.resume_from_checkpoint is not None
+        self.num_tokens = self.num_completions = self.step = 0
+        self.seconds: dict[str, float] = {}
+        self.evaluations: list[dict[str, Any]] = []
+        self.stop_signal: int | None = None
+        self.started = self.step_started = time.perf_counter()
+        self.saved: Path | None = None
+        if not self.resumed and any((self.folder / name).exists() for name in ("config.json", METRICS)):
+            raise UserError(f"--output_dir {self.folder} holds another run; name another folder, delete that one, or continue it with "
+                            "--resume_from_checkpoint auto")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "probe", "")
+            (self.folder / "probe").unlink()
+        except OSError as error:
+            raise UserError(f"--output_dir {self.folder} cannot be written: {error.strerror}; name another with --output_dir") from error
+
+    def start(self, policy: Policy, parts: dict[str, Stateful]) -> None:
+        """Writes config.json; on resume, first puts everything back to the checkpoint and cuts both jsonl files to its step."""
+        self.policy, self.parts = policy, {"run": self, **parts}
+        self.progress = tqdm(total=self.config.max_steps, desc=self.script, dynamic_ncols=True, file=sys.stderr, disable=None)
+        if self.resumed:
+            self.saved = Path(self.config.resume_from_checkpoint or "")
+            load_checkpoint(self.saved, policy, self.parts)
+            for name in (METRICS, COMPLETIONS):
+                self._cut_back(self.folder / name)
+            for later in checkpoints(self.folder):
+                if int(later.name.split("-")[1]) > self.step:  # of the future that this run is about to replace
+                    shutil.rmtree(later.with_name(f"superseded-{later.name}"), ignore_errors=True)
+                    later.rename(later.with_name(f"superseded-{later.name}"))
+            self.progress.update(self.step)
+            self.say(f"resumed {self.saved} after step {self.step}")
+        write_atomically(self.folder / "config.json", json.dumps(config_record(self.config, self.script), indent=2) + "\n")
+        self.say(f"writing {self.folder}")
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to do. SIGINT or SIGTERM: the step in hand is finished and saved; a second one ends at once."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for step in range(self.step + 1, self.config.max_steps + 1):
+                self.step, self.seconds, self.step_started = step, {}, time.perf_counter()
+                yield step
+                if self.stop_signal is not None:
+                    break
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        self.progress.close()
+        if self.stop_signal is not None and self.step < self.config.max_steps:
+            self.say(f"stopped after step {self.step}; go on with: python {self.script}.py --resume_from_checkpoint {self.saved}")
+            sys.exit(128 + self.stop_signal)
+        if len(self.evaluations) > 1:
+            first, last = self.evaluations[0], self.evaluations[-1]
+            self.say(f"pass@1 {first['eval/pass@1']:.3f} -> {last['eval/pass@1']:.3f}, greedy {first['eval/greedy']:.3f} -> "
+                     f"{last['eval/greedy']:.3f} on unseen problems; {time.perf_counter() - self.started:.0f} s; the adapter is in {self.saved}")
+
+    @property
+    def due_for_evaluation(self) -> bool:
+        every = self.config.eval_steps
+        return every > 0 and (self.step % every == 0 or self.step == self.config.max_steps)
+
+    @contextlib.contextmanager
+    def timer(self, phase: str) -> Iterator[None]:
+        """Adds the seconds spent inside to the step's `time/{phase}`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+    def log(self, metrics: dict[str, float | None]) -> None:
+        """Writes the step's line to metrics.jsonl and the console. None values are left out: not measured in this step."""
+        row: dict[str, Any] = {"step": self.step, **{name: value for name, value in metrics.items() if value is not None}}
+        if "eval/pass@1" in row:
+            self.evaluations.append(row)
+        if self.step > 0:
+            peak_gb = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else resource.getrusage(
+                resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+            row |= {"num_tokens": self.num_tokens, "num_completions": self.num_completions,
+                    "step_time": self._step_time(), **{f"time/{k}": v for k, v in self.seconds.items()}, "memory/peak_gb": peak_gb}
+        self._append(METRICS, [row])
+        self.say(self._console_line(row))
+        if self.step > 0:
+            self.progress.update(1)
+            self._announce(row)
+
+    def log_completions(self, batch: Batch, rewards: Tensor, advantages: Tensor) -> None:
+        """Appends every completion of the step to completions.jsonl. rewards, advantages (B,)."""
+        self.num_tokens += int(batch.lengths.sum())
+        self.num_completions += len(batch)
+        self._append(COMPLETIONS, [
+            {"step": self.step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer, "reward": r, "advantage": a,
+             "finish_reason": c.finish_reason, "tokens": len(c.ids)}
+            for p, c, r, a in zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True)])
+
+    def save_if_due(self) -> None:
+        """A checkpoint every `--save_steps`, after the last step, and before an orderly stop."""
+        every = self.config.save_steps
+        if (every and self.step % every == 0) or self.step == self.config.max_steps or self.stop_signal is not None:
+            self.saved = save_checkpoint(self.folder, self.step, self.policy, self.parts, self.config.save_total_limit)
+
+    def stop_if_not_finite(self, losses: list[tuple[MicroBatch, Tensor]], grad_norm: Tensor, batch: Batch) -> None:
+        """Raises UserError, the offending rows written down, if a micro-batch's loss or the gradient is NaN or infinite.
+
+        Called before the optimiser moves, so the last checkpoint and the weights in memory are still good.
+        """
+        if torch.isfinite(grad_norm) and all(torch.isfinite(loss) for _, loss in losses):
+            return
+        bad = [micro for micro, loss in losses if not torch.isfinite(loss)] or [micro for micro, _ in losses]
+        rows = [row for micro in bad for row in micro.rows.tolist()]
+        path = self.folder / f"nonfinite-step-{self.step}.json"
+        write_atomically(path, json.dumps([
+            {"problem": batch.problems[i].id, "prompt": batch.problems[i].prompt, "completion": batch.completions[i].text,
+             "ids": batch.completions[i].ids, "sampling_logps": batch.completions[i].logps} for i in rows], indent=1))
+        names = sorted({batch.problems[i].id for i in rows})
+        raise UserError(f"step {self.step}: the loss or its gradient is not finite (gradient norm {float(grad_norm)}); problems {', '.join(names[:8])}"
+                        f"{', ...' if len(names) > 8 else ''}; the batch is in {path}; last good checkpoint: {self.saved or 'none yet'}. "
+                        "Try a lower --learning_rate, or --dtype float32")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "num_tokens": self.num_tokens, "num_completions": self.num_completions}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.num_tokens, self.num_completions = state["step"], state["num_tokens"], state["num_completions"]
+
+    def say(self, text: str) -> None:
+        """A line on the console that leaves the progress bar whole."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def _cut_back(self, path: Path) -> None:
+        """Drops the rows after the checkpoint's step, and a last row that was cut off in the middle."""
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if row["step"] <= self.step:
+                    kept.append(line + "\n")
+                    if "eval/pass@1" in row:
+                        self.evaluations.append(row)
+        write_atomically(path, "".join(kept))
+
+    def _console_line(self, row: dict[str, Any]) -> str:
+        shown = {"eval/pass@1": "pass@1 {:.3f}", "eval/greedy": "greedy {:.3f}", "reward": "reward {:.3f}",
+                 "frac_reward_zero_std": "zero-spread {:.2f}", "completions/mean_length": "length {:.1f}", "entropy": "entropy {:.3f}",
+                 "kl": "kl {:.4f}", "grad_norm": "grad {:.3f}", "step_time": "{:.2f} s"}
+        return "  ".join([f"step {self.step:>4}", *(form.format(row[name]) for name, form in shown.items() if name in row)])
+
+    def _step_time(self) -> float:
+        """Seconds of the step, evaluation apart."""
+        return time.perf_counter() - self.step_started - self.seconds.get("evaluate", 0.0)
+
+    def _announce(self, row: dict[str, Any]) -> None:
+        """Says once when the first reward came, and after three steps what the whole run will take."""
+        done = time.perf_counter() - self.started
+        if row.get("reward", 0) > 0 and not hasattr(self, "first_reward"):
+            self.first_reward = done
+            self.say(f"first reward {done:.0f} s after the start")
+        self.step_seconds = [*getattr(self, "step_seconds", []), self._step_time()]
+        if len(self.step_seconds) == 3:
+            left = (self.config.max_steps - self.step) * sum(self.step_seconds) / 3
+            tokens = self.num_tokens * self.config.max_steps / self.step
+            self.say(f"expected: {(done + left) / 60:.1f} min for all {self.config.max_steps} steps (evaluations apart), {tokens / 1e6:.2f} M tokens sampled")
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        if self.stop_signal is not None:
+            os._exit(128 + number)
+        self.stop_signal = number
+        self.say("stopping after this step (once more: stop now)")

@@ -1,0 +1,346 @@
+"""The model that is trained: one frozen base, LoRA adapters on it, and how to run, save and merge them.
+
+The policy is the adapter named "default" (so that PEFT saves it at the root of its folder); the reference policy is the
+same base with the adapter off, or with the frozen adapter that the run started from.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn as nn
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from common.config import CommonConfig, UserError
+from common.loss import head_logits, selected_logps
+from common.tiny import Arithmetic, tiny_model
+
+if TYPE_CHECKING:  # batching needs the engine's completions, the engine needs the policy
+    from common.batching import MicroBatch
+
+REFERENCE = "reference"  # the frozen copy of the adapter that a run starts from
+
+
+def model_folder(config: CommonConfig) -> str:
+    """What to hand to from_pretrained: `--model`, or the folder of the embedded model, warm-started now if need be."""
+    if config.model != "tiny":
+        return config.model
+    return str(tiny_model(Arithmetic.parse(config.dataset.partition(":")[2])))
+
+
+def load_tokenizer(config: CommonConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    """The tokenizer and the model's config. Raises UserError for a model that is not there."""
+    folder = model_folder(config)
+    try:
+        return AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().split("\n")[0]
+        raise UserError(f"--model {config.model} could not be loaded: {cause}; give a hub id, or a folder with config.json and a tokenizer") from error
+
+
+def context_length(model_config: PretrainedConfig) -> int:
+    """Tokens that fit the model, prompt and completion together."""
+    return getattr(model_config.get_text_config(), "max_position_embeddings", None) or 4096
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> set[int]:
+    """Every token that ends a completion: the tokenizer's, and those that the model's generation config lists."""
+    listed = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
+    if not ids:
+        raise UserError("the tokenizer has no end-of-sequence token, so completions could not end; set eos_token in its config")
+    return ids
+
+
+class Policy:
+    """A frozen base with LoRA adapters. `model` is the PeftModel; parameters are reached by adapter name."""
+
+    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, temperature: float, checkpointing: bool = False) -> None:
+        self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
+        self.base = model.get_base_model()
+        text_config = self.base.config.get_text_config()
+        self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
+        self.device = next(model.parameters()).device
+        self.quantized = bool(getattr(self.base, "is_loaded_in_4bit", False))
+        self.dtype = self.base.get_output_embeddings().weight.dtype
+        self.vocabulary = self.base.get_output_embeddings().weight.shape[0]
+        self.stop_ids = stop_token_ids(tokenizer, self.base)
+        self.checkpointing = checkpointing
+        model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
+        if checkpointing:
+            self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._check_head()
+
+    # ---- running --------------------------------------------------------------------------------------------------
+
+    def hidden_states(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """The backbone's output for `input_ids` (B, L): last_hidden_state (B, L, H), past_key_values if asked for."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            # PEFT holds LoRA weights in float32: without autocast a bfloat16 base would compute them in float32
+            return self.base.base_model(input_ids=input_ids, **inputs)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (N, V) float32 of a few hidden states (N, H), before any temperature."""
+        return head_logits(hidden, self.base.get_output_embeddings().weight, self.softcap)
+
+    def logps(self, batch: MicroBatch, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probs (B, T) of a MicroBatch's completion tokens at the sampling temperature, nats; 0 where masked.
+
+        With `entropy`, also the policy's entropy (B, T), nats, without gradient.
+        """
+        with self._recompute(torch.is_grad_enabled()):
+            hidden = self.hidden_states(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
+        rows, columns = batch.completion_mask.nonzero(as_tuple=True)
+        before = batch.prompt_lengths[rows] + columns - 1  # logits at position j are about token j + 1
+        chosen, entropies = selected_logps(
+            hidden[rows, before], self.base.get_output_embeddings().weight, batch.input_ids[rows, before + 1],
+            temperature=self.temperature, softcap=self.softcap, entropy=entropy)
+        shape = batch.completion_mask.shape
+        logps = chosen.new_zeros(shape).index_put((rows, columns), chosen)
+        return logps, chosen.new_zeros(shape).index_put((rows, columns), entropies) if entropies is not None else None
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is the reference policy; no gradients."""
+        with torch.no_grad():
+            if REFERENCE not in self.model.peft_config:
+                with self._adapters_off():
+                    yield
+                return
+            self._activate(REFERENCE)
+            try:
+                yield
+            finally:
+                self._activate("default")
+
+    @contextlib.contextmanager
+    def merged(self, weights: dict[nn.Module, Tensor]) -> Iterator[None]:
+        """Inside, each layer uses its tensor of `weights` (from `merged_weights`) instead of base and adapter.
+
+        The base tensors are put back untouched: adding an adapter and subtracting it again would wear them away.
+        """
+        if not weights:
+            yield
+            return
+        kept = {layer: layer.base_layer.weight.data for layer in weights}
+        with self._adapters_off():
+            for layer, weight in weights.items():
+                layer.base_layer.weight.data = weight
+            try:
+                yield
+            finally:
+                for layer, weight in kept.items():
+                    layer.base_layer.weight.data = weight
+
+    @torch.no_grad()
+    def merged_weights(self) -> dict[nn.Module, Tensor]:
+        """W + delta of every adapted layer, as new tensors; empty where merging would round (not unquantised float32)."""
+        if self.quantized or self.dtype != torch.float32:
+            return {}
+        return {layer: layer.base_layer.weight + layer.get_delta_weight("default") for layer in self._lora_layers("default")}
+
+    # ---- parameters -----------------------------------------------------------------------------------------------
+
+    def parameters_of(self, adapter: str = "default") -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name. By name, not by requires_grad, which PEFT flips when adapters are switched."""
+        return {name: p for name, p in self.model.named_parameters() if f".{adapter}." in name and "lora_" in name}
+
+    def save(self, folder: Path) -> None:
+        """Writes the policy's adapter as a plain PEFT folder."""
+        self.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+
+    def load(self, folder: Path) -> None:
+        """Puts the weights of a folder written by `save` into the policy's adapter."""
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        with torch.no_grad():
+            for name, parameter in self.parameters_of().items():
+                parameter.copy_(saved[name.replace(".default.", ".")])
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _lora_layers(self, adapter: str) -> list[nn.Module]:
+        return [m for m in self.model.modules() if hasattr(m, "lora_A") and adapter in m.lora_A]
+
+    @contextlib.contextmanager
+    def _adapters_off(self) -> Iterator[None]:
+        """PEFT's own context manager walks the model several times; this only flips the layers' switch."""
+        layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    def _activate(self, adapter: str) -> None:
+        self.model.set_adapter(adapter)
+        for name in ("default", REFERENCE):  # set_adapter has flipped these
+            for parameter in self.parameters_of(name).values():
+                parameter.requires_grad_(name == "default")
+
+    @contextlib.contextmanager
+    def _recompute(self, wanted: bool) -> Iterator[None]:
+        """Inside, layers checkpoint their activations. Only their own switch is set to training, so dropout stays off."""
+        layers = [m for m in self.base.modules() if getattr(m, "gradient_checkpointing", False)] if self.checkpointing and wanted else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Stops for architectures that do more to the logits than a head and a soft-cap: our log-probs would be wrong."""
+        ids = torch.tensor([[min(3, self.base.config.get_text_config().vocab_size - 1)] * 4], device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            theirs = self.base(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+        hidden = self.hidden_states(ids, use_cache=False).last_hidden_state[0]
+        best = theirs.argmax(-1)
+        ours, _ = selected_logps(hidden, self.base.get_output_embeddings().weight, best, temperature=1.0, softcap=self.softcap)
+        difference = (ours - theirs.gather(-1, best[:, None])[:, 0]).abs().max().item()
+        if not difference < (1e-3 if self.dtype == torch.float32 else 0.1):
+            raise UserError(f"{type(self.base).__name__} changes its logits in a way that is not supported (log-probs off by {difference:.3g}); "
+                            "Llama, Qwen 2/2.5/3, Mistral and Gemma 2/3 work")
+
+
+def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig) -> Policy:
+    """The policy of a run: base in `--dtype` or 4 bit, and a fresh adapter or the one in `--adapter`.
+
+    Raises UserError for target modules or an adapter that do not match the model, before its weights are read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    check_against_shapes(config, model_config)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                      bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
+    base = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=dtype, quantization_config=quantization,
+                                                device_map={"": device}, attn_implementation="sdpa")
+    base.requires_grad_(False)
+    torch.manual_seed(config.seed)  # the adapter's first values
+    if config.adapter:
+        model = PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
+        if config.beta > 0:
+            model.load_adapter(config.adapter, REFERENCE)
+    else:
+        model = get_peft_model(base, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
+                                                target_modules=config.lora_target_modules or "all-linear"))
+    policy = Policy(model, tokenizer, config.temperature, config.gradient_checkpointing)
+    policy._activate("default")
+    return policy
+
+
+def make_optimizer(parameters: dict[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW over the named parameters, without weight decay: that would pull the policy to the base."""
+    return torch.optim.AdamW(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
+
+
+def learning_rate_at(step: int, config: CommonConfig) -> float:
+    """The learning rate of a step (1..max_steps): linear warm-up, then constant, or falling to 0 after the last step."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    left = (config.max_steps + 1 - step) / (config.max_steps + 1 - config.warmup_steps)
+    factor = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.lr_scheduler_type]
+    return config.learning_rate * factor
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """The gradient norm before clipping to `max_norm`.
+
+    Raises RuntimeError if some parameters got a gradient and others did not: an adapter was switched before its backward.
+    No gradient anywhere (nothing needed a pass) counts as zero gradients.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    missing = [p for p in parameters if p.grad is None]
+    if missing and len(missing) < len(parameters):
+        raise RuntimeError(f"{len(missing)} of {len(parameters)} parameters got no gradient: was the adapter switched before backward?")
+    for parameter in missing:
+        parameter.grad = torch.zeros_like(parameter)
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def take_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Moves the parameters and drops their gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def check_against_shapes(config: CommonConfig, model_config: PretrainedConfig) -> None:
+    """Raises UserError if `--adapter` or `--lora_target_modules` do not fit the model, whose weights are not needed for it."""
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(model_config)
+    linear = {name: m for name, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
+    kinds = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+    unknown = [target for target in config.lora_target_modules or () if not any(name == target or name.endswith(f".{target}") for name in linear)]
+    if unknown:
+        raise UserError(f"--lora_target_modules {unknown[0]}: {config.model} has no such linear layer; it has {', '.join(kinds)}")
+    if not config.adapter:
+        return
+    folder = Path(config.adapter)
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError) as error:
+        raise UserError(f"--adapter {config.adapter}: not a PEFT folder with adapter_config.json and adapter_model.safetensors ({error})") from error
+    if settings.get("peft_type") != "LORA" or settings.get("lora_dropout"):
+        raise UserError(f"--adapter {config.adapter}: a LoRA adapter without dropout is needed, this one is "
+                        f"{settings.get('peft_type')} with dropout {settings.get('lora_dropout')}")
+    for key, shape in shapes.items():
+        layer = linear.get(key.removeprefix("base_model.model.").partition(".lora_")[0])
+        wanted = layer and (layer.in_features if ".lora_A." in key else layer.out_features)
+        if layer is None or shape[1 if ".lora_A." in key else 0] != wanted:
+            raise UserError(f"--adapter {config.adapter} does not match {config.model}: {key} is {tuple(shape)}, the model "
+                            f"{'has no such layer' if layer is None else f'needs {wanted}'}; it was made for {settings.get('base_model_name_or_path')}")
+
+
+def merge(model: str, adapter: str, out: str) -> None:
+    """Writes base + adapter as one model for serving, merged in float32 and stored in the base's own precision."""
+    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    stored = base.dtype
+    merged = PeftModel.from_pretrained(base.float(), adapter).merge_and_unload().to(stored)
+    merged.save_pretrained(out)
+    AutoTokenizer.from_pretrained(model).save_pretrained(out)
+    print(f"wrote {out} ({stored})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m common.policy", allow_abbrev=False)
+    command = parser.add_subparsers(required=True).add_parser("merge", help="write base + adapter as one model")
+    for name, text in (("model", "hub id or folder of the base; tiny: the embedded model"), ("adapter", "PEFT folder"), ("out", "folder to write")):
+        command.add_argument(f"--{name}", required=True, help=text)
+    arguments = parser.parse_args()
+    config = CommonConfig(model=arguments.model, adapter=arguments.adapter)
+    try:
+        if Path(arguments.out).exists() and any(Path(arguments.out).iterdir()):
+            raise UserError(f"--out {arguments.out} is not empty; name a new folder")
+        check_against_shapes(config, load_tokenizer(config)[1])
+        merge(model_folder(config), arguments.adapter, arguments.out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

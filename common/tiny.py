@@ -1,0 +1,279 @@
+"""The embedded default: a word-problem generator, its tokenizer, and a small warm-started model.
+
+`--model tiny --dataset arithmetic` needs no network and no GPU. A problem is a chain of small sums:
+
+    Tom has 14 figs. He buys 2. He eats 9. He doubles it. How many?
+    14+2=16
+    16-9=7
+    7*2=14
+    #### 14
+
+The warm start is supervised training on a teacher that calculates without error but has *habits*: now and then it uses
+the wrong operator ("eats" done as +, doubling done as +2). The model it leaves is able (greedy mostly right) and
+unreliable (samples mostly wrong), so that reinforcement learning has one thing to repair, and has it on every problem.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock  # two runs that start at once must not both train the warm start
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from common.config import UserError
+
+RECIPE = 1  # part of the cache key: raise it whenever the code below changes what the warm start produces
+NAMES = {"Tom": "He", "Ann": "She", "Ben": "He", "Eva": "She", "Sam": "He", "Kim": "She", "Max": "He", "Zoe": "She"}
+ITEMS = ("figs", "pens", "cups", "hats")
+VERBS = {"buys": "+", "finds": "+", "wins": "+", "eats": "-", "loses": "-", "sells": "-"}
+MIXES = {"plus": (85, 15, 0), "half": (50, 50, 0), "double": (35, 40, 25), "minus": (25, 65, 10)}  # weights of +k, -k, doubling
+WORDS = ("well", "so", "now", "then", "here", "okay", "next")  # ln 7 = 1.95 nats each
+EOS, PAD = "<eos>", "<pad>"
+MAX_LENGTH = 1024  # positions of the model, tokens
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Settings of the generator, given as `--dataset arithmetic:key=value,...`. Another setting is another warm start."""
+
+    steps: str = "1-10"  # sums in a problem, LOW-HIGH
+    tiers: str = "plus:1:1-2/minus:3:4-8"  # training problems, MIX:SHARE[:LOW-HIGH]/...; MIX: a name or weights 50-30-20
+    test_tiers: str = ""  # the same for the test problems; empty: as `tiers`
+    values: int = 30  # every number on the way is in 0..values
+    habits: str = "0.02:0.41:0.41"  # how often the teacher spoils +k (done as -k), -k (as +k), doubling (as +2)
+    cells: str = ""  # instead: ERROR:CELLS/... over the 24 (verb, item) cells, e.g. 0.01:12/0.3:8/0.6:4; then no doubling
+    words: int = 0  # neutral words before each solution line: random, and of no matter
+    train: int = 4000  # training problems
+    test: int = 1000  # test problems; none is in the training set or in the warm start
+    warm_steps: int = 500  # optimiser steps of the warm start, 32 solutions each
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Arithmetic:
+        """The settings written as `key=value,key=value`. Raises UserError that names the bad key or value."""
+        known = {f.name: type(f.default) for f in fields(cls)}
+        given = {}
+        for part in filter(None, text.split(",")):
+            key, _, value = part.partition("=")
+            if key not in known:
+                raise UserError(f"arithmetic has no setting {key!r}; it has {', '.join(known)}")
+            try:
+                given[key] = known[key](value)
+            except ValueError:
+                raise UserError(f"arithmetic setting {key}={value}: a whole number is needed") from None
+        settings = cls(**given)
+        try:
+            Generator(settings)
+        except (ValueError, KeyError, IndexError) as error:
+            raise UserError(f"arithmetic:{text}: {error}; the forms are in common/tiny.py, class Arithmetic") from None
+        return settings
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One problem: `steps` are (operator, operand, verb) with operator one of + - *."""
+
+    name: str
+    item: str
+    start: int
+    steps: tuple[tuple[str, int, str], ...]
+
+    @property
+    def question(self) -> str:
+        who = NAMES[self.name]
+        told = [f"{who} doubles it." if op == "*" else f"{who} {verb} {k}." for op, k, verb in self.steps]
+        return f"{self.name} has {self.start} {self.item}. {' '.join(told)} How many?"
+
+
+def calculate(value: int, op: str, k: int) -> int:
+    return value * k if op == "*" else value + k if op == "+" else value - k
+
+
+class Generator:
+    """Draws problems and the teacher's solutions for one setting. Raises ValueError for settings that make no sense."""
+
+    def __init__(self, settings: Arithmetic) -> None:
+        self.settings = settings
+        self.habits = dict(zip("+-*", map(float, settings.habits.split(":")), strict=True))
+        self.cells = {}
+        if settings.cells:
+            errors = [float(error) for part in settings.cells.split("/") for error, count in [part.split(":")]
+                      for _ in range(int(count))]
+            pairs = [(verb, item) for verb in VERBS for item in ITEMS]
+            if len(errors) != len(pairs):
+                raise ValueError(f"cells={settings.cells} names {len(errors)} cells, and there are {len(pairs)}")
+            random.Random(settings.seed).shuffle(pairs)
+            self.cells = dict(zip(pairs, errors, strict=True))
+        self.train_tiers = self._tiers(settings.tiers)
+        self.test_tiers = self._tiers(settings.test_tiers or settings.tiers)
+
+    def _tiers(self, text: str) -> list[tuple[float, tuple[int, ...], int, int]]:
+        tiers = []
+        for part in text.split("/"):
+            mix, share, *steps = part.split(":")
+            weights = MIXES[mix] if mix in MIXES else tuple(int(weight) for weight in mix.split("-"))
+            low, high = map(int, (steps[0] if steps else self.settings.steps).split("-"))
+            if len(weights) != 3 or not 1 <= low <= high or self.settings.values < 10:
+                raise ValueError(f"tier {part!r}: three weights, 1 <= LOW <= HIGH and values >= 10 are needed")
+            tiers.append((float(share), weights[:2] + (0,) if self.cells else weights, low, high))
+        return tiers
+
+    def chain(self, rng: random.Random, tiers: list[tuple[float, tuple[int, ...], int, int]]) -> Chain:
+        """A problem from one of the tiers, all of whose numbers are in 0..values."""
+        _, weights, low, high = rng.choices(tiers, [tier[0] for tier in tiers])[0]
+        start = value = rng.randint(0, self.settings.values)
+        steps = []
+        for _ in range(rng.randint(low, high)):
+            op = rng.choices("+-*", weights)[0]
+            room = {"+": self.settings.values - value, "-": value, "*": self.settings.values - 2 * value}[op]
+            if room < 1:  # no operand fits: the other direction always has room
+                op = "-" if op in "+*" and value > 0 else "+"
+                room = value if op == "-" else self.settings.values - value
+            k = 2 if op == "*" else rng.randint(1, min(9, room))
+            steps.append((op, k, "" if op == "*" else rng.choice([verb for verb in VERBS if VERBS[verb] == op])))
+            value = calculate(value, op, k)
+        return Chain(rng.choice(list(NAMES)), rng.choice(ITEMS), start, tuple(steps))
+
+    def solution(self, chain: Chain, rng: random.Random | None = None) -> str:
+        """The right solution, or with `rng` the teacher's: habits, neutral words, and still every number in 0..values."""
+        lines, value = [], chain.start
+        for op, k, verb in chain.steps:
+            words = ""
+            if rng is not None:
+                words = "".join(rng.choice(WORDS) + " " for _ in range(self.settings.words))
+                wrong = {"+": "-", "-": "+", "*": "+"}[op]
+                if rng.random() < self.cells.get((verb, chain.item), self.habits[op]):
+                    op, wrong = wrong, op
+                # a sum that leaves the range, here or after an earlier slip, is replaced by one that does not
+                op = next(o for o in (op, wrong, "+", "-") if 0 <= calculate(value, o, k) <= self.settings.values)
+            after = calculate(value, op, k)
+            lines.append(f"{words}{value}{op}{k}={after}\n")
+            value = after
+        return "".join(lines) + f"#### {value}"
+
+    def longest_solution(self) -> int:
+        """Tokens of the longest solution, end token included."""
+        steps = max(high for *_, high in self.train_tiers + self.test_tiers)
+        return steps * (6 + self.settings.words) + 3  # "14+2=16\n" is six tokens; "#### ", the answer and the end are three
+
+    def problems(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        """Training and test rows (question, answer), without a repeated question within or between them.
+
+        Raises UserError when the setting does not have that many different problems.
+        """
+        rng, seen, splits = random.Random(self.settings.seed), set(), []
+        for size, tiers in ((self.settings.test, self.test_tiers), (self.settings.train, self.train_tiers)):
+            rows = []
+            for _ in range(20 * size):
+                if len(rows) == size:
+                    break
+                chain = self.chain(rng, tiers)
+                if chain.question not in seen:
+                    seen.add(chain.question)
+                    rows.append({"question": chain.question, "answer": self.solution(chain)})
+            if len(rows) < size:
+                raise UserError(f"arithmetic: only {len(rows)} of {size} different problems found; ask for fewer or longer ones")
+            splits.append(rows)
+        return splits[1], splits[0]
+
+
+def build_tokenizer(settings: Arithmetic) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer that gives back every text of the task unchanged; whole numbers are single tokens."""
+    words = [*NAMES, *ITEMS, *VERBS, *NAMES.values(), *WORDS, "has", "doubles", "it", "How", "many"]
+    pieces = [EOS, PAD, "<unk>", "\n", "#### ", *"+-*=", ". ", "?", *map(str, range(settings.values + 1)),
+              *dict.fromkeys(form for word in words for form in (word, word + " ", " " + word))]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+ ?|\d+|#### |\. |[^A-Za-z0-9]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, unk_token="<unk>")
+
+
+def build_model(vocabulary: int, seed: int) -> Qwen3ForCausalLM:
+    """The untrained model: 3 layers of width 128, 0.5 M parameters, head size 32 (vLLM refuses 16)."""
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=MAX_LENGTH, tie_word_embeddings=True,
+        initializer_range=0.05, bos_token_id=None, eos_token_id=0, pad_token_id=1))
+
+
+def _batches(generator: Generator, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Shuffled batches of 32 solutions of similar length: token ids (32, L) and labels, -100 outside the solution."""
+    settings = generator.settings
+    rng = random.Random(f"warm start {settings.seed}")
+    test = {row["question"] for row in generator.problems()[1]}
+    tiers = list(dict.fromkeys(generator.train_tiers + generator.test_tiers))
+    pairs = []
+    while len(pairs) < 32 * settings.warm_steps:
+        chain = generator.chain(rng, tiers)
+        if chain.question not in test:
+            pairs.append((chain.question + "\n", generator.solution(chain, rng) + EOS))
+    prompts, solutions = (tokenizer([pair[i] for pair in pairs])["input_ids"] for i in (0, 1))
+    rows = [(p + s, [-100] * len(p) + s) for p, s in zip(prompts, solutions, strict=True)]
+    rows.sort(key=lambda row: len(row[0]))
+    batches = [rows[i:i + 32] for i in range(0, len(rows), 32)]
+    rng.shuffle(batches)
+    for batch in batches:
+        length = max(len(ids) for ids, _ in batch)
+        yield (torch.tensor([ids + [1] * (length - len(ids)) for ids, _ in batch]),
+               torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in batch]))
+
+
+def warm_start(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """The model after supervised training on the teacher's solutions."""
+    generator, model = Generator(settings), build_model(len(tokenizer), settings.seed)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
+    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
+    optimizers = [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0)]
+    # 20 steps up, then down to 5 %: most of the gain comes while the rate falls
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: min((i + 1) / 20, 1 - 0.95 * i / settings.warm_steps)) for o in optimizers]
+    for ids, labels in tqdm(_batches(generator, tokenizer), total=settings.warm_steps, desc="warm start (first use only)"):
+        # padding is on the right and no label looks at it, so no attention mask is needed
+        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
+        wanted = labels[:, 1:] != -100
+        loss = F.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    return model
+
+
+def tiny_model(settings: Arithmetic) -> Path:
+    """The folder of the warm-started model and tokenizer, made on first use and kept in the cache.
+
+    The cache is $VINERY_CACHE, else vinery/ in the user's cache folder. A folder there is whole: it is written under a
+    temporary name and renamed, by one process at a time.
+    """
+    recipe = json.dumps({"recipe": RECIPE, **asdict(settings)}, sort_keys=True)
+    home = os.environ.get("VINERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vinery"
+    folder = Path(home) / f"tiny-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            tokenizer = build_tokenizer(settings)
+            model = warm_start(settings, tokenizer)
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+            try:
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+                (temporary / "recipe.json").write_text(recipe)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename worked
+    return folder

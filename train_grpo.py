@@ -1,0 +1,192 @@
+"""GRPO: trains a LoRA policy to solve problems, with the mean reward of a problem's own samples as the baseline.
+
+Paper: DeepSeekMath (arXiv 2402.03300), equations 3-4. As flags: Dr. GRPO (2503.20783), RLOO (2402.14740), and DAPO's
+clip-higher, token mean and overlong penalty (2503.14476); docs/grpo.md has the exact flag sets.
+
+Deviations from the paper: LoRA instead of full fine-tuning; loss averaged over the tokens of the step, not per completion
+(--loss_aggregation); no KL term (--beta); population standard deviation plus 1e-6; importance weights against the sampler.
+
+    python train_grpo.py                                                        # tiny model, CPU, a minute or two
+    python train_grpo.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset gsm8k     # one GPU
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.batching import all_logps, make_batch, microbatches, minibatches
+from common.config import CommonConfig, UserError, flag, run_script
+from common.data import load_rows, load_template, make_problems
+from common.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
+from common.metrics import Run, TokenMeans
+from common.policy import clip_gradients, context_length, learning_rate_at, load_policy, load_tokenizer, make_optimizer, take_step
+from common.rewards import evaluate, make_requests, score
+from common.rollout import make_engine
+from common.sampling import ProblemSampler
+
+
+@dataclass
+class Config(CommonConfig):
+    scale_rewards: bool = flag(True, "algorithm", "Divide advantages by the group's standard deviation. Dr. GRPO and RLOO: no.")
+    leave_one_out: bool = flag(False, "algorithm", "Baseline without the completion's own reward (RLOO).")
+    epsilon: float = flag(0.2, "algorithm", "The ratio is clipped below at 1 - epsilon.")
+    epsilon_high: float | None = flag(None, "algorithm", "The ratio is clipped above at 1 + this (DAPO: 0.28). Default: epsilon.")
+    overlong_buffer: int = flag(0, "algorithm", "Tokens before --max_completion_length over which the reward falls (DAPO section 3.4; 0: off).")
+    overlong_factor: float = flag(1.0, "algorithm", "How far it falls.")
+
+    def check(self) -> None:
+        super().check()
+        if self.num_generations < 2:
+            raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
+        if not 0 <= self.overlong_buffer < self.max_completion_length:
+            raise UserError(f"--overlong_buffer {self.overlong_buffer}: give less than --max_completion_length {self.max_completion_length}")
+        if not 0 <= self.epsilon < 1 or (self.epsilon_high or 0) < 0:
+            raise UserError(f"--epsilon {self.epsilon} --epsilon_high {self.epsilon_high}: give 0 <= epsilon < 1 and epsilon_high >= 0, as 0.2 and 0.28")
+
+
+# ---- the algorithm --------------------------------------------------------------------------------------------------
+
+def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: bool = True, leave_one_out: bool = False) -> Tensor:
+    """Advantages (B,): each reward minus its group's mean, over the group's standard deviation.
+
+    rewards (B,), group_ids (B,) int64: any numbers, groups may be ragged and interleaved. GRPO (arXiv 2402.03300) 4.1.2,
+    population standard deviation + 1e-6. `scale_rewards=False`: centred only, Dr. GRPO (2503.20783). `leave_one_out`: the
+    mean of the others, RLOO (2402.14740), which is G / (G - 1) times the centred one. All-equal rewards and groups of
+    one give exactly 0. Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]; centred [0.75, -0.25, -0.25, -0.25].
+    """
+    _, group = group_ids.unique(return_inverse=True)
+    size = torch.bincount(group).to(rewards)  # (groups,)
+    mean = torch.zeros_like(size).index_add(0, group, rewards) / size
+    centred = rewards - mean[group]
+    low = torch.full_like(size, torch.inf).scatter_reduce(0, group, rewards, "amin")
+    high = torch.full_like(size, -torch.inf).scatter_reduce(0, group, rewards, "amax")
+    advantages = torch.where((low == high)[group], 0.0, centred)  # the rounded mean of equal rewards may differ from them
+    if leave_one_out:
+        advantages = advantages * (size / (size - 1).clamp(min=1))[group]
+    if scale_rewards:
+        variance = torch.zeros_like(size).index_add(0, group, centred.square()) / size
+        advantages = advantages / (variance.sqrt() + 1e-6)[group]
+    return advantages
+
+
+def grpo_token_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """Loss (B, T) of each token: -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A), GRPO equation 3.
+
+    logps, old_logps (B, T) nats, advantages (B,). Ratio 1.25, A 1: -1.2 at epsilon_high 0.2 (no gradient), -1.25 at 0.28.
+    """
+    ratio = torch.exp(logps - old_logps)  # (B, T)
+    advantages = advantages[:, None]
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantages)
+
+
+def clipped_tokens(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """(B, T) bool: the tokens that the clip leaves without gradient."""
+    ratio, advantages = torch.exp(logps - old_logps), advantages[:, None]
+    return ((ratio > 1 + epsilon_high) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
+
+
+def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+    """(B,) <= 0, added to the reward: 0 up to max_length - buffer tokens, then down to -factor. DAPO (2503.14476) eq. 13.
+
+    lengths (B,) tokens. At 1024 and 256: 768 -> 0, 800 -> -0.125, 1024 -> -1.
+    """
+    if buffer <= 0:
+        return torch.zeros(lengths.shape)
+    return -factor * ((lengths - (max_length - buffer)) / buffer).clamp(min=0.0)
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(config: Config) -> None:
+    """Runs `config.max_steps` steps and leaves metrics, completions and checkpoints in the run folder. Raises UserError."""
+    run = Run(config, Path(__file__).stem)
+    rows = load_rows(config)  # whatever can fail cheaply comes before the model
+    tokenizer, model_config = load_tokenizer(config)
+    template = load_template(config, tokenizer)
+    config.stop = config.stop or list(template.stop)
+    problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
+    policy = load_policy(config, tokenizer, model_config)
+    optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate)
+    sampler = ProblemSampler(problems, config.seed)
+    run.start(policy, {"optimizer": optimizer, "sampler": sampler})
+    engine = make_engine(config, policy)
+    clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
+    if config.eval_steps and run.step == 0:
+        run.log(evaluate(engine, held_out, config))
+
+    for step in run.steps():
+        # 1 choose problems
+        chosen = sampler.choose(config.problems_per_step)
+
+        # 2 sample completions
+        with run.timer("sample"):
+            completions = engine.generate(make_requests(chosen, config, "rollouts", step, config.num_generations, config.temperature))
+            batch = make_batch(chosen, completions)
+
+        # 3 verify
+        with run.timer("verify"):
+            rewards = score(batch.problems, batch.completions)  # (B,)
+
+        # 4 advantages
+        rewards = rewards + overlong_penalty(batch.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_factor)
+        advantages = group_advantages(rewards, batch.group_ids, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out)
+        run.log_completions(batch, rewards, advantages)
+        mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T)
+        # without a KL term, what has advantage 0 has gradient 0: it stays in the divisor and gets no pass
+        needs_pass = mask.any(dim=1) & ((advantages != 0) | (config.beta > 0))  # (B,)
+
+        # 5 log-probs before the update
+        on_policy = config.num_iterations * config.num_minibatches == 1  # then the update's own pass gives the old ones
+        with run.timer("update"):
+            trained = needs_pass.nonzero()[:, 0]
+            old_logps = None if on_policy else all_logps(policy, batch, trained, config.max_tokens_per_microbatch)  # (B, T)
+            ref_logps = None
+            if config.beta > 0:
+                with policy.reference():
+                    ref_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
+
+        # 6 update
+        with run.timer("update"):
+            means = TokenMeans()
+            for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
+                divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)
+                losses = []
+                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy.device):
+                    logps, entropy = policy.logps(micro, entropy=True)  # (b, T)
+                    old = logps.detach() if old_logps is None else micro.take(old_logps)
+                    token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)
+                    if config.importance_cap > 0:
+                        token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
+                    kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")
+                    loss = aggregate(token_loss + config.beta * kl, micro.completion_mask, config.loss_aggregation, divisor)
+                    loss.backward()
+                    losses.append((micro, loss.detach()))
+                    means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
+                              clipped=clipped_tokens(logps, old, micro.take(advantages), **clip))
+                grad_norm = clip_gradients(optimizer, config.max_grad_norm)
+                run.stop_if_not_finite(losses, grad_norm, batch)
+                take_step(optimizer, learning_rate_at(step, config))
+
+        # 7 sync the sampler
+        with run.timer("sync"):
+            engine.sync()
+
+        # 8 evaluate, log, save
+        with run.timer("evaluate"):
+            evaluation = evaluate(engine, held_out, config) if run.due_for_evaluation else {}
+        spread = torch.stack([rewards[batch.group_ids == group].std(correction=0) for group in batch.group_ids.unique()])
+        run.log({
+            "reward": rewards.mean().item(), "reward_std": spread.mean().item(), "frac_reward_zero_std": (spread == 0).float().mean().item(),
+            "completions/mean_length": batch.lengths.float().mean().item(), "completions/clipped_ratio": batch.truncated.float().mean().item(),
+            "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None, "clip_ratio/region_mean": means.mean("clipped"),
+            "grad_norm": grad_norm.item(), "learning_rate": learning_rate_at(step, config),
+            "sampling/sampling_logp_difference/mean": means.mean("difference"), "sampling/sampling_logp_difference/max": means.max("difference"),
+            **evaluation})
+        run.save_if_due()
+
+
+if __name__ == "__main__":
+    run_script(Config, train, __file__)
