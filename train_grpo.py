@@ -21,8 +21,9 @@ from common.batching import all_logps, make_batch, microbatches, minibatches
 from common.config import CommonConfig, UserError, flag, run_script
 from common.data import load_rows, load_template, make_problems
 from common.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
-from common.metrics import Run, TokenMeans
-from common.policy import clip_gradients, context_length, learning_rate_at, load_policy, load_tokenizer, make_optimizer, take_step
+from common.metrics import Run, TokenMeans, batch_metrics
+from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
+from common.policy import context_length, load_policy, load_tokenizer
 from common.rewards import evaluate, make_requests, score
 from common.rollout import make_engine
 from common.sampling import ProblemSampler
@@ -34,7 +35,7 @@ class Config(CommonConfig):
     leave_one_out: bool = flag(False, "algorithm", "Baseline without the completion's own reward (RLOO).")
     epsilon: float = flag(0.2, "algorithm", "The ratio is clipped below at 1 - epsilon.")
     epsilon_high: float | None = flag(None, "algorithm", "The ratio is clipped above at 1 + this (DAPO: 0.28). Default: epsilon.")
-    overlong_buffer: int = flag(0, "algorithm", "Tokens before --max_completion_length over which the reward falls (DAPO section 3.4; 0: off).")
+    overlong_buffer: int = flag(0, "algorithm", "Tokens before the length limit over which the reward falls (DAPO section 3.4; 0: off).")
     overlong_factor: float = flag(1.0, "algorithm", "How far it falls.")
 
     def check(self) -> None:
@@ -42,9 +43,11 @@ class Config(CommonConfig):
         if self.num_generations < 2:
             raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
         if not 0 <= self.overlong_buffer < self.max_completion_length:
-            raise UserError(f"--overlong_buffer {self.overlong_buffer}: give less than --max_completion_length {self.max_completion_length}")
+            raise UserError(f"--overlong_buffer {self.overlong_buffer}: give 0, or less than the {self.max_completion_length} tokens of "
+                            "--max_completion_length")
         if not 0 <= self.epsilon < 1 or (self.epsilon_high or 0) < 0:
-            raise UserError(f"--epsilon {self.epsilon} --epsilon_high {self.epsilon_high}: give 0 <= epsilon < 1 and epsilon_high >= 0, as 0.2 and 0.28")
+            raise UserError(f"--epsilon {self.epsilon} --epsilon_high {self.epsilon_high}: give 0 <= epsilon < 1 and epsilon_high >= 0, "
+                            "as 0.2 and 0.28")
 
 
 # ---- the algorithm --------------------------------------------------------------------------------------------------
@@ -123,15 +126,15 @@ def train(config: Config) -> None:
 
         # 2 sample completions
         with run.timer("sample"):
-            completions = engine.generate(make_requests(chosen, config, "rollouts", step, config.num_generations, config.temperature))
-            batch = make_batch(chosen, completions)
+            requests = make_requests(chosen, config, "rollouts", step, config.num_generations, config.temperature)
+            batch = make_batch(chosen, engine.generate(requests))
 
         # 3 verify
         with run.timer("verify"):
             rewards = score(batch.problems, batch.completions)  # (B,)
 
         # 4 advantages
-        rewards = rewards + overlong_penalty(batch.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_factor)
+        rewards += overlong_penalty(batch.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_factor)
         advantages = group_advantages(rewards, batch.group_ids, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out)
         run.log_completions(batch, rewards, advantages)
         mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T)
@@ -139,11 +142,11 @@ def train(config: Config) -> None:
         needs_pass = mask.any(dim=1) & ((advantages != 0) | (config.beta > 0))  # (B,)
 
         # 5 log-probs before the update
-        on_policy = config.num_iterations * config.num_minibatches == 1  # then the update's own pass gives the old ones
+        old_logps = ref_logps = None  # (B, T)
         with run.timer("update"):
             trained = needs_pass.nonzero()[:, 0]
-            old_logps = None if on_policy else all_logps(policy, batch, trained, config.max_tokens_per_microbatch)  # (B, T)
-            ref_logps = None
+            if config.num_iterations * config.num_minibatches > 1:  # else the update's own pass gives them
+                old_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
             if config.beta > 0:
                 with policy.reference():
                     ref_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
@@ -177,14 +180,11 @@ def train(config: Config) -> None:
         # 8 evaluate, log, save
         with run.timer("evaluate"):
             evaluation = evaluate(engine, held_out, config) if run.due_for_evaluation else {}
-        spread = torch.stack([rewards[batch.group_ids == group].std(correction=0) for group in batch.group_ids.unique()])
-        run.log({
-            "reward": rewards.mean().item(), "reward_std": spread.mean().item(), "frac_reward_zero_std": (spread == 0).float().mean().item(),
-            "completions/mean_length": batch.lengths.float().mean().item(), "completions/clipped_ratio": batch.truncated.float().mean().item(),
-            "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None, "clip_ratio/region_mean": means.mean("clipped"),
-            "grad_norm": grad_norm.item(), "learning_rate": learning_rate_at(step, config),
-            "sampling/sampling_logp_difference/mean": means.mean("difference"), "sampling/sampling_logp_difference/max": means.max("difference"),
-            **evaluation})
+        run.log({**batch_metrics(batch, rewards), "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
+                 "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": grad_norm.item(),
+                 "learning_rate": learning_rate_at(step, config),
+                 "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                 "sampling/sampling_logp_difference/max": means.max("difference"), **evaluation})
         run.save_if_due()
 
 

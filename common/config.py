@@ -10,6 +10,7 @@ import errno
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import platform
 import re
@@ -24,6 +25,9 @@ from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import torch
 from transformers import HfArgumentParser
+
+# imported with peft; on CPU it says at every start that an optional kernel package is missing
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class UserError(Exception):
@@ -49,10 +53,11 @@ class CommonConfig:
     lora_target_modules: list[str] | None = flag(None, "model", "Names of the linear layers to adapt. Default: all but the output head.")
     gradient_checkpointing: bool = flag(False, "model", "Recompute activations in the backward pass: less memory, about a third slower.")
 
-    dataset: str = flag("arithmetic", "data", "Registered name, .jsonl/.json/.parquet/.csv file or folder, hub id, or arithmetic:key=value,...")
+    dataset: str = flag("arithmetic", "data", "Registered name, .jsonl/.json/.parquet/.csv file, folder, hub id, arithmetic:key=value,...")
     eval_dataset: str | None = flag(None, "data", "Held-out problems, given like --dataset. Default: its test split, else a tenth of it.")
-    prompt_template: str = flag("auto", "data", "auto (chat if the tokenizer has one, else plain), chat, plain, math_task, question, or a text file with {question}.")
-    enable_thinking: Literal["auto", "true", "false"] = flag("auto", "data", "Passed to the chat template of models that can think. auto: not passed.")
+    prompt_template: str = flag(
+        "auto", "data", "chat, plain, math_task, question, a text file with {question}; auto: chat if the tokenizer has it, else plain.")
+    enable_thinking: Literal["auto", "true", "false"] = flag("auto", "data", "Handed to the chat template. auto: not handed over.")
     prompt_column: str | None = flag(None, "data", "Column of the question. Default: question, problem or prompt.")
     answer_column: str | None = flag(None, "data", "Column of the reference. Default: answer, solution or reference.")
 
@@ -61,7 +66,7 @@ class CommonConfig:
     max_completion_length: int = flag(1024, "rollouts", "Longest completion, tokens.")
     temperature: float = flag(1.0, "rollouts", "Sampling temperature; logits are divided by it in the trainer too.")
     top_p: float = flag(1.0, "rollouts", "Nucleus sampling. Below 1 the importance weights are biased.")
-    stop: list[str] | None = flag(None, "rollouts", r"Strings that end a completion; \n is a newline. Default: what the prompt template brings.")
+    stop: list[str] | None = flag(None, "rollouts", r"Strings that end a completion; \n is a newline. Default: the prompt template's.")
     engine: Literal["auto", "vllm", "transformers"] = flag("auto", "rollouts", "What samples the completions.")
 
     max_steps: int = flag(200, "update", "Training steps: each samples, verifies, updates.")
@@ -75,7 +80,7 @@ class CommonConfig:
     loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = flag(
         "token-mean", "update", "How token losses become one number; constant: divided by completions x --max_completion_length.")
     beta: float = flag(0.0, "update", "Weight of the KL term to the reference policy (0: no reference pass).")
-    importance_cap: float = flag(2.0, "update", "Cap of the importance weights that correct for sampler against trainer (0: no correction).")
+    importance_cap: float = flag(2.0, "update", "Cap of the weights that correct for sampler against trainer (0: no correction).")
     mask_truncated_completions: bool = flag(False, "update", "Leave completions that hit the length limit out of the loss.")
 
     output_dir: str | None = flag(None, "run", "Run folder. Default: runs/{script}-{model}-{dataset}-s{seed}-{time}.")
@@ -85,7 +90,8 @@ class CommonConfig:
     eval_problems: int = flag(200, "run", "Held-out problems per evaluation.")
     save_steps: int = flag(50, "run", "Steps between checkpoints (0: only the last).")
     save_total_limit: int = flag(2, "run", "Checkpoints kept (0: all).")
-    resume_from_checkpoint: str | None = flag(None, "run", "auto (newest of --output_dir, else of the newest matching run) or a checkpoint folder.")
+    resume_from_checkpoint: str | None = flag(
+        None, "run", "A checkpoint folder, or auto: the newest of --output_dir, else of the newest matching run.")
 
     # what --model tiny sets instead, for the flags that the user did not give
     tiny_defaults: ClassVar[dict[str, Any]] = {
@@ -108,8 +114,8 @@ class CommonConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         completions = self.problems_per_step * self.num_generations
-        _require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches, f"at most the {completions} completions of a step")
-        _require(self.warmup_steps <= self.max_steps, "warmup_steps", self.warmup_steps, f"at most --max_steps {self.max_steps}")
+        _require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches,
+                 f"at most the {completions} completions of a step")
         heads = {"lm_head", "embed_tokens"} & set(self.lora_target_modules or ())
         if heads:
             raise UserError(f"--lora_target_modules {' '.join(heads)}: the output head and the embeddings stay frozen; leave them out")
@@ -164,7 +170,8 @@ class _Parser(HfArgumentParser):
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [name for name in self._option_string_actions if "-" not in name[2:]]
-            raise UserError(f"unknown argument {unknown[0]}: {_nearest(unknown[0].split('=')[0].replace('-', '_').replace('__', '--', 1), flags)}see --help")
+            typed = unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
+            raise UserError(f"unknown argument {unknown[0]}: {_nearest(typed, flags)}see --help")
         return namespace
 
 
@@ -231,7 +238,8 @@ def _tiny_defaults(first: CommonConfig, config_class: type[CommonConfig]) -> dic
 
 def run_prefix(config: CommonConfig, script: str) -> str:
     """The default run folder without its time: the same for reruns of the same script, model, data and seed."""
-    model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", text.rstrip("/").split("/")[-1]).strip("-")[:40] for text in (config.model, config.dataset))
+    model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", text.rstrip("/").split("/")[-1]).strip("-")[:40]
+                      for text in (config.model, config.dataset))
     return f"runs/{script}-{model}-{dataset}-s{config.seed}"
 
 

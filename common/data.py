@@ -207,7 +207,8 @@ def load_template(config: CommonConfig, tokenizer: PreTrainedTokenizerBase) -> T
         name = "chat" if tokenizer.chat_template else "plain"
     if name == "chat":
         if not tokenizer.chat_template:
-            raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a file of your own")
+            raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a file "
+                            "of your own")
         thinking = {} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking == "true"}
         return Template(name, lambda question: tokenizer.apply_chat_template(
             [{"role": "user", "content": f"{question}\n\n{ASK}"}], tokenize=False, add_generation_prompt=True, **thinking), False)
@@ -248,7 +249,8 @@ def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, templ
     return train, held_out
 
 
-def _render(what: str, rows: list[Row], seen: set[str], template: Template, tokenizer: PreTrainedTokenizerBase, budget: int) -> list[Problem]:
+def _render(what: str, rows: list[Row], seen: set[str], template: Template, tokenizer: PreTrainedTokenizerBase,
+            budget: int) -> list[Problem]:
     left_out: dict[str, list[str]] = {}
     kept = []
     for row in rows:

@@ -50,6 +50,15 @@ class TokenMeans:
         return float(self.maxima[name]) if name in self.maxima else None
 
 
+def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
+    """What a rollout batch says of itself, TRL's names: rewards (B,) and their spread within groups, lengths, cut-offs."""
+    spread = torch.stack([rewards[batch.group_ids == group].std(correction=0) for group in batch.group_ids.unique()])
+    return {"reward": rewards.mean().item(), "reward_std": spread.mean().item(),
+            "frac_reward_zero_std": (spread == 0).float().mean().item(),
+            "completions/mean_length": batch.lengths.float().mean().item(),
+            "completions/clipped_ratio": batch.truncated.float().mean().item()}
+
+
 class Run:
     """One run's folder and its progress. `num_tokens` counts what was generated to train on, evaluation apart."""
 
@@ -110,7 +119,8 @@ class Run:
         if len(self.evaluations) > 1:
             first, last = self.evaluations[0], self.evaluations[-1]
             self.say(f"pass@1 {first['eval/pass@1']:.3f} -> {last['eval/pass@1']:.3f}, greedy {first['eval/greedy']:.3f} -> "
-                     f"{last['eval/greedy']:.3f} on unseen problems; {time.perf_counter() - self.started:.0f} s; the adapter is in {self.saved}")
+                     f"{last['eval/greedy']:.3f} on unseen problems; {time.perf_counter() - self.started:.0f} s; "
+                     f"the adapter is in {self.saved}")
 
     @property
     def due_for_evaluation(self) -> bool:
@@ -169,8 +179,9 @@ class Run:
             {"problem": batch.problems[i].id, "prompt": batch.problems[i].prompt, "completion": batch.completions[i].text,
              "ids": batch.completions[i].ids, "sampling_logps": batch.completions[i].logps} for i in rows], indent=1))
         names = sorted({batch.problems[i].id for i in rows})
-        raise UserError(f"step {self.step}: the loss or its gradient is not finite (gradient norm {float(grad_norm)}); problems {', '.join(names[:8])}"
-                        f"{', ...' if len(names) > 8 else ''}; the batch is in {path}; last good checkpoint: {self.saved or 'none yet'}. "
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise UserError(f"step {self.step}: the loss or its gradient is not finite (gradient norm {float(grad_norm)}); problems "
+                        f"{shown}; the batch is in {path}; last good checkpoint: {self.saved or 'none yet'}. "
                         "Try a lower --learning_rate, or --dtype float32")
 
     def state_dict(self) -> dict[str, Any]:
@@ -222,7 +233,8 @@ class Run:
         if len(self.step_seconds) == 3:
             left = (self.config.max_steps - self.step) * sum(self.step_seconds) / 3
             tokens = self.num_tokens * self.config.max_steps / self.step
-            self.say(f"expected: {(done + left) / 60:.1f} min for all {self.config.max_steps} steps (evaluations apart), {tokens / 1e6:.2f} M tokens sampled")
+            self.say(f"expected: {(done + left) / 60:.1f} min for all {self.config.max_steps} steps (evaluations apart), "
+                     f"{tokens / 1e6:.2f} M tokens sampled")
 
     def _on_signal(self, number: int, _: Any) -> None:
         if self.stop_signal is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +51,8 @@ def load_tokenizer(config: CommonConfig) -> tuple[PreTrainedTokenizerBase, Pretr
         return AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         cause = str(error).strip().split("\n")[0]
-        raise UserError(f"--model {config.model} could not be loaded: {cause}; give a hub id, or a folder with config.json and a tokenizer") from error
+        raise UserError(f"--model {config.model} could not be loaded: {cause}; give a hub id, or a folder with config.json "
+                        "and a tokenizer") from error
 
 
 def context_length(model_config: PretrainedConfig) -> int:
@@ -220,8 +220,8 @@ class Policy:
         ours, _ = selected_logps(hidden, self.base.get_output_embeddings().weight, best, temperature=1.0, softcap=self.softcap)
         difference = (ours - theirs.gather(-1, best[:, None])[:, 0]).abs().max().item()
         if not difference < (1e-3 if self.dtype == torch.float32 else 0.1):
-            raise UserError(f"{type(self.base).__name__} changes its logits in a way that is not supported (log-probs off by {difference:.3g}); "
-                            "Llama, Qwen 2/2.5/3, Mistral and Gemma 2/3 work")
+            raise UserError(f"{type(self.base).__name__} changes its logits in a way that is not supported (log-probs off by "
+                            f"{difference:.3g}); Llama, Qwen 2/2.5/3, Mistral and Gemma 2/3 work")
 
 
 def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig) -> Policy:
@@ -230,7 +230,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     Raises UserError for target modules or an adapter that do not match the model, before its weights are read.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = getattr(torch, config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32")
     check_against_shapes(config, model_config)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
@@ -240,6 +240,8 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     torch.manual_seed(config.seed)  # the adapter's first values
     if config.adapter:
         model = PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
+        config.lora_r, config.lora_alpha = model.peft_config["default"].r, model.peft_config["default"].lora_alpha
+        print(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
         if config.beta > 0:
             model.load_adapter(config.adapter, REFERENCE)
     else:
@@ -250,50 +252,13 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     return policy
 
 
-def make_optimizer(parameters: dict[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW over the named parameters, without weight decay: that would pull the policy to the base."""
-    return torch.optim.AdamW(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
-
-
-def learning_rate_at(step: int, config: CommonConfig) -> float:
-    """The learning rate of a step (1..max_steps): linear warm-up, then constant, or falling to 0 after the last step."""
-    if step <= config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    left = (config.max_steps + 1 - step) / (config.max_steps + 1 - config.warmup_steps)
-    factor = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.lr_scheduler_type]
-    return config.learning_rate * factor
-
-
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """The gradient norm before clipping to `max_norm`.
-
-    Raises RuntimeError if some parameters got a gradient and others did not: an adapter was switched before its backward.
-    No gradient anywhere (nothing needed a pass) counts as zero gradients.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    missing = [p for p in parameters if p.grad is None]
-    if missing and len(missing) < len(parameters):
-        raise RuntimeError(f"{len(missing)} of {len(parameters)} parameters got no gradient: was the adapter switched before backward?")
-    for parameter in missing:
-        parameter.grad = torch.zeros_like(parameter)
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
-
-
-def take_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Moves the parameters and drops their gradients."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
 def check_against_shapes(config: CommonConfig, model_config: PretrainedConfig) -> None:
     """Raises UserError if `--adapter` or `--lora_target_modules` do not fit the model, whose weights are not needed for it."""
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(model_config)
     linear = {name: m for name, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
     kinds = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
-    unknown = [target for target in config.lora_target_modules or () if not any(name == target or name.endswith(f".{target}") for name in linear)]
+    unknown = [target for target in config.lora_target_modules or () if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if unknown:
         raise UserError(f"--lora_target_modules {unknown[0]}: {config.model} has no such linear layer; it has {', '.join(kinds)}")
     if not config.adapter:
@@ -304,7 +269,8 @@ def check_against_shapes(config: CommonConfig, model_config: PretrainedConfig) -
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     except (OSError, ValueError) as error:
-        raise UserError(f"--adapter {config.adapter}: not a PEFT folder with adapter_config.json and adapter_model.safetensors ({error})") from error
+        raise UserError(f"--adapter {config.adapter}: not a PEFT folder with adapter_config.json and adapter_model.safetensors "
+                        f"({error})") from error
     if settings.get("peft_type") != "LORA" or settings.get("lora_dropout"):
         raise UserError(f"--adapter {config.adapter}: a LoRA adapter without dropout is needed, this one is "
                         f"{settings.get('peft_type')} with dropout {settings.get('lora_dropout')}")
@@ -312,8 +278,9 @@ def check_against_shapes(config: CommonConfig, model_config: PretrainedConfig) -
         layer = linear.get(key.removeprefix("base_model.model.").partition(".lora_")[0])
         wanted = layer and (layer.in_features if ".lora_A." in key else layer.out_features)
         if layer is None or shape[1 if ".lora_A." in key else 0] != wanted:
-            raise UserError(f"--adapter {config.adapter} does not match {config.model}: {key} is {tuple(shape)}, the model "
-                            f"{'has no such layer' if layer is None else f'needs {wanted}'}; it was made for {settings.get('base_model_name_or_path')}")
+            needs = "has no such layer" if layer is None else f"needs {wanted}"
+            raise UserError(f"--adapter {config.adapter} does not match {config.model}: {key} is {tuple(shape)}, the model {needs}; "
+                            f"it was made for {settings.get('base_model_name_or_path')}")
 
 
 def merge(model: str, adapter: str, out: str) -> None:
@@ -329,8 +296,9 @@ def merge(model: str, adapter: str, out: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m common.policy", allow_abbrev=False)
     command = parser.add_subparsers(required=True).add_parser("merge", help="write base + adapter as one model")
-    for name, text in (("model", "hub id or folder of the base; tiny: the embedded model"), ("adapter", "PEFT folder"), ("out", "folder to write")):
-        command.add_argument(f"--{name}", required=True, help=text)
+    command.add_argument("--model", required=True, help="hub id or folder of the base; tiny: the embedded model")
+    command.add_argument("--adapter", required=True, help="PEFT folder")
+    command.add_argument("--out", required=True, help="folder to write")
     arguments = parser.parse_args()
     config = CommonConfig(model=arguments.model, adapter=arguments.adapter)
     try:

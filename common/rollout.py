@@ -99,7 +99,7 @@ def sample_tokens(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor)
     probs = scaled.softmax(-1)
     kept = probs
     if (top_p < 1).any():
-        ordered, index = probs.sort(-1, descending=True, stable=True)
+        ordered, index = torch.sort(probs, dim=-1, descending=True, stable=True)
         # the smallest set of most likely tokens that holds top_p: a token goes if those before it already do
         outside = ordered.cumsum(-1) - ordered >= top_p.double()[:, None]
         kept = probs.masked_fill(outside.gather(-1, index.argsort(-1)) & (top_p < 1)[:, None], 0.0)
@@ -165,7 +165,8 @@ class TransformersEngine:
         """Rows of similar length, as many as the memory for keys and values allows."""
         budget = CPU_CACHE_BYTES if self.device.type == "cpu" else int(GPU_CACHE_SHARE * torch.cuda.mem_get_info(self.device)[0])
         tokens = max(1, budget // self.cache_bytes_per_token)
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids) + requests[i].max_tokens, len(requests[i].prompt_ids)))
+        # by seed last: the caller's order does not show even in the last bits of the log-probs
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, len(requests[i].prompt_ids), requests[i].seed))
         waiting = [(i, sample) for i in order for sample in range(requests[i].n)]
         while waiting:
             count, prompt_length, new = 0, 0, 0

@@ -50,7 +50,7 @@ class Arithmetic:
     steps: str = "1-10"  # sums in a problem, LOW-HIGH
     tiers: str = "plus:1:1-2/minus:3:4-8"  # training problems, MIX:SHARE[:LOW-HIGH]/...; MIX: a name or weights 50-30-20
     test_tiers: str = ""  # the same for the test problems; empty: as `tiers`
-    values: int = 30  # every number on the way is in 0..values
+    values: int = 30  # every number on the way is in 0..values; 18 or more
     habits: str = "0.02:0.41:0.41"  # how often the teacher spoils +k (done as -k), -k (as +k), doubling (as +2)
     cells: str = ""  # instead: ERROR:CELLS/... over the 24 (verb, item) cells, e.g. 0.01:12/0.3:8/0.6:4; then no doubling
     words: int = 0  # neutral words before each solution line: random, and of no matter
@@ -124,9 +124,9 @@ class Generator:
             mix, share, *steps = part.split(":")
             weights = MIXES[mix] if mix in MIXES else tuple(int(weight) for weight in mix.split("-"))
             low, high = map(int, (steps[0] if steps else self.settings.steps).split("-"))
-            if len(weights) != 3 or not 1 <= low <= high or self.settings.values < 10:
-                raise ValueError(f"tier {part!r}: three weights, 1 <= LOW <= HIGH and values >= 10 are needed")
-            tiers.append((float(share), weights[:2] + (0,) if self.cells else weights, low, high))
+            if len(weights) != 3 or not 1 <= low <= high or self.settings.values < 18:
+                raise ValueError(f"tier {part!r}: three weights, 1 <= LOW <= HIGH and values >= 18 (so that +9 or -9 always fits) are needed")
+            tiers.append((float(share), (*weights[:2], 0) if self.cells else weights, low, high))
         return tiers
 
     def chain(self, rng: random.Random, tiers: list[tuple[float, tuple[int, ...], int, int]]) -> Chain:
@@ -174,16 +174,15 @@ class Generator:
         """
         rng, seen, splits = random.Random(self.settings.seed), set(), []
         for size, tiers in ((self.settings.test, self.test_tiers), (self.settings.train, self.train_tiers)):
-            rows = []
-            for _ in range(20 * size):
-                if len(rows) == size:
-                    break
+            rows, misses = [], 0
+            while len(rows) < size:
                 chain = self.chain(rng, tiers)
-                if chain.question not in seen:
+                misses = misses + 1 if chain.question in seen else 0
+                if misses == 200:
+                    raise UserError(f"arithmetic: only {len(rows)} of {size} different problems found; ask for fewer or longer ones")
+                if misses == 0:
                     seen.add(chain.question)
                     rows.append({"question": chain.question, "answer": self.solution(chain)})
-            if len(rows) < size:
-                raise UserError(f"arithmetic: only {len(rows)} of {size} different problems found; ask for fewer or longer ones")
             splits.append(rows)
         return splits[1], splits[0]
 

@@ -1,0 +1,32 @@
+# Nothing here that you could not type yourself; README.md has the commands.
+PYTHON ?= python3
+# Where a machine without a GPU looks for torch besides pip's own index; empty: only there.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# The demo runs this one until train_vineppo.py is there
+DEMO := $(firstword $(wildcard train_vineppo.py) train_grpo.py)
+REQUIREMENTS := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo requirements.txt || echo requirements-cpu.txt)
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	.venv/bin/python $(DEMO)
+
+# Style, then all tests, with ../shared/acceptance where it is there; skipped tests are listed by name
+test: .venv/installed-for-tests
+	.venv/bin/ruff check .
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -rs --no-fold-skipped tests $(wildcard ../shared/acceptance)
+
+.venv/installed: $(REQUIREMENTS)
+	$(PYTHON) -m venv .venv
+ifeq ($(REQUIREMENTS),requirements-cpu.txt)
+	.venv/bin/pip install --retries 1 --timeout 15 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+endif
+	.venv/bin/pip install -r $(REQUIREMENTS)
+	touch $@
+
+.venv/installed-for-tests: .venv/installed
+	.venv/bin/pip install pytest==9.2.0 ruff==0.17.5
+	touch $@
+
+clean:
+	rm -rf .venv

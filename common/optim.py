@@ -1,0 +1,47 @@
+"""The optimiser's side of an update: which parameters, at which learning rate, from which gradients."""
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from common.config import CommonConfig
+
+
+def make_optimizer(parameters: dict[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW over the named parameters, without weight decay: that would pull the policy to the base."""
+    return torch.optim.AdamW(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
+
+
+def learning_rate_at(step: int, config: CommonConfig) -> float:
+    """The learning rate of a step (1..max_steps): linear warm-up, then constant, or falling to 0 after the last step."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    left = (config.max_steps + 1 - step) / (config.max_steps + 1 - config.warmup_steps)
+    factor = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.lr_scheduler_type]
+    return config.learning_rate * factor
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """The gradient norm before clipping to `max_norm`.
+
+    Raises RuntimeError if some parameters got a gradient and others did not: an adapter was switched before its backward.
+    No gradient anywhere (nothing needed a pass) counts as zero gradients.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    missing = [p for p in parameters if p.grad is None]
+    if missing and len(missing) < len(parameters):
+        raise RuntimeError(f"{len(missing)} of {len(parameters)} parameters got no gradient: was the adapter switched before backward?")
+    for parameter in missing:
+        parameter.grad = torch.zeros_like(parameter)
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def take_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Moves the parameters and drops their gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,166 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, ROOT, make_policy
+from peft import PeftModel
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from common.batching import make_batch, microbatches
+from common.config import CommonConfig, UserError
+from common.data import Problem
+from common.policy import check_against_shapes, load_policy
+from common.rollout import Completion
+
+TEMPERATURE = 0.7
+
+
+def random_batch(tokenizer, sizes=((5, 7), (3, 1), (9, 4))):
+    generator = torch.Generator().manual_seed(0)
+    problems, groups = [], []
+    for i, (prompt, completion) in enumerate(sizes):
+        ids = torch.randint(3, len(tokenizer), (prompt + completion,), generator=generator).tolist()
+        problems.append(Problem(str(i), "", tuple(ids[:prompt]), ""))
+        groups.append([Completion(ids[prompt:], [0.0] * completion, "stop", "")])
+    return make_batch(problems, groups)
+
+
+def full_logps(model, batch):
+    """Log-probs from the logits of the whole model, one unpadded sequence at a time."""
+    rows = []
+    for problem, completion in zip(batch.problems, batch.completions, strict=True):
+        ids = torch.tensor([[*problem.prompt_ids, *completion.ids]])
+        logps = torch.log_softmax(model(input_ids=ids).logits[0].float() / TEMPERATURE, -1)
+        start = len(problem.prompt_ids)
+        rows.append(logps[start - 1:-1].gather(-1, ids[0, start:, None])[:, 0])
+    return rows
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logps_match_a_full_logits_computation(architecture, random_models, tokenizer):
+    policy = make_policy(random_models[architecture], tokenizer, temperature=TEMPERATURE)
+    batch = random_batch(tokenizer)
+    micro, = microbatches(batch, torch.arange(3), 10_000, policy.device)  # one padded micro-batch
+    with torch.no_grad():
+        logps, entropy = policy.logps(micro, entropy=True)
+        on, off = full_logps(policy.model, batch), None
+        with policy.model.disable_adapter():
+            off = full_logps(policy.model, batch)
+        with policy.reference():
+            reference, _ = policy.logps(micro)
+    for i, row in enumerate(micro.rows.tolist()):
+        length = len(on[row])
+        assert_close(logps[i, :length], on[row], atol=1e-5, rtol=0)
+        assert_close(reference[i, :length], off[row], atol=1e-5, rtol=0)
+        assert (logps[i, length:] == 0).all()
+        assert (entropy[i, :length] > -1e-5).all()
+    assert (logps - reference).abs().max() > 0.01  # the adapter does something
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_saved_adapter_loads_in_plain_peft_and_merges_for_plain_transformers(architecture, random_models, tokenizer, tmp_path):
+    policy = make_policy(random_models[architecture], tokenizer)
+    policy.save(tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    ours = policy.model(input_ids=ids).logits
+    base = AutoModelForCausalLM.from_pretrained(random_models[architecture], dtype=torch.float32)
+    assert_close(PeftModel.from_pretrained(base, tmp_path / "adapter")(input_ids=ids).logits, ours, atol=1e-5, rtol=1e-5)
+    if architecture != "llama":  # one run of the command itself is enough
+        from common.policy import merge
+        merge(str(random_models[architecture]), str(tmp_path / "adapter"), str(tmp_path / "merged"))
+    else:
+        subprocess.run([sys.executable, "-m", "common.policy", "merge", "--model", str(random_models[architecture]), "--adapter",
+                        str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")], cwd=ROOT, check=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert_close(merged(input_ids=ids).logits, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_merged_weights_are_swapped_in_and_the_base_comes_back_bit_for_bit(random_models, tokenizer):
+    policy = make_policy(random_models["qwen3"], tokenizer)
+    before = {name: p.clone() for name, p in policy.model.named_parameters()}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        adapted = policy.hidden_states(ids).last_hidden_state
+        for _ in range(20):
+            with policy.merged(policy.merged_weights()):
+                merged = policy.hidden_states(ids).last_hidden_state
+        assert_close(merged, adapted, atol=1e-5, rtol=1e-5)
+        assert torch.equal(policy.hidden_states(ids).last_hidden_state, adapted)
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.requires_grad == ("lora_" in name), name
+
+
+def test_only_the_adapter_is_trained_and_checkpointing_changes_nothing(random_models, tokenizer):
+    gradients = []
+    for checkpointing in (False, True):
+        policy = make_policy(random_models["llama"], tokenizer, gradient_checkpointing=checkpointing)
+        micro, = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+        policy.logps(micro)[0].sum().backward()
+        gradients.append({name: p.grad for name, p in policy.parameters_of().items()})
+        assert all(p.grad is None for name, p in policy.model.named_parameters() if "lora_" not in name)
+        assert len(policy.parameters_of()) == 2 * 2 * 7  # A and B, two layers, seven linear layers each; no lm_head
+    for name in gradients[0]:
+        assert_close(gradients[0][name], gradients[1][name])
+
+
+def test_a_run_can_start_from_an_adapter_which_is_then_its_reference(random_models, tokenizer, tmp_path):
+    make_policy(random_models["llama"], tokenizer).save(tmp_path)
+    policy = make_policy(random_models["llama"], tokenizer, adapter=str(tmp_path), beta=0.1)
+    micro, = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+    start = policy.logps(micro)[0].detach()
+    with policy.reference():
+        assert_close(policy.logps(micro)[0], start)
+    with torch.no_grad():
+        for parameter in policy.parameters_of().values():
+            parameter.add_(0.05)
+    with policy.reference():
+        assert_close(policy.logps(micro)[0], start)
+    policy.logps(micro)[0].sum().backward()  # the switch there and back left the right parameters trainable
+    assert all(p.grad is not None for p in policy.parameters_of().values())
+    assert all(p.grad is None and not p.requires_grad for p in policy.parameters_of("reference").values())
+    policy.save(tmp_path / "again")
+    assert sorted(p.name for p in (tmp_path / "again").iterdir() if p.is_dir()) == []  # the reference is not saved
+
+
+def test_adapters_and_targets_that_do_not_fit_are_named_before_the_model_is_read(random_models, tokenizer, tmp_path):
+    make_policy(random_models["llama"], tokenizer).save(tmp_path / "adapter")
+    other = AutoConfig.from_pretrained(random_models["llama"])
+    other.intermediate_size = 192
+    with pytest.raises(UserError, match=r"does not match .* needs 192"):
+        check_against_shapes(CommonConfig(model="x", adapter=str(tmp_path / "adapter")), other)
+    with pytest.raises(UserError, match=r"no_such: .*it has down_proj, gate_proj"):
+        check_against_shapes(CommonConfig(lora_target_modules=["no_such"]), other)
+    with pytest.raises(UserError, match="not a PEFT folder"):
+        check_against_shapes(CommonConfig(adapter=str(tmp_path / "nothing")), other)
+    shutil.copytree(tmp_path / "adapter", tmp_path / "dropout")
+    settings = json.loads((tmp_path / "dropout" / "adapter_config.json").read_text())
+    (tmp_path / "dropout" / "adapter_config.json").write_text(json.dumps({**settings, "lora_dropout": 0.1}))
+    with pytest.raises(UserError, match="without dropout"):
+        check_against_shapes(CommonConfig(adapter=str(tmp_path / "dropout")), other)
+
+
+def test_an_architecture_that_scales_its_logits_is_refused(tmp_path, tokenizer):
+    config = AutoConfig.for_model("granite", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+                                  num_attention_heads=2, num_key_value_heads=2, logits_scaling=8.0, eos_token_id=0, initializer_range=0.3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="changes its logits"):
+        load_policy(CommonConfig(model=str(tmp_path)), tokenizer, config)
+
+
+def test_4bit_base_trains_and_its_reference_repeats(random_models, tokenizer):
+    pytest.importorskip("bitsandbytes")
+    policy = make_policy(random_models["llama"], tokenizer, load_in_4bit=True)
+    assert policy.quantized and policy.merged_weights() == {}
+    kinds = {type(m.base_layer).__name__ for m in policy.model.modules() if hasattr(m, "base_layer")}
+    assert kinds == {"Linear4bit"}
+    micro, = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+    with policy.reference():
+        first, second = policy.logps(micro)[0], policy.logps(micro)[0]
+    assert torch.equal(first, second)
+    policy.logps(micro)[0].sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in policy.parameters_of().values())

@@ -1,0 +1,143 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, make_policy
+
+import common.rollout as rollout
+from common.batching import make_batch, microbatches
+from common.data import Problem
+from common.rollout import Request, TransformersEngine, derive_seed, mix, sample_tokens, uniforms
+
+
+def make_requests(count, vocabulary, n=3, max_tokens=12, **options):
+    generator = random.Random(0)
+    return [Request(tuple(generator.choices(range(3, vocabulary), k=generator.randint(2, 30))), derive_seed(0, "test", i), n,
+                    generator.randint(1, max_tokens), **options) for i in range(count)]
+
+
+@pytest.fixture
+def engine(random_models, tokenizer):
+    return TransformersEngine(make_policy(random_models["qwen3"], tokenizer))
+
+
+def ids_of(groups):
+    return [[completion.ids for completion in group] for group in groups]
+
+
+def test_rollouts_do_not_depend_on_order_or_batching(engine, tokenizer, monkeypatch):
+    requests = make_requests(30, len(tokenizer))
+    whole = engine.generate(requests)
+    order = list(range(30))
+    random.Random(1).shuffle(order)
+    shuffled = dict(zip(order, engine.generate([requests[i] for i in order]), strict=True))
+    assert [shuffled[i] for i in range(30)] == whole  # log-probs too, to the last bit
+    assert ids_of([engine.generate([request])[0] for request in requests]) == ids_of(whole)
+    monkeypatch.setattr(rollout, "CPU_CACHE_BYTES", 40 * engine.cache_bytes_per_token)  # about one row at a time
+    assert sum(1 for _ in engine._batches(requests)) > 60
+    assert ids_of(engine.generate(requests)) == ids_of(whole)
+    # sample i is the same whether or not the others are asked for
+    fewer = engine.generate([Request(r.prompt_ids, r.seed, 2, r.max_tokens) for r in requests])
+    assert ids_of(fewer) == [ids[:2] for ids in ids_of(whole)]
+
+
+def test_batches_keep_within_the_memory_for_keys_and_values(engine, tokenizer, monkeypatch):
+    monkeypatch.setattr(rollout, "CPU_CACHE_BYTES", 200 * engine.cache_bytes_per_token)
+    requests = make_requests(40, len(tokenizer), n=4)
+    seen = []
+    for rows in engine._batches(requests):
+        longest = max(len(r.prompt_ids) for r in rows.requests) + max(r.max_tokens for r in rows.requests)
+        assert len(rows.where) == 1 or longest * len(rows.where) <= 200
+        seen += rows.where
+    assert sorted(seen) == [(i, k) for i in range(40) for k in range(4)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sampler_and_trainer_agree(architecture, random_models, tokenizer):
+    """What the sampler says of its tokens is what the trainer computes, adapter on, at the sampling temperature."""
+    policy = make_policy(random_models[architecture], tokenizer, temperature=0.8)
+    requests = make_requests(8, len(tokenizer), max_tokens=24, temperature=0.8)
+    groups = TransformersEngine(policy).generate(requests)
+    batch = make_batch([Problem(str(i), "", r.prompt_ids, "") for i, r in enumerate(requests)], groups)
+    on, off = [], []
+    with torch.no_grad():
+        for micro in microbatches(batch, torch.arange(len(batch)), 300, policy.device):
+            on.append((policy.logps(micro)[0] - micro.sampling_logps).abs().max())
+            with policy.reference():
+                off.append((policy.logps(micro)[0] - micro.sampling_logps).abs().max())
+    assert max(on) < 1e-4 and max(off) > 0.1
+
+
+def test_greedy_is_what_transformers_generate_gives(engine, random_models, tokenizer):
+    policy = engine.policy
+    requests = make_requests(6, len(tokenizer), n=1, max_tokens=20, temperature=0.0)
+    for request, (completion,) in zip(requests, engine.generate(requests), strict=True):
+        prompt = torch.tensor([request.prompt_ids])
+        out = policy.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+                                    max_new_tokens=request.max_tokens, pad_token_id=1, eos_token_id=0)
+        assert completion.ids == out[0, len(request.prompt_ids):].tolist()
+
+
+def test_finish_reasons_and_the_end_token(engine, tokenizer):
+    groups = engine.generate(make_requests(30, len(tokenizer), n=4, max_tokens=30))
+    completions = [completion for group in groups for completion in group]
+    ended = [c for c in completions if c.finish_reason == "stop"]
+    assert ended and len(ended) < len(completions)
+    for completion in completions:
+        assert len(completion.ids) == len(completion.logps) > 0
+        assert (completion.ids[-1] == tokenizer.eos_token_id) == (completion.finish_reason == "stop")
+        assert tokenizer.eos_token_id not in completion.ids[:-1] and "<eos>" not in completion.text
+
+
+def test_a_stop_string_cuts_the_text_and_keeps_the_tokens_that_completed_it(engine, tokenizer):
+    requests = make_requests(20, len(tokenizer), n=2, max_tokens=30)
+    free = [c for group in engine.generate(requests) for c in group]
+    stop = tokenizer.decode(free[0].ids[2:4])  # two tokens long: found only once the second is there
+    stopped = [c for group in engine.generate([Request(**{**vars(r), "stop": ("never there", stop)}) for r in requests]) for c in group]
+    hits = 0
+    for before, after in zip(free, stopped, strict=True):
+        assert before.ids[:len(after.ids)] == after.ids
+        if stop in before.text:
+            hits += 1
+            assert after.finish_reason == "stop" and after.text == before.text[:before.text.index(stop)]
+            assert stop in tokenizer.decode(after.ids) and stop not in tokenizer.decode(after.ids[:-1])
+        else:
+            assert (after.ids, after.text, after.finish_reason) == (before.ids, before.text, before.finish_reason)
+    assert hits
+
+
+def test_sync_is_what_changes_the_sampler(random_models, tokenizer):
+    policy = make_policy(random_models["llama"], tokenizer)
+    engine = TransformersEngine(policy)
+    requests = make_requests(5, len(tokenizer), temperature=0.0)
+    before = ids_of(engine.generate(requests))
+    with torch.no_grad():
+        for parameter in policy.parameters_of().values():
+            parameter.mul_(-3)
+    assert ids_of(engine.generate(requests)) == before
+    engine.sync()
+    assert ids_of(engine.generate(requests)) != before
+
+
+def test_top_p_keeps_the_smallest_set_that_holds_it():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
+    u = uniforms(np.arange(2000, dtype=np.uint64), 0)
+    ones = torch.ones(2000)
+    tokens, logps = sample_tokens(logits, u, ones, 0.7 * ones)
+    assert set(tokens.tolist()) == {0, 1}  # 0.5 alone does not hold 0.7
+    assert (tokens == 0).float().mean().item() == pytest.approx(0.5 / 0.8, abs=0.04)
+    assert logps[tokens == 0][0].item() == pytest.approx(np.log(0.5), abs=1e-5)  # before the cut
+    tokens, _ = sample_tokens(logits, u, ones, ones)
+    frequencies = torch.bincount(tokens, minlength=4) / 2000
+    torch.testing.assert_close(frequencies, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.04, rtol=0)
+
+
+def test_uniforms_are_uniform_and_unrelated():
+    seeds = mix(np.full(4000, derive_seed(0, "a"), dtype=np.uint64), np.arange(4000, dtype=np.uint64))
+    first, second = uniforms(seeds, 0).numpy(), uniforms(seeds, 1).numpy()
+    assert 0 <= first.min() and first.max() < 1
+    assert np.abs(np.histogram(first, 10, (0, 1))[0] - 400).max() < 80  # four standard deviations
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.06
+    assert len({derive_seed(s, p, t, i) for s in range(5) for p in ("a", "b") for t in range(5) for i in ("x", "y")}) == 100
+    assert derive_seed(1, "a", 11) != derive_seed(1, "a", 1, 1)

@@ -1,0 +1,257 @@
+"""Every training script from end to end: learns nothing here, but runs, resumes, stops and fails as it should."""
+import errno
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, ROOT, SCRIPTS, save_random_model
+from safetensors.torch import load_file
+
+from common.checkpoint import what_is_missing
+from common.config import run_script
+
+pytestmark = pytest.mark.parametrize("script", SCRIPTS)
+TIMES = ("step_time", "time/", "memory/")
+
+
+def run(script, folder, *flags, monkeypatch, quick=QUICK):
+    """The script as from the command line, in this process. Returns its exit code or message."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *quick, "--output_dir", str(folder), *flags])
+    module = importlib.import_module(script)
+    try:
+        run_script(module.Config, module.train, module.__file__)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def metrics(folder, times=False):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return rows if times else [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+
+
+def completions(folder):
+    return [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+
+
+def assert_same_checkpoint(a, b):
+    """Equal to the last bit, and something was learned."""
+    left, right = (load_file(folder / "adapter_model.safetensors") for folder in (a, b))
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    assert any(value.abs().max() > 1e-4 for key, value in left.items() if "lora_B" in key)
+    left, right = (torch.load(folder / "trainer_state.pt", weights_only=True) for folder in (a, b))
+    assert left["step"] == right["step"] and left["sampler"] == right["sampler"] and left["run"] == right["run"]
+    for i, state in left["optimizer"]["state"].items():
+        assert all(torch.equal(value, right["optimizer"]["state"][i][key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("flags", [[], ["--beta", "0.1", "--num_iterations", "2", "--num_minibatches", "2"],
+                                   ["--mask_truncated_completions", "--loss_aggregation", "constant", "--importance_cap", "0", "--top_p", "0.9"],
+                                   ["--gradient_checkpointing", "--stop", "nothing", "--temperature", "0.7", "--max_tokens_per_microbatch", "1"]],
+                         ids=["defaults", "kl-and-minibatches", "masked", "checkpointing-and-stop"])
+def test_three_steps(script, flags, tmp_path, monkeypatch):
+    assert run(script, tmp_path / "run", "--max_steps", "3", *flags, monkeypatch=monkeypatch) == 0
+    rows = metrics(tmp_path / "run", times=True)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert set(rows[0]) == {"step", "eval/pass@1", "eval/greedy"}
+    wanted = {"reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "grad_norm", "learning_rate",
+              "num_tokens", "num_completions", "step_time", "time/sample", "time/verify", "time/update", "time/sync", "memory/peak_gb"}
+    assert all(wanted <= set(row) for row in rows[1:])
+    assert all(row["grad_norm"] > 0 and row["entropy"] > 0 and row["sampling/sampling_logp_difference/max"] < 1e-3 for row in rows[1:])
+    assert ("kl" in rows[-1]) == ("--beta" in flags)
+    assert ["eval/pass@1" in row for row in rows] == [True, False, True, True]  # every second step and the last
+    told = completions(tmp_path / "run")
+    assert len(told) == 3 * 16 == rows[-1]["num_completions"] and sum(row["tokens"] for row in told) == rows[-1]["num_tokens"]
+    assert {row["reward"] for row in told} <= {0.0, 1.0} and all(row["finish_reason"] == "stop" or row["reward"] == 0 for row in told)
+    assert (tmp_path / "run" / "checkpoint-3" / "adapter_model.safetensors").exists()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["flags"]["max_steps"] == 3
+
+
+def test_the_microbatch_budget_does_not_change_the_run(script, tmp_path, monkeypatch):
+    """The same first step, and after three updates adapters that agree to rounding."""
+    for budget in ("1", "60", "100000"):
+        assert run(script, tmp_path / budget, "--max_steps", "3", "--max_tokens_per_microbatch", budget, monkeypatch=monkeypatch) == 0
+    first = load_file(tmp_path / "1" / "checkpoint-3" / "adapter_model.safetensors")
+    assert [row["completion"] for row in completions(tmp_path / "1")] == [row["completion"] for row in completions(tmp_path / "100000")]
+    for other in ("60", "100000"):
+        second = load_file(tmp_path / other / "checkpoint-3" / "adapter_model.safetensors")
+        assert max((first[key] - second[key]).abs().max().item() for key in first) < 1e-4  # Adam magnifies rounding of tiny gradients
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(script, tmp_path, monkeypatch):
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        assert run(script, tmp_path / name, "--max_steps", "2", "--seed", seed, monkeypatch=monkeypatch) == 0
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b") and completions(tmp_path / "a") == completions(tmp_path / "b")
+    assert_same_checkpoint(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
+    assert completions(tmp_path / "a") != completions(tmp_path / "c")
+
+
+def launch(script, folder, *flags, quick=QUICK):
+    return subprocess.Popen([sys.executable, f"{script}.py", *quick, "--output_dir", str(folder), *flags], cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def test_resume_after_kill_is_exact(script, tmp_path, monkeypatch):
+    """6 steps = 3 steps, kill -9 somewhere after, resume, the rest: adapter, optimiser, metrics, completions."""
+    flags = ["--max_steps", "6", "--save_steps", "3", "--num_minibatches", "2", "--beta", "0.05", "--save_total_limit", "0"]
+    assert run(script, tmp_path / "whole", *flags, monkeypatch=monkeypatch) == 0
+    killed = tmp_path / "killed"
+    process = launch(script, killed, *flags)
+    wait_for(lambda: (killed / "checkpoint-3").exists(), process)
+    process.kill()
+    process.wait()
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "rew')  # as a kill in the middle of a line leaves it
+    assert not (killed / "checkpoint-6").exists()
+    assert run(script, killed, "--resume_from_checkpoint", "auto", monkeypatch=monkeypatch, quick=[]) == 0  # its flags come from the run
+    assert metrics(killed) == metrics(tmp_path / "whole")
+    assert completions(killed) == completions(tmp_path / "whole")
+    assert_same_checkpoint(killed / "checkpoint-6", tmp_path / "whole" / "checkpoint-6")
+
+
+def test_a_resumed_run_may_go_on_for_longer(script, tmp_path, monkeypatch, capsys):
+    assert run(script, tmp_path / "run", "--max_steps", "2", monkeypatch=monkeypatch) == 0
+    where = str(tmp_path / "run" / "checkpoint-1")
+    assert run(script, tmp_path / "run", "--resume_from_checkpoint", where, "--max_steps", "3", monkeypatch=monkeypatch) == 0
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3]
+    assert "changed on resume: --max_steps 2 -> 3" in capsys.readouterr().out
+    assert (tmp_path / "run" / "superseded-checkpoint-2").exists()  # of the future that was replaced: kept, and never resumed by itself
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_exits(script, number, tmp_path, monkeypatch):
+    flags = ["--max_steps", "400", "--save_steps", "0", "--eval_steps", "0"]
+    process = launch(script, tmp_path, *flags)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and (tmp_path / "metrics.jsonl").read_text().count("\n") >= 2, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number and "stopped after step" in output and "Traceback" not in output
+    last = metrics(tmp_path)[-1]["step"]
+    assert what_is_missing(tmp_path / f"checkpoint-{last}") is None and f"--resume_from_checkpoint {tmp_path / f'checkpoint-{last}'}" in output
+    assert run(script, tmp_path, "--resume_from_checkpoint", "auto", "--max_steps", str(last + 1), monkeypatch=monkeypatch, quick=[]) == 0
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, last + 2))
+
+
+def test_a_second_signal_ends_at_once(script, tmp_path):
+    # steps that take long: many long completions
+    process = launch(script, tmp_path, "--max_steps", "9", "--save_steps", "0", "--eval_steps", "0", "--num_generations", "600",
+                     "--max_completion_length", "200")
+    wait_for(lambda: (tmp_path / "config.json").exists(), process)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) != 0
+    assert not list(tmp_path.glob("checkpoint-*"))
+    process.stdout.close()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_problems(script, tmp_path, monkeypatch):
+    """From the second step on, one token's loss is NaN."""
+    import common.policy as policy
+
+    real, calls = policy.Policy.logps, []
+
+    def broken(self, batch, entropy=False):
+        logps, entropies = real(self, batch, entropy)
+        if torch.is_grad_enabled():
+            calls.append(1)
+            if (tmp_path / "run" / "checkpoint-1").exists():
+                logps = logps * torch.where(torch.arange(logps.numel()).reshape(logps.shape) == 0, float("nan"), 1.0)
+        return logps, entropies
+
+    monkeypatch.setattr(policy.Policy, "logps", broken)
+    message = run(script, tmp_path / "run", "--max_steps", "6", monkeypatch=monkeypatch)
+    assert calls and "is not finite" in message and "arithmetic/train/" in message and "checkpoint-1" in message
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert what_is_missing(tmp_path / "run" / "checkpoint-1") is None
+    written, = (tmp_path / "run").glob("nonfinite-step-*.json")
+    assert all(row["problem"] in message or ", ..." in message for row in json.loads(written.read_text()))
+
+
+def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(script, tmp_path, monkeypatch):
+    real = torch.save
+
+    def full(state, path, *rest):
+        if "checkpoint-2" in str(path):
+            real(state, path, *rest)
+            with open(path, "r+b") as file:
+                file.truncate(100)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(state, path, *rest)
+
+    monkeypatch.setattr(torch, "save", full)
+    message = run(script, tmp_path / "run", "--max_steps", "3", monkeypatch=monkeypatch)
+    assert "no room left" in message and "--resume_from_checkpoint auto" in message
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert what_is_missing(tmp_path / "run" / "checkpoint-1") is None
+
+
+def test_folders_that_cannot_be_used_are_refused_before_anything_is_loaded(script, tmp_path, monkeypatch):
+    import common.policy as policy
+
+    assert run(script, tmp_path / "run", "--max_steps", "1", monkeypatch=monkeypatch) == 0
+    monkeypatch.setattr(policy, "model_folder", lambda config: pytest.fail("a model was looked for"))
+    assert "holds another run" in run(script, tmp_path / "run", monkeypatch=monkeypatch)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in run(script, tmp_path / "file" / "below", monkeypatch=monkeypatch)
+    assert "no such file" in run(script, tmp_path / "x", "--eval_dataset", "nowhere.jsonl", monkeypatch=monkeypatch)
+    assert "did you mean --max_steps" in run(script, tmp_path / "x", "--max_step", "3", monkeypatch=monkeypatch)
+
+
+def test_models_and_adapters_that_are_not_there_are_named(script, tmp_path, monkeypatch):
+    data = ["--dataset", "arithmetic:train=40,test=20", "--eval_problems", "4"]
+    assert "--model no/such-model could not be loaded" in run(script, tmp_path / "a", "--model", "no/such-model", monkeypatch=monkeypatch, quick=data)
+    assert "not a PEFT folder" in run(script, tmp_path / "b", "--adapter", str(tmp_path), monkeypatch=monkeypatch)
+    assert "no such linear layer" in run(script, tmp_path / "c", "--lora_target_modules", "qq_proj", monkeypatch=monkeypatch)
+    assert "leaves no room for a prompt" in run(script, tmp_path / "d", "--max_completion_length", "1024", monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("flags", [[], ["--load_in_4bit"], ["--dtype", "bfloat16"]], ids=["float32", "4bit", "bfloat16"])
+def test_a_model_from_a_folder_on_a_file_of_ones_own(script, flags, tmp_path, tokenizer, monkeypatch):
+    """What a user of real models does: a folder, a jsonl, the plain template, the real defaults but for the sizes."""
+    if "--load_in_4bit" in flags:
+        pytest.importorskip("bitsandbytes")
+    model = save_random_model(tmp_path / "model", "llama", tokenizer)
+    rng = random.Random(0)
+    (tmp_path / "mine.jsonl").write_text("".join(
+        json.dumps({"problem": f"{rng.randint(1, 30)} + {i} ?", "solution": rf"\boxed{{{i}}}"}) + "\n" for i in range(30)))
+    sizes = ["--model", str(model), "--dataset", str(tmp_path / "mine.jsonl"), "--problems_per_step", "2", "--num_generations", "2",
+             "--max_completion_length", "8", "--eval_problems", "2", "--lora_r", "4", "--max_steps", "2"]
+    assert run(script, tmp_path / "run", *flags, monkeypatch=monkeypatch, quick=sizes) == 0
+    rows = metrics(tmp_path / "run")
+    assert rows[-1]["step"] == 2 and rows[-1]["reward"] == 0 and rows[-1]["frac_reward_zero_std"] == 1  # honest zeros from a random model
+    assert rows[-1]["grad_norm"] == 0
+
+
+def test_a_run_goes_on_from_the_adapter_of_another(script, tmp_path, monkeypatch):
+    assert run(script, tmp_path / "a", "--max_steps", "2", "--lora_r", "8", monkeypatch=monkeypatch) == 0
+    assert run(script, tmp_path / "b", "--max_steps", "2", "--adapter", str(tmp_path / "a" / "checkpoint-2"), "--beta", "0.1", monkeypatch=monkeypatch) == 0
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["flags"]["lora_r"] == 8
+    first = metrics(tmp_path / "b")[1]
+    assert first.get("kl", 0.0) == pytest.approx(0.0, abs=1e-6)  # the reference is the adapter that the run started from
+    assert load_file(tmp_path / "b" / "checkpoint-2" / "adapter_model.safetensors").keys() == \
+        load_file(tmp_path / "a" / "checkpoint-2" / "adapter_model.safetensors").keys()
+
+
+def test_the_run_folder_speaks_of_no_half_made_files(script, tmp_path, monkeypatch):
+    assert run(script, tmp_path / "run", "--max_steps", "2", "--save_total_limit", "1", monkeypatch=monkeypatch) == 0
+    names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "completions.jsonl", "checkpoint-2"}
+    assert not [name for _, _, files in os.walk(tmp_path) for name in files if name.endswith(".tmp")]
+    assert Path(tmp_path / "run" / "checkpoint-2").is_dir()
