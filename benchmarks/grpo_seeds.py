@@ -5,6 +5,7 @@
 Prints every evaluation of every seed as the table in docs/grpo.md, with wall time from process start to exit. Finished
 seeds are not run again. --plot needs matplotlib.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -36,8 +37,12 @@ def plot(curves: dict[int, dict[int, float]], path: str) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=110)
     for seed, curve in curves.items():
         axes.plot(curve.keys(), curve.values(), marker="o", markersize=3, linewidth=1.4, label=f"seed {seed}")
-    axes.set(xlabel="step (16 problems x 8 completions each)", ylabel="sampled pass@1, 400 unseen problems", ylim=(0, 1.02),
-             title="python train_grpo.py: tiny model, 2 CPU cores")
+    axes.set(
+        xlabel="step (16 problems x 8 completions each)",
+        ylabel="sampled pass@1, 400 unseen problems",
+        ylim=(0, 1.02),
+        title="python train_grpo.py: tiny model, 2 CPU cores",
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()
@@ -59,10 +64,13 @@ def main() -> None:
         evaluations = [row for row in rows if "eval/pass@1" in row and row["step"] <= 60]
         curves[seed] = {row["step"]: row["eval/pass@1"] for row in evaluations}
         last = statistics.mean(list(curves[seed].values())[-3:])
-        lines.append(f"| {seed} | " + " | ".join(f"{value:.3f}" for value in curves[seed].values()) +
-                     f" | **{last:.3f}** | {evaluations[0]['eval/greedy']:.3f} -> {evaluations[-1]['eval/greedy']:.3f} | "
-                     f"{rows[-1]['num_tokens'] / 1e3:.0f}k | {sum(row.get('step_time', 0) for row in rows):.0f} | "
-                     f"{float((folder / 'seconds.txt').read_text()):.0f} |")
+        lines.append(
+            f"| {seed} | "
+            + " | ".join(f"{value:.3f}" for value in curves[seed].values())
+            + f" | **{last:.3f}** | {evaluations[0]['eval/greedy']:.3f} -> {evaluations[-1]['eval/greedy']:.3f} | "
+            f"{rows[-1]['num_tokens'] / 1e3:.0f}k | {sum(row.get('step_time', 0) for row in rows):.0f} | "
+            f"{float((folder / 'seconds.txt').read_text()):.0f} |"
+        )
     steps = list(curves[arguments.seeds[0]])
     print("\n| seed | " + " | ".join(f"step {step}" for step in steps) + " | last three | greedy | tokens | steps, s | whole process, s |")
     print("|---" * (len(steps) + 6) + "|")

@@ -5,6 +5,7 @@
 Each variant runs forward and backward in a process of its own; peak memory is what the process held at most above what it
 held before (the head and the hidden states). The defaults are the head of Qwen2.5-0.5B.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -69,8 +70,11 @@ def main() -> None:
         "memory_ratio": measured["chunked"]["peak_mb"] / measured["full"]["peak_mb"],
         "time_ratio": measured["chunked"]["seconds"] / measured["full"]["seconds"],
         "max_logp_error": (logps - expected).abs().max().item(),
-        "max_relative_gradient_error": ((gradient - expected_gradient).abs().max() / expected_gradient.abs().max()).item()}
-    print(f"{arguments.tokens} tokens, hidden {arguments.hidden}, vocabulary {arguments.vocabulary}, float32, {torch.get_num_threads()} threads\n")
+        "max_relative_gradient_error": ((gradient - expected_gradient).abs().max() / expected_gradient.abs().max()).item(),
+    }
+    print(
+        f"{arguments.tokens} tokens, hidden {arguments.hidden}, vocabulary {arguments.vocabulary}, float32, {torch.get_num_threads()} threads\n"
+    )
     for name, value in result.items():
         print(f"{name:30} {value:.4g}")
 

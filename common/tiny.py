@@ -50,7 +50,7 @@ class Arithmetic:
     steps: str = "1-10"  # sums in a problem, LOW-HIGH
     tiers: str = "plus:1:1-2/minus:3:4-8"  # training problems, MIX:SHARE[:LOW-HIGH]/...; MIX: a name or weights 50-30-20
     test_tiers: str = ""  # the same for the test problems; empty: as `tiers`
-    values: int = 30  # every number on the way is in 0..values; 18 or more
+    values: int = 30  # every number on the way is in 0..values; 18 or more, so that +9 or -9 fits
     habits: str = "0.02:0.41:0.41"  # how often the teacher spoils +k (done as -k), -k (as +k), doubling (as +2)
     cells: str = ""  # instead: ERROR:CELLS/... over the 24 (verb, item) cells, e.g. 0.01:12/0.3:8/0.6:4; then no doubling
     words: int = 0  # neutral words before each solution line: random, and of no matter
@@ -125,7 +125,7 @@ class Generator:
             weights = MIXES[mix] if mix in MIXES else tuple(int(weight) for weight in mix.split("-"))
             low, high = map(int, (steps[0] if steps else self.settings.steps).split("-"))
             if len(weights) != 3 or not 1 <= low <= high or self.settings.values < 18:
-                raise ValueError(f"tier {part!r}: three weights, 1 <= LOW <= HIGH and values >= 18 (so that +9 or -9 always fits) are needed")
+                raise ValueError(f"tier {part!r}: three weights, 1 <= LOW <= HIGH and values >= 18 are needed")
             tiers.append((float(share), (*weights[:2], 0) if self.cells else weights, low, high))
         return tiers
 

@@ -1,4 +1,5 @@
 """What the tests share: no network, few threads, small random models of every supported architecture."""
+
 from __future__ import annotations
 
 import os
@@ -22,8 +23,20 @@ SHARED = ROOT.parent / "shared" / "data"
 SCRIPTS = [name for name in ("train_ppo", "train_vineppo", "train_grpo", "train_nft") if (ROOT / f"{name}.py").exists()]
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
 # an easier task, on which seconds of warm start leave a model that is sometimes right: without mixed groups nothing is trained
-QUICK = ["--dataset", "arithmetic:warm_steps=80,values=18,tiers=plus:1:1-2,habits=0.3:0.3:0.3,train=60,test=30",
-         "--problems_per_step", "4", "--num_generations", "4", "--eval_problems", "8", "--eval_steps", "2", "--save_steps", "1"]
+QUICK = [
+    "--dataset",
+    "arithmetic:warm_steps=80,values=18,tiers=plus:1:1-2,habits=0.3:0.3:0.3,train=60,test=30",
+    "--problems_per_step",
+    "4",
+    "--num_generations",
+    "4",
+    "--eval_problems",
+    "8",
+    "--eval_steps",
+    "2",
+    "--save_steps",
+    "1",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,9 +52,22 @@ def tokenizer():
 
 def save_random_model(folder: Path, architecture: str, tokenizer, **overrides) -> Path:
     """A random model in `folder`: two layers, wide logits, and for Gemma 2 a soft-cap that bites."""
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256, "eos_token_id": 0, "pad_token_id": 1,
-             "bos_token_id": None, "initializer_range": 0.3, "tie_word_embeddings": False, **overrides}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+        "bos_token_id": None,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        **overrides,
+    }
     if architecture == "gemma2":
         sizes |= {"final_logit_softcapping": 5.0, "sliding_window": 16}
     if architecture == "gemma3_text":

@@ -38,8 +38,8 @@ def test_microbatches_hold_every_row_once_within_the_budget(tokenizer):
         assert len(micro.rows) == 1 or micro.input_ids.numel() <= 30
         for i, row in enumerate(micro.rows.tolist()):
             prompt, ids = list(batch.problems[row].prompt_ids), batch.completions[row].ids
-            assert micro.input_ids[i, :len(prompt) + len(ids)].tolist() == prompt + ids
-            assert micro.completion_mask[i].sum() == len(ids) and micro.completion_mask[i, :len(ids)].all()
+            assert micro.input_ids[i, : len(prompt) + len(ids)].tolist() == prompt + ids
+            assert micro.completion_mask[i].sum() == len(ids) and micro.completion_mask[i, : len(ids)].all()
             assert micro.prompt_lengths[i] == len(prompt)
         seen += micro.rows.tolist()
     assert seen[0] == 3  # the longest first: what does not fit in memory fails at once

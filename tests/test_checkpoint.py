@@ -59,7 +59,11 @@ def test_cut_off_at_any_byte_it_never_loads(policy, tmp_path):
     rng = random.Random(0)
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
-        cuts = range(len(whole)) if path.name == checkpoint.MANIFEST else {0, 1, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(20))}
+        cuts = (
+            range(len(whole))
+            if path.name == checkpoint.MANIFEST
+            else {0, 1, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(20))}
+        )
         for cut in cuts:
             path.write_bytes(whole[:cut])
             assert what_is_missing(folder) is not None, (path.name, cut)
@@ -80,8 +84,12 @@ def test_a_save_that_breaks_off_leaves_the_older_one(where, policy, tmp_path, mo
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    owner, name = {"save": (policy, "save"), "torch.save": (torch, "save"), "_flush": (checkpoint, "_flush"),
-                   "rename": (checkpoint.Path, "rename")}[where]
+    owner, name = {
+        "save": (policy, "save"),
+        "torch.save": (torch, "save"),
+        "_flush": (checkpoint, "_flush"),
+        "rename": (checkpoint.Path, "rename"),
+    }[where]
     monkeypatch.setattr(owner, name, full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, policy, {"counter": Counter()}, keep=1)

@@ -35,32 +35,40 @@ def test_tiny_brings_its_own_defaults_for_flags_not_given():
     assert (real.learning_rate, real.max_steps, real.max_completion_length) == (2e-5, 200, 1024)
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--max_step", "3"], "unknown argument --max_step: did you mean --max_steps?"),
-    (["--learning-rat=3"], "did you mean --learning_rate?"),
-    (["stray"], "unknown argument stray"),
-    (["--engine", "vlm"], "--engine vlm: did you mean vllm? the choices are auto, vllm, transformers"),
-    (["--loss_aggregation", "token_mean"], "did you mean token-mean?"),
-    (["--max_steps", "many"], "--max_steps.*invalid int value: 'many'"),
-    (["--seed"], "--seed.*expected one argument"),
-    (["--num_generations", "0"], "--num_generations 0 cannot work: give a whole number from 1 up"),
-    (["--temperature", "0"], "--temperature 0.0 cannot work: give a number above 0"),
-    (["--top_p", "1.5"], "above 0 and at most 1"),
-    (["--beta", "-1"], "0 or more"),
-    (["--num_minibatches", "500"], "at most the 128 completions of a step"),
-    (["--lora_target_modules", "q_proj", "lm_head"], "stay frozen"),
-    (["--dataset", "gsm8k"], "--model tiny knows only the words of --dataset arithmetic"),
-    (["--dataset", "arithmetic:stepz=1"], "no setting 'stepz'"),
-    (["--config", "nowhere.json"], "not the config.json of a run"),
-    (["--resume_from_checkpoint", "nowhere"], "not a whole checkpoint")])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--max_step", "3"], "unknown argument --max_step: did you mean --max_steps?"),
+        (["--learning-rat=3"], "did you mean --learning_rate?"),
+        (["stray"], "unknown argument stray"),
+        (["--engine", "vlm"], "--engine vlm: did you mean vllm? the choices are auto, vllm, transformers"),
+        (["--loss_aggregation", "token_mean"], "did you mean token-mean?"),
+        (["--max_steps", "many"], "--max_steps.*invalid int value: 'many'"),
+        (["--seed"], "--seed.*expected one argument"),
+        (["--num_generations", "0"], "--num_generations 0 cannot work: give a whole number from 1 up"),
+        (["--temperature", "0"], "--temperature 0.0 cannot work: give a number above 0"),
+        (["--top_p", "1.5"], "above 0 and at most 1"),
+        (["--beta", "-1"], "0 or more"),
+        (["--num_minibatches", "500"], "at most the 128 completions of a step"),
+        (["--lora_target_modules", "q_proj", "lm_head"], "stay frozen"),
+        (["--dataset", "gsm8k"], "--model tiny knows only the words of --dataset arithmetic"),
+        (["--dataset", "arithmetic:stepz=1"], "no setting 'stepz'"),
+        (["--config", "nowhere.json"], "not the config.json of a run"),
+        (["--resume_from_checkpoint", "nowhere"], "not a whole checkpoint"),
+    ],
+)
 def test_what_cannot_work_is_named_with_a_remedy(argv, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?").replace("(", r"\(")):
         parse(*argv)
 
 
-@pytest.mark.parametrize("argv, package, message", [
-    (["--load_in_4bit"], "bitsandbytes", "needs bitsandbytes: pip install bitsandbytes"),
-    (["--engine", "vllm"], "vllm", "vllm is not installed; pip install -r requirements.txt, or use --engine transformers")])
+@pytest.mark.parametrize(
+    "argv, package, message",
+    [
+        (["--load_in_4bit"], "bitsandbytes", "needs bitsandbytes: pip install bitsandbytes"),
+        (["--engine", "vllm"], "vllm", "vllm is not installed; pip install -r requirements.txt, or use --engine transformers"),
+    ],
+)
 def test_missing_packages_are_named_before_anything_is_loaded(argv, package, message, monkeypatch):
     import importlib.util
 

@@ -93,15 +93,28 @@ def test_a_folder_has_splits_and_an_eval_dataset_wins(rows, tmp_path, tokenizer)
 
 
 def test_unusable_rows_are_counted_named_and_skipped(tmp_path, tokenizer, capsys):
-    rows = [{"question": "ok?", "answer": "1"}, {"question": "", "answer": "1"}, {"question": "no answer?", "answer": None},
-            {"question": "long " * 50, "answer": "1"}, {"question": "ok?", "answer": "1"}, {"question": "x", "answer": "y" * 600}]
-    config = config_for(write(tmp_path / "a.jsonl", rows), eval_dataset=str(write(tmp_path / "b.jsonl", [{"question": "e", "answer": "2"}])),
-                        prompt_template="question")
+    rows = [
+        {"question": "ok?", "answer": "1"},
+        {"question": "", "answer": "1"},
+        {"question": "no answer?", "answer": None},
+        {"question": "long " * 50, "answer": "1"},
+        {"question": "ok?", "answer": "1"},
+        {"question": "x", "answer": "y" * 600},
+    ]
+    config = config_for(
+        write(tmp_path / "a.jsonl", rows),
+        eval_dataset=str(write(tmp_path / "b.jsonl", [{"question": "e", "answer": "2"}])),
+        prompt_template="question",
+    )
     train, held_out = problems_of(config, tokenizer, context=60)
     assert [p.id for p in train] == ["a.jsonl/train/0"] and len(held_out) == 1
     out = capsys.readouterr().out
-    for line in ("1 training rows without a usable question: a.jsonl/train/1", "2 training rows without a usable answer: a.jsonl/train/2, a.json",
-                 "1 training rows with a prompt seen before: a.jsonl/train/4", "longer than the 44 tokens that the completion leaves: a.jsonl/train/3"):
+    for line in (
+        "1 training rows without a usable question: a.jsonl/train/1",
+        "2 training rows without a usable answer: a.jsonl/train/2, a.json",
+        "1 training rows with a prompt seen before: a.jsonl/train/4",
+        "longer than the 44 tokens that the completion leaves: a.jsonl/train/3",
+    ):
         assert line in out
     with pytest.raises(UserError, match="no usable row is left to train on"):
         problems_of(config_for(write(tmp_path / "c.jsonl", rows[1:3]), eval_dataset=config.eval_dataset), tokenizer)
@@ -121,8 +134,12 @@ def test_columns_are_found_given_or_listed(tmp_path):
 
 
 def test_data_that_is_not_there_or_empty_is_named(tmp_path):
-    for name, message in [("gsm9k", "did you mean gsm8k"), (str(tmp_path / "no.jsonl"), "no such file"), (str(tmp_path), "holds no"),
-                          ("owner/nothing-here", "could not be loaded")]:
+    for name, message in [
+        ("gsm9k", "did you mean gsm8k"),
+        (str(tmp_path / "no.jsonl"), "no such file"),
+        (str(tmp_path), "holds no"),
+        ("owner/nothing-here", "could not be loaded"),
+    ]:
         with pytest.raises(UserError, match=message):
             load_rows(config_for(name))
     (tmp_path / "empty.jsonl").write_text("")
@@ -133,21 +150,39 @@ def test_data_that_is_not_there_or_empty_is_named(tmp_path):
         load_rows(config_for(tmp_path / "broken.jsonl"))
 
 
-@pytest.mark.parametrize("name, raw, question, answer", [
-    ("svamp", {"Body": "Ann has 3.", "Question": "How many?", "Answer": "3.0"}, "Ann has 3. How many?", "3.0"),
-    ("olympiadbench", {"question": "q", "final_answer": ["$4$"], "answer_type": "n"}, "q", "$4$"),
-    ("math", {"problem": "p", "solution": r"so \boxed{\frac12}", "level": "1"}, "p", r"\frac12"),
-    ("aime24", {"id": 1, "problem": "p", "solution": "s", "answer": "025", "url": "u"}, "p", "025"),
-    ("dapo17k", {"prompt": [{"role": "user", "content": "Solve the following math problem step by step. The last line of your response should be "
-                 "of the form Answer: $Answer.\n\nq\n\nmore\n\nRemember to put your answer on its own line after \"Answer:\"."}],
-                 "reward_model": {"ground_truth": "34", "style": "rule"}}, "q\n\nmore", "34")])
+@pytest.mark.parametrize(
+    "name, raw, question, answer",
+    [
+        ("svamp", {"Body": "Ann has 3.", "Question": "How many?", "Answer": "3.0"}, "Ann has 3. How many?", "3.0"),
+        ("olympiadbench", {"question": "q", "final_answer": ["$4$"], "answer_type": "n"}, "q", "$4$"),
+        ("math", {"problem": "p", "solution": r"so \boxed{\frac12}", "level": "1"}, "p", r"\frac12"),
+        ("aime24", {"id": 1, "problem": "p", "solution": "s", "answer": "025", "url": "u"}, "p", "025"),
+        (
+            "dapo17k",
+            {
+                "prompt": [
+                    {
+                        "role": "user",
+                        "content": "Solve the following math problem step by step. The last line of your response should be "
+                        'of the form Answer: $Answer.\n\nq\n\nmore\n\nRemember to put your answer on its own line after "Answer:".',
+                    }
+                ],
+                "reward_model": {"ground_truth": "34", "style": "rule"},
+            },
+            "q\n\nmore",
+            "34",
+        ),
+    ],
+)
 def test_registered_sets_are_read_by_their_own_columns(name, raw, question, answer, monkeypatch):
     """The hub is out of reach here: rows of the published form stand in for it."""
     import datasets
 
     table = datasets.Dataset.from_list([raw] * 20)
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset=None: asked.append((path, subset)) or datasets.DatasetDict(train=table))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, subset=None: asked.append((path, subset)) or datasets.DatasetDict(train=table)
+    )
     row = load_rows(config_for(name))[0][0]
     assert (row.question, row.answer) == (question, answer) and row.id == f"{name}/train/{row.id.split('/')[-1]}"
     assert asked == [(REGISTERED[name].path, REGISTERED[name].subset)]
@@ -160,17 +195,26 @@ def test_templates(tmp_path, tokenizer):
     math_task = load_template(config_for("x", prompt_template="math_task"), tokenizer)
     assert math_task.render(question) == f"[MATH_TASK] Problem:\n{question}\n\nSolution:" and math_task.stop == ("\n\n\nProblem:",)
     (tmp_path / "mine.txt").write_text("Q: {question}\nA {brace}:")
-    assert load_template(config_for("x", prompt_template=str(tmp_path / "mine.txt")), tokenizer).render(question) == f"Q: {question}\nA {{brace}}:"
+    assert (
+        load_template(config_for("x", prompt_template=str(tmp_path / "mine.txt")), tokenizer).render(question)
+        == f"Q: {question}\nA {{brace}}:"
+    )
     (tmp_path / "bad.txt").write_text("Q:")
-    for name, message in [("chat", "has no chat template"), (str(tmp_path / "bad.txt"), r"must hold \{question\}"), ("nope", "no such text file")]:
+    for name, message in [
+        ("chat", "has no chat template"),
+        (str(tmp_path / "bad.txt"), r"must hold \{question\}"),
+        ("nope", "no such text file"),
+    ]:
         with pytest.raises(UserError, match=message):
             load_template(config_for("x", prompt_template=name), tokenizer)
 
 
 def test_chat_template_is_the_tokenizers_with_one_bos(random_models):
     tokenizer = AutoTokenizer.from_pretrained(random_models["llama"])
-    tokenizer.chat_template = ("{% for m in messages %}<eos>{{ m['content'] }}{% endfor %}"
-                               "{% if add_generation_prompt %}\n{{ 'think' if enable_thinking else 'answer' }}{% endif %}")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<eos>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}\n{{ 'think' if enable_thinking else 'answer' }}{% endif %}"
+    )
     for thinking, ending in (("auto", "answer"), ("true", "think"), ("false", "answer")):
         template = load_template(config_for("x", enable_thinking=thinking), tokenizer)
         text = template.render("How many?")

@@ -72,6 +72,10 @@ def test_dr_grpo_is_grpo_without_the_two_divisions():
 
 
 def test_what_makes_no_sense_for_this_algorithm_is_refused():
-    for flags, message in [({"num_generations": 1}, "give 2 or more"), ({"overlong_buffer": 2000}, "less than the 1024"), ({"epsilon": 1.5}, "0.2 and 0.28")]:
+    for flags, message in [
+        ({"num_generations": 1}, "give 2 or more"),
+        ({"overlong_buffer": 2000}, "less than the 1024"),
+        ({"epsilon": 1.5}, "0.2 and 0.28"),
+    ]:
         with pytest.raises(UserError, match=message):
             Config(**flags).check()

@@ -5,15 +5,23 @@ from common.config import CommonConfig
 from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 
 
-@pytest.mark.parametrize("kind, expected", [("constant", [0.5, 1, 1, 1, 1, 1]), ("linear", [0.5, 1, 0.8, 0.6, 0.4, 0.2]),
-                                            ("cosine", [0.5, 1, 0.904508, 0.654508, 0.345492, 0.095492])])
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 0.8, 0.6, 0.4, 0.2]),
+        ("cosine", [0.5, 1, 0.904508, 0.654508, 0.345492, 0.095492]),
+    ],
+)
 def test_learning_rate_schedules(kind, expected):
     config = CommonConfig(learning_rate=1.0, warmup_steps=2, max_steps=6, lr_scheduler_type=kind)
     assert [learning_rate_at(step, config) for step in range(1, 7)] == pytest.approx(expected, abs=1e-6)
 
 
 def test_no_step_is_wasted_without_a_warm_up():
-    assert learning_rate_at(1, CommonConfig(learning_rate=1.0, warmup_steps=0, lr_scheduler_type="linear", max_steps=4)) == pytest.approx(0.8)
+    assert learning_rate_at(1, CommonConfig(learning_rate=1.0, warmup_steps=0, lr_scheduler_type="linear", max_steps=4)) == pytest.approx(
+        0.8
+    )
 
 
 def parameters():

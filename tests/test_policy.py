@@ -36,7 +36,7 @@ def full_logps(model, batch):
         ids = torch.tensor([[*problem.prompt_ids, *completion.ids]])
         logps = torch.log_softmax(model(input_ids=ids).logits[0].float() / TEMPERATURE, -1)
         start = len(problem.prompt_ids)
-        rows.append(logps[start - 1:-1].gather(-1, ids[0, start:, None])[:, 0])
+        rows.append(logps[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0])
     return rows
 
 
@@ -44,7 +44,7 @@ def full_logps(model, batch):
 def test_logps_match_a_full_logits_computation(architecture, random_models, tokenizer):
     policy = make_policy(random_models[architecture], tokenizer, temperature=TEMPERATURE)
     batch = random_batch(tokenizer)
-    micro, = microbatches(batch, torch.arange(3), 10_000, policy.device)  # one padded micro-batch
+    (micro,) = microbatches(batch, torch.arange(3), 10_000, policy.device)  # one padded micro-batch
     with torch.no_grad():
         logps, entropy = policy.logps(micro, entropy=True)
         on, off = full_logps(policy.model, batch), None
@@ -71,10 +71,25 @@ def test_saved_adapter_loads_in_plain_peft_and_merges_for_plain_transformers(arc
     assert_close(PeftModel.from_pretrained(base, tmp_path / "adapter")(input_ids=ids).logits, ours, atol=1e-5, rtol=1e-5)
     if architecture != "llama":  # one run of the command itself is enough
         from common.policy import merge
+
         merge(str(random_models[architecture]), str(tmp_path / "adapter"), str(tmp_path / "merged"))
     else:
-        subprocess.run([sys.executable, "-m", "common.policy", "merge", "--model", str(random_models[architecture]), "--adapter",
-                        str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")], cwd=ROOT, check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "common.policy",
+                "merge",
+                "--model",
+                str(random_models[architecture]),
+                "--adapter",
+                str(tmp_path / "adapter"),
+                "--out",
+                str(tmp_path / "merged"),
+            ],
+            cwd=ROOT,
+            check=True,
+        )
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert_close(merged(input_ids=ids).logits, ours, atol=1e-4, rtol=1e-4)
 
@@ -99,7 +114,7 @@ def test_only_the_adapter_is_trained_and_checkpointing_changes_nothing(random_mo
     gradients = []
     for checkpointing in (False, True):
         policy = make_policy(random_models["llama"], tokenizer, gradient_checkpointing=checkpointing)
-        micro, = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+        (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
         policy.logps(micro)[0].sum().backward()
         gradients.append({name: p.grad for name, p in policy.parameters_of().items()})
         assert all(p.grad is None for name, p in policy.model.named_parameters() if "lora_" not in name)
@@ -111,7 +126,7 @@ def test_only_the_adapter_is_trained_and_checkpointing_changes_nothing(random_mo
 def test_a_run_can_start_from_an_adapter_which_is_then_its_reference(random_models, tokenizer, tmp_path):
     make_policy(random_models["llama"], tokenizer).save(tmp_path)
     policy = make_policy(random_models["llama"], tokenizer, adapter=str(tmp_path), beta=0.1)
-    micro, = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
     start = policy.logps(micro)[0].detach()
     with policy.reference():
         assert_close(policy.logps(micro)[0], start)
@@ -145,8 +160,18 @@ def test_adapters_and_targets_that_do_not_fit_are_named_before_the_model_is_read
 
 
 def test_an_architecture_that_scales_its_logits_is_refused(tmp_path, tokenizer):
-    config = AutoConfig.for_model("granite", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=1,
-                                  num_attention_heads=2, num_key_value_heads=2, logits_scaling=8.0, eos_token_id=0, initializer_range=0.3)
+    config = AutoConfig.for_model(
+        "granite",
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+        eos_token_id=0,
+        initializer_range=0.3,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="changes its logits"):
         load_policy(CommonConfig(model=str(tmp_path)), tokenizer, config)
@@ -158,7 +183,7 @@ def test_4bit_base_trains_and_its_reference_repeats(random_models, tokenizer):
     assert policy.quantized and policy.merged_weights() == {}
     kinds = {type(m.base_layer).__name__ for m in policy.model.modules() if hasattr(m, "base_layer")}
     assert kinds == {"Linear4bit"}
-    micro, = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
     with policy.reference():
         first, second = policy.logps(micro)[0], policy.logps(micro)[0]
     assert torch.equal(first, second)

@@ -13,8 +13,16 @@ from common.rollout import Request, TransformersEngine, derive_seed, mix, sample
 
 def make_requests(count, vocabulary, n=3, max_tokens=12, **options):
     generator = random.Random(0)
-    return [Request(tuple(generator.choices(range(3, vocabulary), k=generator.randint(2, 30))), derive_seed(0, "test", i), n,
-                    generator.randint(1, max_tokens), **options) for i in range(count)]
+    return [
+        Request(
+            tuple(generator.choices(range(3, vocabulary), k=generator.randint(2, 30))),
+            derive_seed(0, "test", i),
+            n,
+            generator.randint(1, max_tokens),
+            **options,
+        )
+        for i in range(count)
+    ]
 
 
 @pytest.fixture
@@ -74,9 +82,15 @@ def test_greedy_is_what_transformers_generate_gives(engine, random_models, token
     requests = make_requests(6, len(tokenizer), n=1, max_tokens=20, temperature=0.0)
     for request, (completion,) in zip(requests, engine.generate(requests), strict=True):
         prompt = torch.tensor([request.prompt_ids])
-        out = policy.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-                                    max_new_tokens=request.max_tokens, pad_token_id=1, eos_token_id=0)
-        assert completion.ids == out[0, len(request.prompt_ids):].tolist()
+        out = policy.model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=request.max_tokens,
+            pad_token_id=1,
+            eos_token_id=0,
+        )
+        assert completion.ids == out[0, len(request.prompt_ids) :].tolist()
 
 
 def test_finish_reasons_and_the_end_token(engine, tokenizer):
@@ -97,10 +111,10 @@ def test_a_stop_string_cuts_the_text_and_keeps_the_tokens_that_completed_it(engi
     stopped = [c for group in engine.generate([Request(**{**vars(r), "stop": ("never there", stop)}) for r in requests]) for c in group]
     hits = 0
     for before, after in zip(free, stopped, strict=True):
-        assert before.ids[:len(after.ids)] == after.ids
+        assert before.ids[: len(after.ids)] == after.ids
         if stop in before.text:
             hits += 1
-            assert after.finish_reason == "stop" and after.text == before.text[:before.text.index(stop)]
+            assert after.finish_reason == "stop" and after.text == before.text[: before.text.index(stop)]
             assert stop in tokenizer.decode(after.ids) and stop not in tokenizer.decode(after.ids[:-1])
         else:
             assert (after.ids, after.text, after.finish_reason) == (before.ids, before.text, before.finish_reason)
@@ -136,7 +150,7 @@ def test_top_p_keeps_the_smallest_set_that_holds_it():
 def test_uniforms_are_uniform_and_unrelated():
     seeds = mix(np.full(4000, derive_seed(0, "a"), dtype=np.uint64), np.arange(4000, dtype=np.uint64))
     first, second = uniforms(seeds, 0).numpy(), uniforms(seeds, 1).numpy()
-    assert 0 <= first.min() and first.max() < 1
+    assert first.min() >= 0 and first.max() < 1
     assert np.abs(np.histogram(first, 10, (0, 1))[0] - 400).max() < 80  # four standard deviations
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.06
     assert len({derive_seed(s, p, t, i) for s in range(5) for p in ("a", "b") for t in range(5) for i in ("x", "y")}) == 100

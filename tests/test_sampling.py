@@ -22,7 +22,7 @@ def test_uniform_sampling_goes_through_every_problem_once_per_epoch_and_resumes(
     problems = [Problem(str(i), "", (), "") for i in range(10)]
     sampler = ProblemSampler(problems, seed=3)
     drawn = [p.id for _ in range(10) for p in sampler.choose(4)]
-    epochs = [drawn[i:i + 10] for i in range(0, 40, 10)]
+    epochs = [drawn[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch, key=int) == [str(i) for i in range(10)] for epoch in epochs)
     assert epochs[0] != epochs[1]
     resumed = ProblemSampler(problems, seed=3)

@@ -1,4 +1,5 @@
 """Every training script from end to end: learns nothing here, but runs, resumes, stops and fails as it should."""
+
 import errno
 import importlib
 import json
@@ -53,17 +54,38 @@ def assert_same_checkpoint(a, b):
         assert all(torch.equal(value, right["optimizer"]["state"][i][key]) for key, value in state.items())
 
 
-@pytest.mark.parametrize("flags", [[], ["--beta", "0.1", "--num_iterations", "2", "--num_minibatches", "2"],
-                                   ["--mask_truncated_completions", "--loss_aggregation", "constant", "--importance_cap", "0", "--top_p", "0.9"],
-                                   ["--gradient_checkpointing", "--stop", "nothing", "--temperature", "0.7", "--max_tokens_per_microbatch", "1"]],
-                         ids=["defaults", "kl-and-minibatches", "masked", "checkpointing-and-stop"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--beta", "0.1", "--num_iterations", "2", "--num_minibatches", "2"],
+        ["--mask_truncated_completions", "--loss_aggregation", "constant", "--importance_cap", "0", "--top_p", "0.9"],
+        ["--gradient_checkpointing", "--stop", "nothing", "--temperature", "0.7", "--max_tokens_per_microbatch", "1"],
+    ],
+    ids=["defaults", "kl-and-minibatches", "masked", "checkpointing-and-stop"],
+)
 def test_three_steps(script, flags, tmp_path, monkeypatch):
     assert run(script, tmp_path / "run", "--max_steps", "3", *flags, monkeypatch=monkeypatch) == 0
     rows = metrics(tmp_path / "run", times=True)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert set(rows[0]) == {"step", "eval/pass@1", "eval/greedy"}
-    wanted = {"reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "grad_norm", "learning_rate",
-              "num_tokens", "num_completions", "step_time", "time/sample", "time/verify", "time/update", "time/sync", "memory/peak_gb"}
+    wanted = {
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "grad_norm",
+        "learning_rate",
+        "num_tokens",
+        "num_completions",
+        "step_time",
+        "time/sample",
+        "time/verify",
+        "time/update",
+        "time/sync",
+        "memory/peak_gb",
+    }
     assert all(wanted <= set(row) for row in rows[1:])
     assert all(row["grad_norm"] > 0 and row["entropy"] > 0 and row["sampling/sampling_logp_difference/max"] < 1e-3 for row in rows[1:])
     assert ("kl" in rows[-1]) == ("--beta" in flags)
@@ -95,8 +117,13 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(script, tmp_p
 
 
 def launch(script, folder, *flags, quick=QUICK):
-    return subprocess.Popen([sys.executable, f"{script}.py", *quick, "--output_dir", str(folder), *flags], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, f"{script}.py", *quick, "--output_dir", str(folder), *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(condition, process, seconds=120):
@@ -142,15 +169,29 @@ def test_a_signal_finishes_the_step_saves_and_exits(script, number, tmp_path, mo
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number and "stopped after step" in output and "Traceback" not in output
     last = metrics(tmp_path)[-1]["step"]
-    assert what_is_missing(tmp_path / f"checkpoint-{last}") is None and f"--resume_from_checkpoint {tmp_path / f'checkpoint-{last}'}" in output
+    assert (
+        what_is_missing(tmp_path / f"checkpoint-{last}") is None and f"--resume_from_checkpoint {tmp_path / f'checkpoint-{last}'}" in output
+    )
     assert run(script, tmp_path, "--resume_from_checkpoint", "auto", "--max_steps", str(last + 1), monkeypatch=monkeypatch, quick=[]) == 0
     assert [row["step"] for row in metrics(tmp_path)] == list(range(1, last + 2))
 
 
 def test_a_second_signal_ends_at_once(script, tmp_path):
     # steps that take long: many long completions
-    process = launch(script, tmp_path, "--max_steps", "9", "--save_steps", "0", "--eval_steps", "0", "--num_generations", "600",
-                     "--max_completion_length", "200")
+    process = launch(
+        script,
+        tmp_path,
+        "--max_steps",
+        "9",
+        "--save_steps",
+        "0",
+        "--eval_steps",
+        "0",
+        "--num_generations",
+        "600",
+        "--max_completion_length",
+        "200",
+    )
     wait_for(lambda: (tmp_path / "config.json").exists(), process)
     time.sleep(2)
     process.send_signal(signal.SIGINT)
@@ -180,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_problems(script, 
     assert calls and "is not finite" in message and "arithmetic/train/" in message and "checkpoint-1" in message
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
     assert what_is_missing(tmp_path / "run" / "checkpoint-1") is None
-    written, = (tmp_path / "run").glob("nonfinite-step-*.json")
+    (written,) = (tmp_path / "run").glob("nonfinite-step-*.json")
     assert all(row["problem"] in message or ", ..." in message for row in json.loads(written.read_text()))
 
 
@@ -216,7 +257,9 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_loaded(scrip
 
 def test_models_and_adapters_that_are_not_there_are_named(script, tmp_path, monkeypatch):
     data = ["--dataset", "arithmetic:train=40,test=20", "--eval_problems", "4"]
-    assert "--model no/such-model could not be loaded" in run(script, tmp_path / "a", "--model", "no/such-model", monkeypatch=monkeypatch, quick=data)
+    assert "--model no/such-model could not be loaded" in run(
+        script, tmp_path / "a", "--model", "no/such-model", monkeypatch=monkeypatch, quick=data
+    )
     assert "not a PEFT folder" in run(script, tmp_path / "b", "--adapter", str(tmp_path), monkeypatch=monkeypatch)
     assert "no such linear layer" in run(script, tmp_path / "c", "--lora_target_modules", "qq_proj", monkeypatch=monkeypatch)
     assert "leaves no room for a prompt" in run(script, tmp_path / "d", "--max_completion_length", "1024", monkeypatch=monkeypatch)
@@ -229,10 +272,27 @@ def test_a_model_from_a_folder_on_a_file_of_ones_own(script, flags, tmp_path, to
         pytest.importorskip("bitsandbytes")
     model = save_random_model(tmp_path / "model", "llama", tokenizer)
     rng = random.Random(0)
-    (tmp_path / "mine.jsonl").write_text("".join(
-        json.dumps({"problem": f"{rng.randint(1, 30)} + {i} ?", "solution": rf"\boxed{{{i}}}"}) + "\n" for i in range(30)))
-    sizes = ["--model", str(model), "--dataset", str(tmp_path / "mine.jsonl"), "--problems_per_step", "2", "--num_generations", "2",
-             "--max_completion_length", "8", "--eval_problems", "2", "--lora_r", "4", "--max_steps", "2"]
+    (tmp_path / "mine.jsonl").write_text(
+        "".join(json.dumps({"problem": f"{rng.randint(1, 30)} + {i} ?", "solution": rf"\boxed{{{i}}}"}) + "\n" for i in range(30))
+    )
+    sizes = [
+        "--model",
+        str(model),
+        "--dataset",
+        str(tmp_path / "mine.jsonl"),
+        "--problems_per_step",
+        "2",
+        "--num_generations",
+        "2",
+        "--max_completion_length",
+        "8",
+        "--eval_problems",
+        "2",
+        "--lora_r",
+        "4",
+        "--max_steps",
+        "2",
+    ]
     assert run(script, tmp_path / "run", *flags, monkeypatch=monkeypatch, quick=sizes) == 0
     rows = metrics(tmp_path / "run")
     assert rows[-1]["step"] == 2 and rows[-1]["reward"] == 0 and rows[-1]["frac_reward_zero_std"] == 1  # honest zeros from a random model
@@ -241,12 +301,27 @@ def test_a_model_from_a_folder_on_a_file_of_ones_own(script, flags, tmp_path, to
 
 def test_a_run_goes_on_from_the_adapter_of_another(script, tmp_path, monkeypatch):
     assert run(script, tmp_path / "a", "--max_steps", "2", "--lora_r", "8", monkeypatch=monkeypatch) == 0
-    assert run(script, tmp_path / "b", "--max_steps", "2", "--adapter", str(tmp_path / "a" / "checkpoint-2"), "--beta", "0.1", monkeypatch=monkeypatch) == 0
+    assert (
+        run(
+            script,
+            tmp_path / "b",
+            "--max_steps",
+            "2",
+            "--adapter",
+            str(tmp_path / "a" / "checkpoint-2"),
+            "--beta",
+            "0.1",
+            monkeypatch=monkeypatch,
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "b" / "config.json").read_text())["flags"]["lora_r"] == 8
     first = metrics(tmp_path / "b")[1]
     assert first.get("kl", 0.0) == pytest.approx(0.0, abs=1e-6)  # the reference is the adapter that the run started from
-    assert load_file(tmp_path / "b" / "checkpoint-2" / "adapter_model.safetensors").keys() == \
-        load_file(tmp_path / "a" / "checkpoint-2" / "adapter_model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "b" / "checkpoint-2" / "adapter_model.safetensors").keys()
+        == load_file(tmp_path / "a" / "checkpoint-2" / "adapter_model.safetensors").keys()
+    )
 
 
 def test_the_run_folder_speaks_of_no_half_made_files(script, tmp_path, monkeypatch):

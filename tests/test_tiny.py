@@ -61,7 +61,9 @@ def test_the_teacher_calculates_right_and_has_its_habits():
 
 
 def test_cells_words_tiers_and_splits_follow_the_settings():
-    settings = Arithmetic.parse("cells=0.01:12/0.3:8/0.6:4,words=2,tiers=plus:7:1-2/half:2:14-16/half:1:5-8,test_tiers=half:1:5-8,train=300,test=100")
+    settings = Arithmetic.parse(
+        "cells=0.01:12/0.3:8/0.6:4,words=2,tiers=plus:7:1-2/half:2:14-16/half:1:5-8,test_tiers=half:1:5-8,train=300,test=100"
+    )
     generator = Generator(settings)
     assert sorted(generator.cells.values()) == [0.01] * 12 + [0.3] * 8 + [0.6] * 4
     train, test = generator.problems()
@@ -76,9 +78,17 @@ def test_cells_words_tiers_and_splits_follow_the_settings():
     assert generator.problems() == Generator(settings).problems()
 
 
-@pytest.mark.parametrize("text, message", [
-    ("stepz=3", "no setting 'stepz'; it has steps, tiers"), ("values=many", "values=many: a whole number"), ("tiers=plus", "class Arithmetic"),
-    ("tiers=plus:1:5-2", "LOW <= HIGH"), ("cells=0.1:3", "names 3 cells, and there are 24"), ("habits=0.1", "class Arithmetic")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("stepz=3", "no setting 'stepz'; it has steps, tiers"),
+        ("values=many", "values=many: a whole number"),
+        ("tiers=plus", "class Arithmetic"),
+        ("tiers=plus:1:5-2", "LOW <= HIGH"),
+        ("cells=0.1:3", "names 3 cells, and there are 24"),
+        ("habits=0.1", "class Arithmetic"),
+    ],
+)
 def test_bad_settings_are_named(text, message):
     with pytest.raises(UserError, match=message):
         Arithmetic.parse(text)
@@ -130,6 +140,10 @@ def test_the_embedded_model_is_able_but_unreliable(monkeypatch):
     assert 0.25 < accuracy(test, 4, 1.0).mean() < 0.45
     assert accuracy(test, 1, 0.0).mean() > 0.80
     rates = accuracy(train[:500], 16, 1.0)
-    shares = {"solved": (rates == 1).float().mean(), "hopeless": (rates == 0).float().mean(), "frontier": ((rates > 0.1) & (rates < 0.9)).float().mean()}
+    shares = {
+        "solved": (rates == 1).float().mean(),
+        "hopeless": (rates == 0).float().mean(),
+        "frontier": ((rates > 0.1) & (rates < 0.9)).float().mean(),
+    }
     assert all(share > 0.05 for share in shares.values()), shares
     assert torch.isfinite(rates).all()

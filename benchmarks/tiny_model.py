@@ -1,0 +1,62 @@
+"""What the warm start of the embedded task takes and leaves: seconds, sampled and greedy pass@1, solved and hopeless shares.
+
+    python benchmarks/tiny_model.py [--settings "words=2,tiers=half:1:4-6"]
+
+Makes the model anew, in a temporary cache. Sampled: 8 samples of every test problem; shares: 16 of 1,000 training problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.config import CommonConfig
+from common.data import Problem, load_rows, load_template, make_problems
+from common.policy import context_length, load_policy, load_tokenizer
+from common.rewards import make_requests, score
+from common.rollout import TransformersEngine
+from common.tiny import Arithmetic, Generator, tiny_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default="", help="as after `--dataset arithmetic:`")
+    text = parser.parse_args().settings
+    settings = Arithmetic.parse(text)
+    longest = Generator(settings).longest_solution()
+    config = CommonConfig(
+        dataset=f"arithmetic:{text}", prompt_template="question", max_completion_length=longest, eval_problems=settings.test
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["VINERY_CACHE"] = cache
+        start = time.perf_counter()
+        tiny_model(settings)
+        seconds = time.perf_counter() - start
+        tokenizer, model_config = load_tokenizer(config)
+        template = load_template(config, tokenizer)
+        train, test = make_problems(load_rows(config), config, template, tokenizer, context_length(model_config))
+        engine = TransformersEngine(load_policy(config, tokenizer, model_config))
+
+    def success_rates(problems: list[Problem], n: int, temperature: float) -> torch.Tensor:
+        groups = engine.generate(make_requests(problems, config, "benchmark", 0, n, temperature))
+        repeated = [problem for problem in problems for _ in range(n)]
+        return score(repeated, [completion for group in groups for completion in group]).reshape(-1, n).mean(1)
+
+    sampled, greedy, shares = success_rates(test, 8, 1.0), success_rates(test, 1, 0.0), success_rates(train[:1000], 16, 1.0)
+    print(f"warm start {seconds:.0f} s on {torch.get_num_threads()} threads")
+    print(f"sampled pass@1 {sampled.mean():.3f}, greedy {greedy.mean():.3f} ({len(test)} test problems)")
+    print(
+        f"training problems right in 16 of 16: {(shares == 1).float().mean():.2f}, in none: {(shares == 0).float().mean():.2f}, "
+        f"in between: {((shares > 0) & (shares < 1)).float().mean():.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
