@@ -72,9 +72,8 @@ def main() -> None:
         "max_logp_error": (logps - expected).abs().max().item(),
         "max_relative_gradient_error": ((gradient - expected_gradient).abs().max() / expected_gradient.abs().max()).item(),
     }
-    print(
-        f"{arguments.tokens} tokens, hidden {arguments.hidden}, vocabulary {arguments.vocabulary}, float32, {torch.get_num_threads()} threads\n"
-    )
+    sizes = f"{arguments.tokens} tokens, hidden {arguments.hidden}, vocabulary {arguments.vocabulary}"
+    print(f"{sizes}, float32, {torch.get_num_threads()} threads\n")
     for name, value in result.items():
         print(f"{name:30} {value:.4g}")
 
