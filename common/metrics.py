@@ -158,6 +158,9 @@ class Run:
             {"step": self.step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer, "reward": r, "advantage": a,
              "finish_reason": c.finish_reason, "tokens": len(c.ids)}
             for p, c, r, a in zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True)])
+        if self.due_for_evaluation:  # one sample to look at; the rest is in the file
+            prompt, completion = (" | ".join(text.strip().split("\n")) for text in (batch.problems[0].prompt, batch.completions[0].text))
+            self.say(f"sample     {prompt[-100:]}  ->  {completion[:160]}  (reward {rewards[0]:g}, reference {batch.problems[0].answer})")
 
     def save_if_due(self) -> None:
         """A checkpoint every `--save_steps`, after the last step, and before an orderly stop."""

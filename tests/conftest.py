@@ -1,4 +1,4 @@
-"""What the tests share: no network, few threads, small random models of every supported architecture."""
+"""No network, and small random models of every supported architecture."""
 
 from __future__ import annotations
 
@@ -10,33 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from helpers import ARCHITECTURES, save_random_model
 
-from common.config import CommonConfig
-from common.policy import Policy, load_policy
 from common.tiny import Arithmetic, build_tokenizer
-
-ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
-# every training script that exists runs through the same tests
-SCRIPTS = [name for name in ("train_ppo", "train_vineppo", "train_grpo", "train_nft") if (ROOT / f"{name}.py").exists()]
-ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
-# an easier task, on which seconds of warm start leave a model that is sometimes right: without mixed groups nothing is trained
-QUICK = [
-    "--dataset",
-    "arithmetic:warm_steps=80,values=18,tiers=plus:1:1-2,habits=0.3:0.3:0.3,train=60,test=30",
-    "--problems_per_step",
-    "4",
-    "--num_generations",
-    "4",
-    "--eval_problems",
-    "8",
-    "--eval_steps",
-    "2",
-    "--save_steps",
-    "1",
-]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,48 +26,6 @@ def tokenizer():
     return build_tokenizer(Arithmetic())
 
 
-def save_random_model(folder: Path, architecture: str, tokenizer, **overrides) -> Path:
-    """A random model in `folder`: two layers, wide logits, and for Gemma 2 a soft-cap that bites."""
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 256,
-        "eos_token_id": 0,
-        "pad_token_id": 1,
-        "bos_token_id": None,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": False,
-        **overrides,
-    }
-    if architecture == "gemma2":
-        sizes |= {"final_logit_softcapping": 5.0, "sliding_window": 16}
-    if architecture == "gemma3_text":
-        sizes |= {"sliding_window": 16}
-    if architecture in ("llama", "mistral", "qwen2"):
-        sizes.pop("head_dim")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def random_models(tmp_path_factory, tokenizer):
     return {name: save_random_model(tmp_path_factory.mktemp(name), name, tokenizer) for name in ARCHITECTURES}
-
-
-def make_policy(folder: Path, tokenizer, noise: float = 0.1, **flags) -> Policy:
-    """A policy on a saved model whose adapter is not zero, so that adapter on, off and lost all differ."""
-    config = CommonConfig(model=str(folder), lora_r=4, lora_alpha=8, **flags)
-    policy = load_policy(config, tokenizer, AutoConfig.from_pretrained(folder))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in policy.parameters_of("default").items():
-            if "lora_B" in name and not flags.get("adapter"):
-                parameter.copy_(noise * torch.randn(parameter.shape, generator=generator))
-    return policy

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from conftest import make_policy
-from test_policy import random_batch
+from helpers import make_policy, random_batch
 from torch.testing import assert_close
 
 from common.batching import all_logps, microbatches, minibatches

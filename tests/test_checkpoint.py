@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from conftest import make_policy
+from helpers import make_policy
 
 import common.checkpoint as checkpoint
 from common.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint, what_is_missing

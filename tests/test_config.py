@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, fields
 
 import pytest
-from conftest import ROOT, SCRIPTS
+from helpers import ROOT, SCRIPTS
 
 from common.config import CommonConfig, UserError, config_record, flag, parse_config, run_prefix
 

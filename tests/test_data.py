@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import SHARED
+from helpers import SHARED
 from transformers import AutoTokenizer
 
 from common.config import CommonConfig, UserError

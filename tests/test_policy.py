@@ -5,28 +5,16 @@ import sys
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, ROOT, make_policy
+from helpers import ARCHITECTURES, ROOT, make_policy, random_batch
 from peft import PeftModel
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common.batching import make_batch, microbatches
+from common.batching import microbatches
 from common.config import CommonConfig, UserError
-from common.data import Problem
 from common.policy import check_against_shapes, load_policy
-from common.rollout import Completion
 
 TEMPERATURE = 0.7
-
-
-def random_batch(tokenizer, sizes=((5, 7), (3, 1), (9, 4))):
-    generator = torch.Generator().manual_seed(0)
-    problems, groups = [], []
-    for i, (prompt, completion) in enumerate(sizes):
-        ids = torch.randint(3, len(tokenizer), (prompt + completion,), generator=generator).tolist()
-        problems.append(Problem(str(i), "", tuple(ids[:prompt]), ""))
-        groups.append([Completion(ids[prompt:], [0.0] * completion, "stop", "")])
-    return make_batch(problems, groups)
 
 
 def full_logps(model, batch):

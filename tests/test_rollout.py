@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_policy
+from helpers import ARCHITECTURES, make_policy
 
 import common.rollout as rollout
 from common.batching import make_batch, microbatches

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, SCRIPTS, save_random_model
+from helpers import QUICK, ROOT, SCRIPTS, save_random_model
 from safetensors.torch import load_file
 
 from common.checkpoint import what_is_missing

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from transformers import AutoTokenizer
 
 from common.config import CommonConfig, UserError

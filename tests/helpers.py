@@ -1,0 +1,87 @@
+"""What several test files call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from common.batching import make_batch
+from common.config import CommonConfig
+from common.data import Problem
+from common.policy import Policy, load_policy
+from common.rollout import Completion
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+# every training script that exists runs through the same tests
+SCRIPTS = [name for name in ("train_ppo", "train_vineppo", "train_grpo", "train_nft") if (ROOT / f"{name}.py").exists()]
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
+# an easier task, on which seconds of warm start leave a model that is sometimes right: without mixed groups nothing is trained
+QUICK = [
+    "--dataset",
+    "arithmetic:warm_steps=80,values=18,tiers=plus:1:1-2,habits=0.3:0.3:0.3,train=60,test=30",
+    "--problems_per_step",
+    "4",
+    "--num_generations",
+    "4",
+    "--eval_problems",
+    "8",
+    "--eval_steps",
+    "2",
+    "--save_steps",
+    "1",
+]
+
+
+def save_random_model(folder: Path, architecture: str, tokenizer, **overrides) -> Path:
+    """A random model in `folder`: two layers, wide logits, and for Gemma 2 a soft-cap that bites."""
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+        "bos_token_id": None,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        **overrides,
+    }
+    if architecture == "gemma2":
+        sizes |= {"final_logit_softcapping": 5.0, "sliding_window": 16}
+    if architecture == "gemma3_text":
+        sizes |= {"sliding_window": 16}
+    if architecture in ("llama", "mistral", "qwen2"):
+        sizes.pop("head_dim")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_policy(folder: Path, tokenizer, noise: float = 0.1, **flags) -> Policy:
+    """A policy on a saved model whose adapter is not zero, so that adapter on, off and lost all differ."""
+    config = CommonConfig(model=str(folder), lora_r=4, lora_alpha=8, **flags)
+    policy = load_policy(config, tokenizer, AutoConfig.from_pretrained(folder))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in policy.parameters_of("default").items():
+            if "lora_B" in name and not flags.get("adapter"):
+                parameter.copy_(noise * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def random_batch(tokenizer, sizes=((5, 7), (3, 1), (9, 4))):
+    generator = torch.Generator().manual_seed(0)
+    problems, groups = [], []
+    for i, (prompt, completion) in enumerate(sizes):
+        ids = torch.randint(3, len(tokenizer), (prompt + completion,), generator=generator).tolist()
+        problems.append(Problem(str(i), "", tuple(ids[:prompt]), ""))
+        groups.append([Completion(ids[prompt:], [0.0] * completion, "stop", "")])
+    return make_batch(problems, groups)
