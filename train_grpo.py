@@ -42,6 +42,8 @@ class Config(CommonConfig):
         super().check()
         if self.num_generations < 2:
             raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
+        if self.overlong_factor < 0:
+            raise UserError(f"--overlong_factor {self.overlong_factor}: give 0 or more; it is taken from the reward")
         if not 0 <= self.overlong_buffer < self.max_completion_length:
             raise UserError(f"--overlong_buffer {self.overlong_buffer}: give 0, or less than the {self.max_completion_length} tokens of "
                             "--max_completion_length")
@@ -153,7 +155,7 @@ def train(config: Config) -> None:
 
         # 6 update
         with run.timer("update"):
-            means = TokenMeans()
+            means, norms = TokenMeans(), []
             for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
                 divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)
                 losses = []
@@ -169,8 +171,8 @@ def train(config: Config) -> None:
                     losses.append((micro, loss.detach()))
                     means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
                               clipped=clipped_tokens(logps, old, micro.take(advantages), **clip))
-                grad_norm = clip_gradients(optimizer, config.max_grad_norm)
-                run.stop_if_not_finite(losses, grad_norm, batch)
+                norms.append(clip_gradients(optimizer, config.max_grad_norm))
+                run.stop_if_not_finite(losses, norms[-1], batch)
                 take_step(optimizer, learning_rate_at(step, config))
 
         # 7 sync the sampler
@@ -181,7 +183,7 @@ def train(config: Config) -> None:
         with run.timer("evaluate"):
             evaluation = evaluate(engine, held_out, config) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
-                 "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": grad_norm.item(),
+                 "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item(),
                  "learning_rate": learning_rate_at(step, config),
                  "sampling/sampling_logp_difference/mean": means.mean("difference"),
                  "sampling/sampling_logp_difference/max": means.max("difference"), **evaluation})

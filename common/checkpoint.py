@@ -5,8 +5,10 @@ hash, so that a copy that broke off is refused as well.
 """
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 
 from common.config import UserError
 from common.policy import Policy
@@ -47,9 +50,14 @@ def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        policy.save(temporary)
-        state = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({"step": step, "rng": torch.get_rng_state(), **state}, temporary / TRAINER_STATE)
+        try:
+            policy.save(temporary)
+        except SafetensorError as error:  # hides the system's error in its text
+            found = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(found[1]) if found else errno.EIO, str(error), str(temporary)) from error
+        state = io.BytesIO()  # torch.save to a path would hide a full disk in a RuntimeError
+        torch.save({"step": step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}, state)
+        (temporary / TRAINER_STATE).write_bytes(state.getbuffer())
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
         write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
@@ -109,14 +117,13 @@ def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path 
         if problem:
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem}); give a checkpoint-N folder, or auto")
         return Path(wanted)
-    runs = [Path(output_dir)] if output_dir else sorted(map(Path, glob.glob(f"{glob.escape(prefix)}-*")), reverse=True)
-    for run in runs:
-        for folder in reversed(checkpoints(run)):
-            problem = what_is_missing(folder)
-            if problem is None:
-                return folder
-            print(f"skipping {folder}: not a whole checkpoint ({problem})")
-    print(f"nothing to resume in {output_dir or prefix + '-*'}: a new run starts")
+    run = Path(output_dir or max(glob.glob(f"{glob.escape(prefix)}-*"), default=prefix))  # names end in the time: the newest run
+    for folder in reversed(checkpoints(run)):
+        problem = what_is_missing(folder)
+        if problem is None:
+            return folder
+        print(f"skipping {folder}: not a whole checkpoint ({problem})")
+    print(f"nothing to resume in {run}: a new run starts")
     return None
 
 

@@ -11,12 +11,12 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
-import time
 from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -108,6 +108,9 @@ class CommonConfig:
                         "num_iterations", "num_minibatches", "max_tokens_per_microbatch", "eval_problems")
         for name in at_least_one:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 up")
+        for name, value in asdict(self).items():
+            _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
+        _require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")
         for name in ("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "beta", "importance_cap"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("temperature", "learning_rate", "max_grad_norm"):
@@ -170,8 +173,8 @@ class _Parser(HfArgumentParser):
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [name for name in self._option_string_actions if "-" not in name[2:]]
-            typed = unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
-            raise UserError(f"unknown argument {unknown[0]}: {_nearest(typed, flags)}see --help")
+            name = unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
+            raise UserError(f"unknown argument {unknown[0]}: {_nearest(name, flags)}see --help")
         return namespace
 
 
@@ -184,33 +187,41 @@ C = TypeVar("C", bound=CommonConfig)
 
 
 def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
-    """The checked config of a command line, `output_dir` filled in.
+    """The checked config of a command line.
 
-    `resume_from_checkpoint` comes back as the folder found, or None when `auto` found nothing and a new run starts.
-    Raises UserError.
+    `resume_from_checkpoint` comes back as the folder found, with `output_dir` its run; or as `auto` when that found nothing
+    and a new run starts. Raises UserError.
     """
     from common.checkpoint import newest_checkpoint
 
     parser = _Parser(config_class)
-    first = config_class(**vars(parser.parse(argv)))
+    typed = config_class(**vars(parser.parse(argv)))
     given = {arg[2:].split("=")[0].replace("-", "_") for arg in argv if arg.startswith("--")}
     given |= {name.removeprefix("no_") for name in given}
 
-    saved: dict[str, Any] = {}
-    checkpoint = None
-    if first.resume_from_checkpoint:
-        checkpoint = newest_checkpoint(first.resume_from_checkpoint, first.output_dir, run_prefix(first, script))
-        if checkpoint is not None:
-            saved = read_config(checkpoint.parent / "config.json", config_class)
-    elif first.config:
-        saved = read_config(Path(first.config), config_class)
-    defaults = dict(saved)
-    if defaults.get("model", first.model) == "tiny" or ("model" in given and first.model == "tiny"):
-        defaults = {**_tiny_defaults(first, config_class), **saved}
-    parser.set_defaults(**defaults)
-    config = config_class(**vars(parser.parse(argv)))
+    def with_defaults(saved: dict[str, Any]) -> C:
+        """The command line over `saved` over tiny's defaults over the dataclass."""
+        parser.set_defaults(**saved)
+        config = config_class(**vars(parser.parse(argv)))
+        if config.model == "tiny":
+            parser.set_defaults(**{**_tiny_defaults(config), **saved})
+            config = config_class(**vars(parser.parse(argv)))
+        if "stop" in given and config.stop:
+            config.stop = [text.replace("\\n", "\n") for text in config.stop]
+        return config
 
+    saved = read_config(Path(typed.config), config_class) if typed.config else {}
+    config = with_defaults(saved)
+    checkpoint = None
+    if typed.resume_from_checkpoint:
+        checkpoint = newest_checkpoint(typed.resume_from_checkpoint, typed.output_dir, run_prefix(config, script))
     if checkpoint is not None:
+        if typed.output_dir and Path(typed.output_dir).resolve() != checkpoint.parent.resolve():
+            raise UserError(f"--output_dir {typed.output_dir}: a resumed run goes on in its own folder, {checkpoint.parent}; leave it out")
+        if typed.config:
+            raise UserError(f"--config {typed.config}: a resumed run has the flags of its own config.json; leave it out")
+        saved = read_config(checkpoint.parent / "config.json", config_class)
+        config = with_defaults(saved)
         changed = {n: v for n, v in asdict(config).items() if n in given and n in saved and v != saved[n]}
         fixed = sorted(set(changed) - config_class.resumable)
         if fixed:
@@ -218,28 +229,23 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
                             f"or start a new run from its adapter: --adapter {checkpoint}")
         for name in sorted(set(changed) - {"resume_from_checkpoint", "output_dir", "config"}):
             print(f"changed on resume: --{name} {saved[name]} -> {changed[name]}")
-        config.output_dir = str(checkpoint.parent)
-    elif not config.output_dir:
-        config.output_dir = f"{run_prefix(config, script)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config.resume_from_checkpoint = str(checkpoint) if checkpoint is not None else None
-    if config.stop:
-        config.stop = [text.replace("\\n", "\n") for text in config.stop]
+        config.output_dir, config.resume_from_checkpoint = str(checkpoint.parent), str(checkpoint)
     config.check()
     return config
 
 
-def _tiny_defaults(first: CommonConfig, config_class: type[CommonConfig]) -> dict[str, Any]:
+def _tiny_defaults(config: CommonConfig) -> dict[str, Any]:
     from common.tiny import Arithmetic, Generator
 
-    name, _, settings = first.dataset.partition(":")
-    longest = Generator(Arithmetic.parse(settings)).longest_solution() if name == "arithmetic" else first.max_completion_length
-    return {**config_class.tiny_defaults, "max_completion_length": longest}
+    name, _, settings = config.dataset.partition(":")
+    longest = Generator(Arithmetic.parse(settings)).longest_solution() if name == "arithmetic" else config.max_completion_length
+    return {**config.tiny_defaults, "max_completion_length": longest}
 
 
 def run_prefix(config: CommonConfig, script: str) -> str:
     """The default run folder without its time: the same for reruns of the same script, model, data and seed."""
-    model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", text.rstrip("/").split("/")[-1]).strip("-")[:40]
-                      for text in (config.model, config.dataset))
+    names = (text if text.startswith("arithmetic") else text.rstrip("/").split("/")[-1] for text in (config.model, config.dataset))
+    model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[:60] for name in names)
     return f"runs/{script}-{model}-{dataset}-s{config.seed}"
 
 

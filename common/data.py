@@ -84,13 +84,15 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     splits = _splits(config.dataset, config.prompt_column, config.answer_column)
     train, held_out = splits["train"], splits.get("test")
     if config.eval_dataset:
-        splits = _splits(config.eval_dataset, config.prompt_column, config.answer_column)
+        splits = _splits(config.eval_dataset, config.prompt_column, config.answer_column, columns_needed=False)
         held_out = splits.get("test", splits["train"])
     if held_out is None:
         train = _shuffled(train)
-        cut = min(config.eval_problems, len(train) // 10)
-        print(f"data: {config.dataset} has no test split; {cut} of its {len(train)} rows are held out")
-        held_out, train = train[:cut], train[cut:]
+        different = list({row.question: row for row in train if row.question and row.answer}.values())  # copies count once
+        held_out = different[:min(config.eval_problems, len(different) // 10)]
+        print(f"data: {config.dataset} has no test split; {len(held_out)} of its {len(train)} rows are held out")
+        taken = {row.question for row in held_out}
+        train = [row for row in train if row.question not in taken]
     return train, held_out
 
 
@@ -99,8 +101,8 @@ def _shuffled(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: hashlib.sha256((row.question or "").encode()).digest())
 
 
-def _splits(name: str, question: str | None, answer: str | None) -> dict[str, list[Row]]:
-    """{"train": rows[, "test": rows]} of one data set."""
+def _splits(name: str, question: str | None, answer: str | None, columns_needed: bool = True) -> dict[str, list[Row]]:
+    """{"train": rows[, "test": rows]} of one data set. Without `columns_needed`, a column that it lacks is found by name."""
     base, _, settings = name.partition(":")
     if base == "arithmetic":
         train, test = Generator(Arithmetic.parse(settings)).problems()
@@ -108,11 +110,14 @@ def _splits(name: str, question: str | None, answer: str | None) -> dict[str, li
         questions, answer_column = (question or "question",), answer or "answer"
     else:
         tables = _tables(name)
-        source = REGISTERED.get(name, Source(name))
-        columns = list(tables["train"].column_names)
+        columns, source = list(tables["train"].column_names), REGISTERED.get(name, Source(name))
+        if not columns_needed:
+            question, answer = (column if column and _has(columns, column) else None for column in (question, answer))
+        if not all(_has(columns, column) for column in (*source.question, source.answer or columns[0])):
+            source = Source(name)  # a local folder that only shares the registered name
         questions = (question,) if question else source.question or (_find(name, columns, QUESTION_COLUMNS, "prompt_column"),)
         answer_column = answer or source.answer or _find(name, columns, ANSWER_COLUMNS, "answer_column")
-        missing = [column for column in (*questions, answer_column) if column.split(".")[0] not in columns]
+        missing = [column for column in (*questions, answer_column) if not _has(columns, column)]
         if missing:
             raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
     label = base if base in (*REGISTERED, "arithmetic") else Path(name).name
@@ -147,6 +152,8 @@ def _tables(name: str) -> dict[str, datasets.Dataset]:
                 tables["test"] = loaded[test_name]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # a hub that cannot be reached is an OSError
         cause = str(error.__cause__ or error).strip().split("\n")[0]
+        if "corresponds to no data" in cause:
+            raise UserError(f"--dataset {name} is empty") from error
         raise UserError(f"--dataset {name} could not be loaded: {cause}; check the name and the network, or give a local file") from error
     if len(tables["train"]) == 0:
         raise UserError(f"--dataset {name} is empty")
@@ -173,13 +180,22 @@ def _find(name: str, columns: list[str], candidates: tuple[str, ...], flag: str)
     raise UserError(f"{name} has no column {', '.join(candidates)}; it has {', '.join(columns)}: name one with --{flag}")
 
 
-def _row(id: str, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str) -> Row:
-    parts = [_text(raw.get(column)) for column in questions]
-    question = " ".join(parts) if all(parts) else None
+def _has(columns: list[str], column: str) -> bool:
+    return column in columns or column.split(".")[0] in columns
+
+
+def _cell(raw: dict[str, Any], column: str) -> Any:
+    """The value of a column; a dot looks inside one, unless the column itself is called so."""
     value: Any = raw
-    for key in answer_column.split("."):
+    for key in [column] if column in raw else column.split("."):
         value = value.get(key) if isinstance(value, dict) else None
-    text = _text(value)
+    return value
+
+
+def _row(id: str, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str) -> Row:
+    parts = [part for part in (_text(_cell(raw, column)) for column in questions) if part]
+    question = " ".join(parts) if len(parts) == len(questions) else None
+    text = _text(_cell(raw, answer_column))
     # the reference is extracted once, here; a worked solution without a marked answer has no reference
     answer = text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
     return Row(id, question, answer if answer and len(answer) <= MAX_ANSWER_LENGTH else None)
@@ -188,7 +204,8 @@ def _row(id: str, raw: dict[str, Any], questions: tuple[str, ...], answer_column
 def _text(value: Any) -> str | None:
     """A cell as text: numbers as written, a list of answers joined, a chat as its last message; None where empty."""
     if isinstance(value, list):
-        value = value[-1].get("content") if value and isinstance(value[-1], dict) else ", ".join(map(str, value))
+        chat = bool(value) and isinstance(value[-1], dict)
+        value = value[-1].get("content") if chat else ", ".join(str(part) for part in value if part is not None)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value).strip()
@@ -213,7 +230,7 @@ def load_template(config: CommonConfig, tokenizer: PreTrainedTokenizerBase) -> T
         return Template(name, lambda question: tokenizer.apply_chat_template(
             [{"role": "user", "content": f"{question}\n\n{ASK}"}], tokenize=False, add_generation_prompt=True, **thinking), False)
     if name == "plain":
-        return Template(name, lambda question: f"Problem: {question}\n{ASK}\nSolution:", True, ("\n\nProblem:", "\nProblem:"))
+        return Template(name, lambda question: f"Problem: {question}\n{ASK}\nSolution:", True, ("\nProblem:",))
     if name == "math_task":  # VinePPO's
         return Template(name, lambda question: f"[MATH_TASK] Problem:\n{question}\n\nSolution:", True, ("\n\n\nProblem:",))
     if name == "question":

@@ -51,13 +51,13 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: Literal["k1", "k2", "k3"
     As a loss on on-policy samples, k2 has the gradient of this KL, k3 that of the forward KL, k1 none in expectation.
     logps [-1, -0.2], ref [-1.3, -0.1] -> k3 [0.040818, 0.005171].
     """
-    d = logps - ref_logps
+    d = (logps - ref_logps).clamp(min=-MAX_LOG_RATIO)
     if kind == "k1":
         return d
     if kind == "k2":
         return d.square() / 2
     if kind == "k3":
-        return torch.exp((-d).clamp(max=MAX_LOG_RATIO)) + d - 1
+        return torch.exp(-d) + d - 1
     raise ValueError(f"unknown KL estimator {kind!r}")
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from common.batching import Batch, MicroBatch
 from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, write_atomically
-from common.config import CommonConfig, UserError, config_record
+from common.config import CommonConfig, UserError, config_record, run_prefix
 from common.policy import Policy
 
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
@@ -52,7 +53,9 @@ class TokenMeans:
 
 def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
     """What a rollout batch says of itself, TRL's names: rewards (B,) and their spread within groups, lengths, cut-offs."""
-    spread = torch.stack([rewards[batch.group_ids == group].std(correction=0) for group in batch.group_ids.unique()])
+    groups = [rewards[batch.group_ids == group] for group in batch.group_ids.unique()]
+    # equal rewards have spread 0; their computed standard deviation may be 1e-9
+    spread = torch.stack([group.std(correction=0) if group.min() < group.max() else torch.tensor(0.0) for group in groups])
     return {"reward": rewards.mean().item(), "reward_std": spread.mean().item(),
             "frac_reward_zero_std": (spread == 0).float().mean().item(),
             "completions/mean_length": batch.lengths.float().mean().item(),
@@ -64,23 +67,38 @@ class Run:
 
     def __init__(self, config: CommonConfig, script: str) -> None:
         """Checks the folder, before anything is loaded. Raises UserError if it cannot be written or holds another run."""
-        self.config, self.script, self.folder = config, script, Path(config.output_dir or "")
-        self.resumed = config.resume_from_checkpoint is not None
+        self.config, self.script = config, script
+        self.resumed = config.resume_from_checkpoint not in (None, "auto")
+        self.folder = Path(config.output_dir or f"{run_prefix(config, script)}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.num_tokens = self.num_completions = self.step = 0
         self.seconds: dict[str, float] = {}
         self.evaluations: list[dict[str, Any]] = []
         self.stop_signal: int | None = None
         self.started = self.step_started = time.perf_counter()
         self.saved: Path | None = None
-        if not self.resumed and any((self.folder / name).exists() for name in ("config.json", METRICS)):
+        self.saved_step = 0
+        held = bool(config.output_dir) and any((self.folder / name).exists() for name in ("config.json", METRICS))
+        # `auto` in a folder whose run never came to a checkpoint: nothing in it can be continued, so it starts over
+        over = held and config.resume_from_checkpoint == "auto" and not checkpoints(self.folder)
+        if held and not self.resumed and not over:
             raise UserError(f"--output_dir {self.folder} holds another run; name another folder, delete that one, or continue it with "
                             "--resume_from_checkpoint auto")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            while True:  # two runs that start in the same second get two folders
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=bool(config.output_dir))
+                    break
+                except FileExistsError:
+                    if config.output_dir:
+                        raise
+                    self.folder = self.folder.with_name(f"{self.folder.name}-2")
             write_atomically(self.folder / "probe", "")
             (self.folder / "probe").unlink()
+            for name in (METRICS, COMPLETIONS) if over else ():
+                (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"--output_dir {self.folder} cannot be written: {error.strerror}; name another with --output_dir") from error
+        config.output_dir = str(self.folder)
 
     def start(self, policy: Policy, parts: dict[str, Stateful]) -> None:
         """Writes config.json; on resume, first puts everything back to the checkpoint and cuts both jsonl files to its step."""
@@ -108,6 +126,8 @@ class Run:
                 self.step, self.seconds, self.step_started = step, {}, time.perf_counter()
                 yield step
                 if self.stop_signal is not None:
+                    if self.saved_step != step:  # the signal came after the step had looked for one
+                        self._save()
                     break
         finally:
             for number, handler in before.items():
@@ -166,7 +186,7 @@ class Run:
         """A checkpoint every `--save_steps`, after the last step, and before an orderly stop."""
         every = self.config.save_steps
         if (every and self.step % every == 0) or self.step == self.config.max_steps or self.stop_signal is not None:
-            self.saved = save_checkpoint(self.folder, self.step, self.policy, self.parts, self.config.save_total_limit)
+            self._save()
 
     def stop_if_not_finite(self, losses: list[tuple[MicroBatch, Tensor]], grad_norm: Tensor, batch: Batch) -> None:
         """Raises UserError, the offending rows written down, if a micro-batch's loss or the gradient is NaN or infinite.
@@ -200,6 +220,10 @@ class Run:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
+    def _save(self) -> None:
+        self.saved = save_checkpoint(self.folder, self.step, self.policy, self.parts, self.config.save_total_limit)
+        self.saved_step = self.step
+
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -207,13 +231,15 @@ class Run:
     def _cut_back(self, path: Path) -> None:
         """Drops the rows after the checkpoint's step, and a last row that was cut off in the middle."""
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:  # bytes: it may have been cut inside a character
+            try:
                 row = json.loads(line)
-                if row["step"] <= self.step:
-                    kept.append(line + "\n")
-                    if "eval/pass@1" in row:
-                        self.evaluations.append(row)
+            except ValueError:  # UnicodeDecodeError too
+                continue
+            if isinstance(row, dict) and row.get("step", math.inf) <= self.step:
+                kept.append(line.decode() + "\n")
+                if "eval/pass@1" in row:
+                    self.evaluations.append(row)
         write_atomically(path, "".join(kept))
 
     def _console_line(self, row: dict[str, Any]) -> str:
@@ -243,4 +269,4 @@ class Run:
         if self.stop_signal is not None:
             os._exit(128 + number)
         self.stop_signal = number
-        self.say("stopping after this step (once more: stop now)")
+        os.write(2, b"\nstopping after this step (once more: stop now)\n")  # print is not for signal handlers

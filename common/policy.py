@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # batching needs the engine's completions, the engine needs t
     from common.batching import MicroBatch
 
 REFERENCE = "reference"  # the frozen copy of the adapter that a run starts from
+NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # parts of Gemma 3 and the like that text never reaches: no adapter there
 
 
 def model_folder(config: CommonConfig) -> str:
@@ -234,8 +236,13 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     check_against_shapes(config, model_config)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
-    base = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=dtype, quantization_config=quantization,
-                                                device_map={"": device}, attn_implementation="sdpa")
+    # sdpa leaves out the soft-cap on attention scores (Gemma 2) without a word
+    attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+    try:
+        base = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=dtype, quantization_config=quantization,
+                                                    device_map={"": device}, attn_implementation=attention)
+    except OSError as error:
+        raise UserError(f"--model {config.model}: its weights could not be read: {str(error).strip().splitlines()[0]}") from error
     base.requires_grad_(False)
     torch.manual_seed(config.seed)  # the adapter's first values
     if config.adapter:
@@ -245,8 +252,10 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
         if config.beta > 0:
             model.load_adapter(config.adapter, REFERENCE)
     else:
+        sees = any(re.fullmatch(NOT_LANGUAGE, name) for name, _ in base.named_modules())
         model = get_peft_model(base, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
-                                                target_modules=config.lora_target_modules or "all-linear"))
+                                                target_modules=config.lora_target_modules or "all-linear",
+                                                exclude_modules=NOT_LANGUAGE if sees else None))
     policy = Policy(model, tokenizer, config.temperature, config.gradient_checkpointing)
     policy._activate("default")
     return policy
@@ -271,9 +280,10 @@ def check_against_shapes(config: CommonConfig, model_config: PretrainedConfig) -
     except (OSError, ValueError) as error:
         raise UserError(f"--adapter {config.adapter}: not a PEFT folder with adapter_config.json and adapter_model.safetensors "
                         f"({error})") from error
-    if settings.get("peft_type") != "LORA" or settings.get("lora_dropout"):
-        raise UserError(f"--adapter {config.adapter}: a LoRA adapter without dropout is needed, this one is "
-                        f"{settings.get('peft_type')} with dropout {settings.get('lora_dropout')}")
+    extras = [name for name in ("lora_dropout", "use_dora", "lora_bias", "modules_to_save") if settings.get(name)]
+    if settings.get("peft_type") != "LORA" or extras:
+        raise UserError(f"--adapter {config.adapter}: a plain LoRA adapter is needed (no dropout, DoRA, bias or further modules); this "
+                        f"one is {settings.get('peft_type')} with {', '.join(extras) or 'nothing else'}")
     for key, shape in shapes.items():
         layer = linear.get(key.removeprefix("base_model.model.").partition(".lora_")[0])
         wanted = layer and (layer.in_features if ".lora_A." in key else layer.out_features)

@@ -21,7 +21,8 @@ from common.policy import Policy
 CPU_CACHE_BYTES = 2 * 2**30  # of keys and values in one batch; constant, so that batches do not depend on free memory
 GPU_CACHE_SHARE = 0.4  # of the memory that is free when sampling starts
 MAX_ROWS = {"cpu": 256, "cuda": 1024}  # on CPU larger batches were slower: 4.1k tokens/s at 256 rows, 2.9k at 512
-LOGITS_BYTES = 2**28  # of float64 probabilities that exist at a time
+PREFILL_TOKENS = 2**15  # prompt tokens, padded, that go through the model in one forward
+LOGITS_BYTES = 2**26  # of float64 probabilities in one piece; a few such tensors exist at a time
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def sample_tokens(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor)
     """
     greedy = temperature == 0
     scaled = logits.double() / torch.where(greedy, 1.0, temperature).double()[:, None]
-    probs = scaled.softmax(-1)
-    kept = probs
+    normaliser = scaled.logsumexp(-1, keepdim=True)
+    kept = probs = (scaled - normaliser).exp_()
     if (top_p < 1).any():
         ordered, index = torch.sort(probs, dim=-1, descending=True, stable=True)
         # the smallest set of most likely tokens that holds top_p: a token goes if those before it already do
@@ -106,7 +107,7 @@ def sample_tokens(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor)
     cdf = kept.cumsum(-1)
     tokens = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     tokens = torch.where(greedy, scaled.argmax(-1), tokens)
-    return tokens, scaled.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].float()
+    return tokens, (scaled.gather(-1, tokens[:, None]) - normaliser)[:, 0].float()
 
 
 @dataclass
@@ -163,21 +164,27 @@ class TransformersEngine:
 
     def _batches(self, requests: list[Request]) -> Iterator[_Rows]:
         """Rows of similar length, as many as the memory for keys and values allows."""
-        budget = CPU_CACHE_BYTES if self.device.type == "cpu" else int(GPU_CACHE_SHARE * torch.cuda.mem_get_info(self.device)[0])
+        budget = CPU_CACHE_BYTES if self.device.type == "cpu" else int(GPU_CACHE_SHARE * self._free_gpu_bytes())
         tokens = max(1, budget // self.cache_bytes_per_token)
         # by seed last: the caller's order does not show even in the last bits of the log-probs
         order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, len(requests[i].prompt_ids), requests[i].seed))
         waiting = [(i, sample) for i in order for sample in range(requests[i].n)]
         while waiting:
-            count, prompt_length, new = 0, 0, 0
+            count, prompt_length, new, distinct = 0, 0, 0, set()
             for i, _ in waiting[:MAX_ROWS[self.device.type]]:
                 prompt_length, new = max(prompt_length, len(requests[i].prompt_ids)), max(new, requests[i].max_tokens)
-                if count and (count + 1) * (prompt_length + new) > tokens:
+                distinct.add(i)
+                if count and ((count + 1) * (prompt_length + new) > tokens or len(distinct) * prompt_length > PREFILL_TOKENS):
                     break
                 count += 1
             where, waiting = waiting[:count], waiting[count:]
             prompts = {i: k for k, i in enumerate(dict.fromkeys(i for i, _ in where))}
             yield _Rows([requests[i] for i, _ in where], where, [prompts[i] for i, _ in where])
+
+    def _free_gpu_bytes(self) -> int:
+        """What sampling may use: what the device has left, and what torch's allocator holds unused after an update."""
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return torch.cuda.mem_get_info(self.device)[0] + held
 
     def _run(self, rows: _Rows) -> None:
         """Grows every row of a batch to its end."""
@@ -235,19 +242,22 @@ class TransformersEngine:
             rows.ids[row].append(token)
             rows.logps[row].append(logp)
             request = rows.requests[row]
-            if token in self.policy.stop_ids or (request.stop and self._stop_at(rows.ids[row], request.stop) is not None):
+            if token in self.policy.stop_ids or (request.stop and self._stopped(rows.ids[row], request.stop)):
                 rows.reason[row] = "stop"
             elif len(rows.ids[row]) >= request.max_tokens:
                 rows.reason[row] = "length"
 
-    def _stop_at(self, ids: list[int], stop: tuple[str, ...]) -> int | None:
-        """Character at which the first stop string begins in the decoded ids, or None."""
-        tail = 4 * max(map(len, stop)) + 8  # tokens: a character is four bytes and so four tokens at the most
-        if not any(text in self._decode(ids[-tail:]) for text in stop):
-            return None
-        text = self._decode(ids)
-        found = [text.find(end) for end in stop if end in text]
-        return min(found) if found else None
+    def _stopped(self, ids: list[int], stop: tuple[str, ...]) -> bool:
+        """Whether the last token completed a stop string, or is one (a special token such as <|im_end|>, which no text shows)."""
+        tail = self._decode(ids[-4 * max(map(len, stop)) - 8:])  # a character is at most four bytes, and so four tokens
+        if any(end in tail for end in stop) and self._stop_at(self._decode(ids), stop) is not None:
+            return True
+        return self.policy.tokenizer.convert_ids_to_tokens(ids[-1]) in stop
+
+    @staticmethod
+    def _stop_at(text: str, stop: tuple[str, ...]) -> int | None:
+        """Character at which the first stop string begins, or None."""
+        return min((text.find(end) for end in stop if end in text), default=None)
 
     def _decode(self, ids: list[int]) -> str:
         return self.policy.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -255,5 +265,5 @@ class TransformersEngine:
     def _completions(self, rows: _Rows) -> Iterator[Completion]:
         for request, ids, logps, reason in zip(rows.requests, rows.ids, rows.logps, rows.reason, strict=True):
             text = self._decode(ids)
-            cut = self._stop_at(ids, request.stop) if request.stop and reason == "stop" else None
+            cut = self._stop_at(text, request.stop)
             yield Completion(ids, logps, reason or "length", text[:cut])

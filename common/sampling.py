@@ -29,20 +29,19 @@ class ProblemSampler:
     def __init__(self, problems: list[Problem], seed: int) -> None:
         self.problems, self.seed = problems, seed
         self.drawn = 0  # problems handed out so far: with the seed, all there is to know
+        self.epoch, self.order = -1, []  # the order of that epoch
 
     def choose(self, count: int) -> list[Problem]:
         """The next `count` problems."""
         chosen = []
         for i in range(self.drawn, self.drawn + count):
             epoch, place = divmod(i, len(self.problems))
-            chosen.append(self.problems[self._order(epoch)[place]])
+            if epoch != self.epoch:
+                self.epoch, self.order = epoch, list(range(len(self.problems)))
+                random.Random(derive_seed(self.seed, "epoch", epoch)).shuffle(self.order)
+            chosen.append(self.problems[self.order[place]])
         self.drawn += count
         return chosen
-
-    def _order(self, epoch: int) -> list[int]:
-        order = list(range(len(self.problems)))
-        random.Random(derive_seed(self.seed, "epoch", epoch)).shuffle(order)
-        return order
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}

@@ -105,6 +105,8 @@ class Generator:
 
     def __init__(self, settings: Arithmetic) -> None:
         self.settings = settings
+        if min(settings.train, settings.test, settings.warm_steps) < 1 or settings.words < 0:
+            raise ValueError("train, test and warm_steps start at 1, words at 0")
         self.habits = dict(zip("+-*", map(float, settings.habits.split(":")), strict=True))
         self.cells = {}
         if settings.cells:
@@ -115,6 +117,8 @@ class Generator:
                 raise ValueError(f"cells={settings.cells} names {len(errors)} cells, and there are {len(pairs)}")
             random.Random(settings.seed).shuffle(pairs)
             self.cells = dict(zip(pairs, errors, strict=True))
+        if not all(0 <= error <= 1 for error in (*self.habits.values(), *self.cells.values())):
+            raise ValueError("habits and cells are probabilities")
         self.train_tiers = self._tiers(settings.tiers)
         self.test_tiers = self._tiers(settings.test_tiers or settings.tiers)
 
@@ -124,8 +128,8 @@ class Generator:
             mix, share, *steps = part.split(":")
             weights = MIXES[mix] if mix in MIXES else tuple(int(weight) for weight in mix.split("-"))
             low, high = map(int, (steps[0] if steps else self.settings.steps).split("-"))
-            if len(weights) != 3 or not 1 <= low <= high or self.settings.values < 18:
-                raise ValueError(f"tier {part!r}: three weights, 1 <= LOW <= HIGH and values >= 18 are needed")
+            if len(weights) != 3 or float(share) <= 0 or not 1 <= low <= high or self.settings.values < 18:
+                raise ValueError(f"tier {part!r}: three weights, SHARE > 0, 1 <= LOW <= HIGH and values >= 18 are needed")
             tiers.append((float(share), (*weights[:2], 0) if self.cells else weights, low, high))
         return tiers
 
@@ -257,13 +261,19 @@ def tiny_model(settings: Arithmetic) -> Path:
     The cache is $VINERY_CACHE, else vinery/ in the user's cache folder. A folder there is whole: it is written under a
     temporary name and renamed, by one process at a time.
     """
-    recipe = json.dumps({"recipe": RECIPE, **asdict(settings)}, sort_keys=True)
+    shaping = {key: value for key, value in asdict(settings).items() if key != "train"}  # their number changes nothing here
+    recipe = json.dumps({"recipe": RECIPE, **shaping}, sort_keys=True)
     home = os.environ.get("VINERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vinery"
     folder = Path(home) / f"tiny-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"the cache {folder.parent} cannot be written ({error.strerror}): name another folder in VINERY_CACHE") from error
+    with lock:
         if not folder.exists():
             tokenizer = build_tokenizer(settings)
             model = warm_start(settings, tokenizer)
@@ -272,6 +282,7 @@ def tiny_model(settings: Arithmetic) -> Path:
                 model.save_pretrained(temporary)
                 tokenizer.save_pretrained(temporary)
                 (temporary / "recipe.json").write_text(recipe)
+                temporary.chmod(0o755)  # mkdtemp's is for one user alone
                 temporary.rename(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename worked

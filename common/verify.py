@@ -13,11 +13,14 @@ MAX_ANSWER_LENGTH = 500  # characters; a longer text is no answer
 MAX_DIGITS = 60  # of a number that is compared as a number: beyond it the texts are compared
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
-_STATED = re.compile(r"(?<!not the )\banswer(?: is|:)\s*([^\n]{1,600})", re.IGNORECASE)
+_STATED = re.compile(r"(?<!not the )\banswer(?: is|:)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d*)?")
 _FRACTION = re.compile(r"([+-]?)\\frac\{([+-]?\d+)\}\{([+-]?\d+)\}|([+-]?\d+)/(\d+)")
 _DROPPED = re.compile(r"\\(?:left|right|displaystyle|[!,;: ])|[\s$]|\\\$")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox|boxed|fbox)\{([^{}]*)\}")
+_APART = re.compile(r"(?<=\d)\s+(?=\d)")
+_LISTED = re.compile(r"(?<=\d),\s+(?=\d)")
+_OPERATOR = re.compile(r"(?:\\(?:cdot|times|div|pm|mp|ast|to|le|leq|ge|geq|neq|ne|in|cup|cap|frac)|[\^_*/=<>(,])$")
 _SHORT_FRACTION = re.compile(r"\\frac(\d)(\d)")
 
 
@@ -39,8 +42,8 @@ def extract_answer(completion: str) -> str | None:
     if answer is None and "####" in text:
         answer = text.rpartition("####")[2].lstrip(" ").partition("\n")[0]
     if answer is None:
-        stated = _STATED.findall(text)
-        answer = stated[-1].rstrip(" .") if stated else None
+        stated = [match.end() for match in _STATED.finditer(text)]
+        answer = text[stated[-1]:].lstrip(" ").partition("\n")[0].rstrip(" .") if stated else None
     answer = answer.strip() if answer else ""
     return answer if 0 < len(answer) <= MAX_ANSWER_LENGTH else None
 
@@ -71,7 +74,11 @@ def answers_equal(a: str, b: str) -> bool:
 def _normalised(answer: str) -> str:
     if len(answer) > 4 * MAX_ANSWER_LENGTH:
         return ""
-    text = _DROPPED.sub("", answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+    text = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = _APART.sub("~", text)  # "2 1/2" is not 21/2
+    if not any(bracket in text for bracket in "([{"):
+        text = _LISTED.sub(",~", text)  # "3, 100" is not 3100
+    text = _DROPPED.sub("", text)
     for _ in range(3):  # \text{} inside \boxed{}: deeper nesting is not unwrapped
         text = _WRAPPED.sub(r"\1", text)
     return _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text).rstrip(".")
@@ -90,10 +97,12 @@ def _number(text: str) -> Fraction | None:
 
 def _terms(text: str) -> list[str]:
     """The signed terms of a sum, sorted; a text that is not a plain sum is its own only term."""
+    if "&" in text or "\\\\" in text or "\\begin" in text:
+        return [text]  # the order of a matrix's entries matters
     terms, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "([{") - (c in ")]}")
-        if c in "+-" and depth == 0 and i > start and text[i - 1] not in "^_*/=<>":
+        if c in "+-" and depth == 0 and i > start and not _OPERATOR.search(text, max(start, i - 7), i):
             terms.append(text[start:i])
             start = i
         if depth == 0 and c in ",=<>;|":

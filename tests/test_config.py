@@ -49,6 +49,8 @@ def test_tiny_brings_its_own_defaults_for_flags_not_given():
         (["--temperature", "0"], "--temperature 0.0 cannot work: give a number above 0"),
         (["--top_p", "1.5"], "above 0 and at most 1"),
         (["--beta", "-1"], "0 or more"),
+        (["--learning_rate", "inf"], "a finite number"),
+        (["--stop", "a", ""], "strings of one character or more"),
         (["--num_minibatches", "500"], "at most the 128 completions of a step"),
         (["--lora_target_modules", "q_proj", "lm_head"], "stay frozen"),
         (["--dataset", "gsm8k"], "--model tiny knows only the words of --dataset arithmetic"),
@@ -82,7 +84,7 @@ def test_a_saved_config_reruns_and_given_flags_win(tmp_path):
     path = saved_config(tmp_path / "run", learning_rate=0.125, max_steps=7, stop=["a"], output_dir="old")
     config = parse("--config", str(path), "--max_steps", "9")
     assert (config.learning_rate, config.max_steps, config.stop) == (0.125, 9, ["a"])
-    assert config.output_dir != "old" and config.output_dir.startswith("runs/train_x-tiny-arithmetic-s0-")
+    assert config.output_dir is None  # the run names its folder anew
     (tmp_path / "other.json").write_text(json.dumps({"flags": {"neg_weight": 1}}))
     with pytest.raises(UserError, match=r"neg_weight.*belongs to another script"):
         parse("--config", str(tmp_path / "other.json"))
@@ -102,7 +104,27 @@ def test_a_resumed_run_keeps_its_flags_unless_a_changeable_one_is_given(tmp_path
     assert "changed on resume: --max_steps 10 -> 20" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--lora_r 8 differs from the resumed run's 4; leave it out"):
         parse("--resume_from_checkpoint", where, "--lora_r", "8")
-    assert parse("--resume_from_checkpoint", "auto", "--output_dir", str(tmp_path / "none")).resume_from_checkpoint is None
+    assert parse("--resume_from_checkpoint", "auto", "--output_dir", str(tmp_path / "none")).resume_from_checkpoint == "auto"
+    with pytest.raises(UserError, match="goes on in its own folder"):
+        parse("--resume_from_checkpoint", where, "--output_dir", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="has the flags of its own"):
+        parse("--resume_from_checkpoint", where, "--config", str(tmp_path / "run" / "config.json"))
+
+
+def test_auto_that_finds_nothing_keeps_the_saved_config(tmp_path):
+    path = saved_config(tmp_path / "run", problems_per_step=3, seed=9)
+    config = parse("--config", str(path), "--resume_from_checkpoint", "auto", "--output_dir", str(tmp_path / "none"))
+    assert (config.problems_per_step, config.seed) == (3, 9)
+
+
+def test_the_same_command_with_resume_is_accepted(tmp_path, monkeypatch):
+    import common.checkpoint as checkpoint
+
+    monkeypatch.setattr(checkpoint, "what_is_missing", lambda folder: None)
+    command = ["--stop", r"\n\nProblem:", "--seed", "4", "--output_dir", str(tmp_path / "run")]
+    saved_config(tmp_path / "run", **{**vars(parse(*command)), "config": None})
+    (tmp_path / "run" / "checkpoint-5").mkdir()
+    assert parse(*command, "--resume_from_checkpoint", "auto").stop == ["\n\nProblem:"]
 
 
 def test_stop_strings_may_hold_newlines():
@@ -112,6 +134,8 @@ def test_stop_strings_may_hold_newlines():
 def test_run_folders_are_named_by_what_was_run():
     config = Config(model="/models/Qwen2.5-1.5B/", dataset="data/my set.jsonl", seed=4)
     assert run_prefix(config, "train_x") == "runs/train_x-Qwen2.5-1.5B-my-set.jsonl-s4"
+    config = Config(dataset="arithmetic:tiers=half:1:4-6/plus:1,words=2")
+    assert run_prefix(config, "train_x") == "runs/train_x-tiny-arithmetic-tiers-half-1-4-6-plus-1-words-2-s0"
 
 
 def test_config_record_can_tell_two_machines_apart():

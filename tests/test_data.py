@@ -51,7 +51,8 @@ def test_gsm8k_and_math_load_whole(tokenizer):
 def test_other_real_sets_load_and_hold_out_a_tenth(name, capsys):
     train, held_out = load_rows(config_for(SHARED / name))
     total = len((SHARED / name).read_text().splitlines())
-    assert len(train) + len(held_out) == total and 0 < len(held_out) <= total / 10
+    assert 0 < len(held_out) <= total / 10
+    assert 0.99 * total < len(train) + len(held_out) <= total  # copies of held-out problems are in neither
     assert f"{len(held_out)} of its {total} rows are held out" in capsys.readouterr().out
     assert sum(row.answer is None for row in [*train, *held_out]) / total < 0.02  # College Math has a few essays as answers
 
@@ -227,3 +228,36 @@ def test_held_out_problems_are_the_same_for_every_seed_and_order(rows, tmp_path,
     second = problems_of(config_for(write(tmp_path / "b.jsonl", rows[::-1]), seed=1), tokenizer)[1]
     assert [p.prompt for p in first] == [p.prompt for p in second] and len(first) == 4
     assert all(answers_equal(p.answer, str(int(p.prompt.split("What is ")[1].split()[0]) + 1)) for p in first)
+
+
+def test_held_out_problems_are_different_ones_and_their_copies_leave_training(tmp_path, tokenizer):
+    rows = [{"question": f"q{i % 50}", "answer": str(i % 50)} for i in range(2000)] + [{"question": "bad", "answer": None}] * 300
+    config = config_for(write(tmp_path / "copies.jsonl", rows), eval_problems=20)
+    train, held_out = problems_of(config, tokenizer)
+    assert len({p.prompt for p in held_out}) == len(held_out) == 5
+    assert len(train) == 45 and not {p.prompt for p in train} & {p.prompt for p in held_out}
+
+
+def test_a_column_may_have_a_dot_in_its_name_or_lie_inside_another(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"p": {"t": "inside"}, "answer.text": "4"}] * 20)
+    row = load_rows(config_for(path, prompt_column="p.t", answer_column="answer.text"))[0][0]
+    assert (row.question, row.answer) == ("inside", "4")
+
+
+def test_columns_given_for_training_need_not_exist_in_the_eval_dataset(tmp_path):
+    train = write(tmp_path / "a.jsonl", [{"text": "t", "gold": "1"}] * 20)
+    held_out = write(tmp_path / "b.jsonl", [{"question": "e", "answer": "2"}])
+    rows = load_rows(config_for(train, eval_dataset=str(held_out), prompt_column="text", answer_column="gold"))
+    assert (rows[0][0].question, rows[1][0].question) == ("t", "e")
+
+
+@needs_shared
+def test_a_local_folder_may_be_called_like_a_registered_set(monkeypatch):
+    monkeypatch.chdir(SHARED)
+    assert load_rows(config_for("svamp"))[0][0].question
+
+
+def test_a_table_of_headers_alone_is_empty(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\n")
+    with pytest.raises(UserError, match="is empty"):
+        load_rows(config_for(tmp_path / "a.csv"))

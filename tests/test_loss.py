@@ -95,3 +95,9 @@ def test_no_tensor_of_all_rows_by_the_vocabulary_is_made():
 def test_a_head_that_wants_a_gradient_is_refused():
     with pytest.raises(ValueError, match="frozen"):
         selected_logps(torch.randn(2, 4), torch.randn(5, 4, requires_grad=True), torch.zeros(2, dtype=torch.long), temperature=1.0)
+
+
+def test_k3_far_outside_has_no_gradient_in_the_wrong_direction():
+    logps = torch.tensor([[-30.0, -1.0]], requires_grad=True)
+    kl_estimate(logps, torch.tensor([[-1.0, -30.0]]), "k3").sum().backward()
+    assert logps.grad[0, 0] <= 0 and logps.grad[0, 1].item() == pytest.approx(1.0)

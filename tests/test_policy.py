@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, ROOT, make_policy, random_batch
+from helpers import ARCHITECTURES, ROOT, make_policy, random_batch, save_random_model
 from peft import PeftModel
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -15,6 +15,44 @@ from common.config import CommonConfig, UserError
 from common.policy import check_against_shapes, load_policy
 
 TEMPERATURE = 0.7
+
+
+def test_soft_capped_attention_is_computed(random_models, tokenizer, tmp_path):
+    """Gemma 2 caps attention scores too, which sdpa leaves out: compared with eager attention on scores that reach the cap."""
+    folder = save_random_model(tmp_path, "gemma2", tokenizer, attn_logit_softcapping=1.0)
+    policy = make_policy(folder, tokenizer, noise=0.0)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    eager = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    sdpa = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    assert_close(policy.model(input_ids=ids).logits, eager(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+    assert (sdpa(input_ids=ids).logits - eager(input_ids=ids).logits).abs().max() > 0.01
+
+
+def test_a_model_that_can_see_is_adapted_where_text_goes(tokenizer, tmp_path):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "sliding_window": 16,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+    }
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    tokens = {"mm_tokens_per_image": 4, "image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7}
+    config = Gemma3Config(text_config=text, vision_config=vision, **tokens)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    policy = make_policy(tmp_path, tokenizer)
+    assert len(policy.parameters_of()) == 2 * 2 * 7 and not [name for name in policy.parameters_of() if "vision" in name]
+    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+    policy.logps(micro)[0].sum().backward()
+    assert all(p.grad is not None for p in policy.parameters_of().values())
 
 
 def full_logps(model, batch):
@@ -55,7 +93,8 @@ def test_saved_adapter_loads_in_plain_peft_and_merges_for_plain_transformers(arc
     policy.save(tmp_path / "adapter")
     ids = torch.tensor([[5, 6, 7, 8]])
     ours = policy.model(input_ids=ids).logits
-    base = AutoModelForCausalLM.from_pretrained(random_models[architecture], dtype=torch.float32)
+    plain = {"dtype": torch.float32, "attn_implementation": policy.base.config._attn_implementation}  # Gemma 2: eager
+    base = AutoModelForCausalLM.from_pretrained(random_models[architecture], **plain)
     assert_close(PeftModel.from_pretrained(base, tmp_path / "adapter")(input_ids=ids).logits, ours, atol=1e-5, rtol=1e-5)
     if architecture != "llama":  # one run of the command itself is enough
         from common.policy import merge
@@ -78,7 +117,7 @@ def test_saved_adapter_loads_in_plain_peft_and_merges_for_plain_transformers(arc
             cwd=ROOT,
             check=True,
         )
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", **plain)
     assert_close(merged(input_ids=ids).logits, ours, atol=1e-4, rtol=1e-4)
 
 
@@ -143,7 +182,10 @@ def test_adapters_and_targets_that_do_not_fit_are_named_before_the_model_is_read
     shutil.copytree(tmp_path / "adapter", tmp_path / "dropout")
     settings = json.loads((tmp_path / "dropout" / "adapter_config.json").read_text())
     (tmp_path / "dropout" / "adapter_config.json").write_text(json.dumps({**settings, "lora_dropout": 0.1}))
-    with pytest.raises(UserError, match="without dropout"):
+    with pytest.raises(UserError, match=r"a plain LoRA adapter is needed .* LORA with lora_dropout"):
+        check_against_shapes(CommonConfig(adapter=str(tmp_path / "dropout")), other)
+    (tmp_path / "dropout" / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
+    with pytest.raises(UserError, match="LORA with use_dora"):
         check_against_shapes(CommonConfig(adapter=str(tmp_path / "dropout")), other)
 
 

@@ -155,3 +155,19 @@ def test_uniforms_are_uniform_and_unrelated():
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.06
     assert len({derive_seed(s, p, t, i) for s in range(5) for p in ("a", "b") for t in range(5) for i in ("x", "y")}) == 100
     assert derive_seed(1, "a", 11) != derive_seed(1, "a", 1, 1)
+
+
+def test_a_special_token_can_be_a_stop_string(engine, tokenizer):
+    """Base models of chat families end their turns with one, and no decoded text shows it."""
+    requests = make_requests(30, len(tokenizer), n=4, max_tokens=40)
+    stopped = [c for group in engine.generate([Request(**{**vars(r), "stop": ("<pad>",)}) for r in requests]) for c in group]
+    hits = [c for c in stopped if tokenizer.pad_token_id in c.ids]
+    assert hits and all(c.finish_reason == "stop" and c.ids.index(tokenizer.pad_token_id) == len(c.ids) - 1 for c in hits)
+
+
+def test_long_prompts_are_not_prefilled_all_at_once(engine, tokenizer, monkeypatch):
+    monkeypatch.setattr(rollout, "PREFILL_TOKENS", 100)
+    requests = make_requests(40, len(tokenizer), n=2)
+    for rows in engine._batches(requests):
+        prompts = {where[0]: request.prompt_ids for where, request in zip(rows.where, rows.requests, strict=True)}
+        assert len(prompts) == 1 or len(prompts) * max(map(len, prompts.values())) <= 100

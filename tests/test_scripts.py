@@ -1,10 +1,10 @@
 """Every training script from end to end: learns nothing here, but runs, resumes, stops and fails as it should."""
 
-import errno
 import importlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -225,22 +225,61 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_problems(script, 
     assert all(row["problem"] in message or ", ..." in message for row in json.loads(written.read_text()))
 
 
-def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(script, tmp_path, monkeypatch):
-    real = torch.save
-
-    def full(state, path, *rest):
-        if "checkpoint-2" in str(path):
-            real(state, path, *rest)
-            with open(path, "r+b") as file:
-                file.truncate(100)
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(state, path, *rest)
-
-    monkeypatch.setattr(torch, "save", full)
-    message = run(script, tmp_path / "run", "--max_steps", "3", monkeypatch=monkeypatch)
-    assert "no room left" in message and "--resume_from_checkpoint auto" in message
+@pytest.mark.parametrize("limit", [100_000, 1_200_000], ids=["adapter", "trainer state"])
+def test_a_disk_without_room_stops_the_run_with_the_last_checkpoint_whole(script, limit, tmp_path, monkeypatch):
+    """The first checkpoint is written in full; then no file may grow past the limit, as the system enforces it."""
+    assert run(script, tmp_path / "run", "--max_steps", "1", monkeypatch=monkeypatch) == 0
+    process = subprocess.run(
+        [sys.executable, f"{script}.py", "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1"), "--max_steps", "4"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "no room left" in process.stderr and "--resume_from_checkpoint auto" in process.stderr
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
     assert what_is_missing(tmp_path / "run" / "checkpoint-1") is None
+    assert run(script, tmp_path / "run", "--resume_from_checkpoint", "auto", "--max_steps", "3", monkeypatch=monkeypatch, quick=[]) == 0
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_a_run_that_never_came_to_a_checkpoint_starts_over_with_the_same_command(script, tmp_path, monkeypatch, capsys):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(script)
+    flags = ["--max_steps", "2", "--resume_from_checkpoint", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "score", killed)
+        assert run(script, tmp_path / "run", *flags, monkeypatch=patch) == 130
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0]
+    assert run(script, tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
+    assert "a new run starts" in capsys.readouterr().out
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_rows_cut_anywhere_or_with_odd_line_ends_survive_a_resume(script, tmp_path, monkeypatch):
+    assert run(script, tmp_path / "run", "--max_steps", "1", monkeypatch=monkeypatch) == 0
+    row = {"step": 1, "completion": "a\u20285\u2028b\u0085c"}
+    with open(tmp_path / "run" / "completions.jsonl", "ab") as file:
+        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n" + '{"step": 1, "completion": "\u03c0'.encode()[:-1])
+    assert run(script, tmp_path / "run", "--resume_from_checkpoint", "auto", "--max_steps", "2", monkeypatch=monkeypatch, quick=[]) == 0
+    lines = (tmp_path / "run" / "completions.jsonl").read_bytes().split(b"\n")
+    assert len(lines) == 16 + 1 + 16 + 1 and json.loads(lines[16]) == row
+
+
+def test_two_runs_of_the_same_second_get_two_folders(script, tmp_path, monkeypatch):
+    import time as clock
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clock, "strftime", lambda form: "20260101-000000")
+    module = importlib.import_module(script)
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *QUICK, "--max_steps", "1"])
+        run_script(module.Config, module.train, module.__file__)
+    first, second = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert second == f"{first}-2"
 
 
 def test_folders_that_cannot_be_used_are_refused_before_anything_is_loaded(script, tmp_path, monkeypatch):

@@ -87,6 +87,9 @@ def test_cells_words_tiers_and_splits_follow_the_settings():
         ("tiers=plus:1:5-2", "LOW <= HIGH"),
         ("cells=0.1:3", "names 3 cells, and there are 24"),
         ("habits=0.1", "class Arithmetic"),
+        ("habits=5:5:5", "are probabilities"),
+        ("warm_steps=0", "start at 1"),
+        ("tiers=plus:0", "SHARE > 0"),
     ],
 )
 def test_bad_settings_are_named(text, message):

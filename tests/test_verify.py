@@ -106,3 +106,23 @@ def test_hostile_texts_end_quickly_and_are_wrong(text):
     assert not is_correct(text, "1")
     assert not answers_equal(text, "1")
     assert time.process_time() - start < 30  # a hang guard, not a timing: each takes well under a second
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        (r"\begin{pmatrix}1&-2&-3&-4\end{pmatrix}", r"\begin{pmatrix}1&-3&-2&-4\end{pmatrix}"),
+        (r"1-2\\3-4", r"1-4\\3-2"),
+        (r"3\cdot-2-1", r"3\cdot-1-2"),
+        ("2 1/2", "21/2"),
+        ("2 3", "23"),
+        ("3, 100", "3100"),
+    ],
+)
+def test_different_though_the_characters_are_the_same(a, b):
+    assert not answers_equal(a, b) and not answers_equal(b, a)
+
+
+def test_the_last_stated_answer_counts():
+    assert extract_answer("The answer is 4. No wait, the answer is 5.") == "5"
+    assert extract_answer("The answer is 4\nand 5 is not the answer.") == "4"
