@@ -86,6 +86,9 @@ class Policy:
         self.stop_ids = stop_token_ids(tokenizer, self.base)
         self.checkpointing = checkpointing
         model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
+        for layer in model.modules():
+            if type(layer).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks it for a CPU kernel without a gradient
+                layer.training = True
         if checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._check_head()
