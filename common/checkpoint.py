@@ -117,7 +117,8 @@ def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path 
         if problem:
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem}); give a checkpoint-N folder, or auto")
         return Path(wanted)
-    run = Path(output_dir or max(glob.glob(f"{glob.escape(prefix)}-*"), default=prefix))  # names end in the time: the newest run
+    begun = [Path(path).parent for path in glob.glob(f"{glob.escape(prefix)}-*/config.json")]
+    run = Path(output_dir) if output_dir else max(begun, default=Path(prefix))  # names end in the time: the newest
     for folder in reversed(checkpoints(run)):
         problem = what_is_missing(folder)
         if problem is None:

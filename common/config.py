@@ -5,6 +5,7 @@ run that is resumed), the command line.
 """
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib.metadata
@@ -282,9 +283,13 @@ def config_record(config: CommonConfig, script: str) -> dict[str, Any]:
 
 def run_script(config_class: type[C], train: Callable[[C], None], file: str) -> None:
     """What `python train_X.py ...` does: parse, train, and end with one line instead of a stack trace where that helps."""
+    config = None
     try:
-        train(parse_config(config_class, sys.argv[1:], Path(file).stem))
+        config = parse_config(config_class, sys.argv[1:], Path(file).stem)
+        train(config)
     except UserError as error:
+        with contextlib.suppress(OSError):  # a run folder with nothing in it
+            Path(config.output_dir if config and config.output_dir else "").rmdir()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -72,33 +72,14 @@ class Run:
         self.folder = Path(config.output_dir or f"{run_prefix(config, script)}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.num_tokens = self.num_completions = self.step = 0
         self.seconds: dict[str, float] = {}
+        self.step_seconds: list[float] = []
+        self.rewarded = False
         self.evaluations: list[dict[str, Any]] = []
         self.stop_signal: int | None = None
         self.started = self.step_started = time.perf_counter()
         self.saved: Path | None = None
         self.saved_step = 0
-        held = bool(config.output_dir) and any((self.folder / name).exists() for name in ("config.json", METRICS))
-        # `auto` in a folder whose run never came to a checkpoint: nothing in it can be continued, so it starts over
-        over = held and config.resume_from_checkpoint == "auto" and not checkpoints(self.folder)
-        if held and not self.resumed and not over:
-            raise UserError(f"--output_dir {self.folder} holds another run; name another folder, delete that one, or continue it with "
-                            "--resume_from_checkpoint auto")
-        try:
-            while True:  # two runs that start in the same second get two folders
-                try:
-                    self.folder.mkdir(parents=True, exist_ok=bool(config.output_dir))
-                    break
-                except FileExistsError:
-                    if config.output_dir:
-                        raise
-                    self.folder = self.folder.with_name(f"{self.folder.name}-2")
-            write_atomically(self.folder / "probe", "")
-            (self.folder / "probe").unlink()
-            for name in (METRICS, COMPLETIONS) if over else ():
-                (self.folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"--output_dir {self.folder} cannot be written: {error.strerror}; name another with --output_dir") from error
-        config.output_dir = str(self.folder)
+        config.output_dir = str(self._claim_folder())
 
     def start(self, policy: Policy, parts: dict[str, Stateful]) -> None:
         """Writes config.json; on resume, first puts everything back to the checkpoint and cuts both jsonl files to its step."""
@@ -220,6 +201,29 @@ class Run:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
+    def _claim_folder(self) -> Path:
+        """Makes the run folder, and makes sure that it can be written and is this run's alone."""
+        named = self.config.output_dir is not None
+        held = named and any((self.folder / name).exists() for name in ("config.json", METRICS))
+        # `auto` in a folder whose run never came to a checkpoint: nothing in it can be continued, so it starts over
+        over = held and self.config.resume_from_checkpoint == "auto" and not checkpoints(self.folder)
+        if held and not self.resumed and not over:
+            raise UserError(f"--output_dir {self.folder} holds another run; name another folder, delete that one, or continue it with "
+                            "--resume_from_checkpoint auto")
+        try:
+            while not named and self.folder.exists():  # two runs that start in the same second
+                self.folder = self.folder.with_name(f"{self.folder.name}-2")
+            self.folder.mkdir(parents=True, exist_ok=named)
+            write_atomically(self.folder / "probe", "")
+            (self.folder / "probe").unlink()
+            for name in (METRICS, COMPLETIONS) if over else ():
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and not named:
+                return self._claim_folder()  # another run was faster
+            raise UserError(f"--output_dir {self.folder} cannot be written: {error.strerror}; name another with --output_dir") from error
+        return self.folder
+
     def _save(self) -> None:
         self.saved = save_checkpoint(self.folder, self.step, self.policy, self.parts, self.config.save_total_limit)
         self.saved_step = self.step
@@ -255,11 +259,11 @@ class Run:
     def _announce(self, row: dict[str, Any]) -> None:
         """Says once when the first reward came, and after three steps what the whole run will take."""
         done = time.perf_counter() - self.started
-        if row.get("reward", 0) > 0 and not hasattr(self, "first_reward"):
-            self.first_reward = done
+        if row.get("reward", 0) > 0 and not self.rewarded:
+            self.rewarded = True
             self.say(f"first reward {done:.0f} s after the start")
-        self.step_seconds = [*getattr(self, "step_seconds", []), self._step_time()]
-        if len(self.step_seconds) == 3:
+        self.step_seconds.append(self._step_time())
+        if len(self.step_seconds) == 3 and self.step < self.config.max_steps:
             left = (self.config.max_steps - self.step) * sum(self.step_seconds) / 3
             tokens = self.num_tokens * self.config.max_steps / self.step
             self.say(f"expected: {(done + left) / 60:.1f} min for all {self.config.max_steps} steps (evaluations apart), "

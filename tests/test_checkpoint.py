@@ -105,6 +105,8 @@ def test_only_the_newest_are_kept_and_auto_finds_the_newest_whole_one(policy, tm
     assert [p.name for p in checkpoints(run)] == ["checkpoint-9", "checkpoint-10"]
     (run / "checkpoint-11.tmp").mkdir()
     assert newest_checkpoint("auto", str(run), "") == run / "checkpoint-10"
+    (run / "config.json").write_text("")
+    (tmp_path / "run-2").mkdir()  # of a start that failed
     assert newest_checkpoint("auto", None, str(tmp_path / "run")) == run / "checkpoint-10"
     (run / "checkpoint-10" / "trainer_state.pt").write_bytes(b"cut")
     assert newest_checkpoint("auto", str(run), "") == run / "checkpoint-9"

@@ -299,6 +299,7 @@ def test_models_and_adapters_that_are_not_there_are_named(script, tmp_path, monk
     assert "--model no/such-model could not be loaded" in run(
         script, tmp_path / "a", "--model", "no/such-model", monkeypatch=monkeypatch, quick=data
     )
+    assert not (tmp_path / "a").exists()  # no empty run folders from starts that failed
     assert "not a PEFT folder" in run(script, tmp_path / "b", "--adapter", str(tmp_path), monkeypatch=monkeypatch)
     assert "no such linear layer" in run(script, tmp_path / "c", "--lora_target_modules", "qq_proj", monkeypatch=monkeypatch)
     assert "leaves no room for a prompt" in run(script, tmp_path / "d", "--max_completion_length", "1024", monkeypatch=monkeypatch)
