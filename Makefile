@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # Where a machine without a GPU looks for torch besides pip's own index; empty: only there.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# The demo runs this one until train_vineppo.py is there
+# The first of these that is there
 DEMO := $(firstword $(wildcard train_vineppo.py) train_grpo.py)
 REQUIREMENTS := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo requirements.txt || echo requirements-cpu.txt)
 

@@ -39,6 +39,7 @@ class Config(CommonConfig):
     overlong_factor: float = flag(1.0, "algorithm", "How far it falls.")
 
     def check(self) -> None:
+        """Raises UserError for what cannot work with this algorithm."""
         super().check()
         if self.num_generations < 2:
             raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")

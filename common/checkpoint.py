@@ -102,8 +102,10 @@ def what_is_missing(folder: Path) -> str | None:
                 return f"{name} has changed or was cut off"
         if TRAINER_STATE not in manifest:
             return f"no {TRAINER_STATE}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return str(error)
+    except OSError as error:
+        return f"{error.strerror}: {Path(error.filename or folder).name}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
     return None
 
 
@@ -115,7 +117,9 @@ def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path 
     if wanted != "auto":
         problem = what_is_missing(Path(wanted))
         if problem:
-            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem}); give a checkpoint-N folder, or auto")
+            inside = [str(path) for path in checkpoints(Path(wanted))]
+            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem}); give "
+                            f"{inside[-1] if inside else 'a checkpoint-N folder, or auto'}")
         return Path(wanted)
     begun = [Path(path).parent for path in glob.glob(f"{glob.escape(prefix)}-*/config.json")]
     run = Path(output_dir) if output_dir else max(begun, default=Path(prefix))  # names end in the time: the newest

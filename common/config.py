@@ -11,7 +11,6 @@ import errno
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import math
 import os
 import platform
@@ -26,9 +25,6 @@ from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import torch
 from transformers import HfArgumentParser
-
-# imported with peft; on CPU it says at every start that an optional kernel package is missing
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class UserError(Exception):
@@ -126,9 +122,8 @@ class CommonConfig:
         if self.load_in_4bit and not importlib.util.find_spec("bitsandbytes"):
             raise UserError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
         if self.engine == "vllm":
-            if not importlib.util.find_spec("vllm"):
-                raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt, or use --engine transformers")
-            raise UserError("--engine vllm: this version samples with transformers only; use --engine transformers")
+            missing = "" if importlib.util.find_spec("vllm") else "vllm is not installed, and "
+            raise UserError(f"--engine vllm: {missing}this version samples with transformers only; use --engine transformers")
         if self.model == "tiny" and self.dataset.partition(":")[0] != "arithmetic":
             raise UserError(f"--model tiny knows only the words of --dataset arithmetic, not {self.dataset}; name a real model for it")
 
@@ -160,26 +155,33 @@ class _Parser(HfArgumentParser):
             groups[names[action.dest]]._group_actions.append(action)
 
     def add_argument(self, *names: str, **options: Any) -> Any:
-        options.pop("group", None)  # our metadata, which HfArgumentParser hands on
+        """As argparse's, without our metadata, which HfArgumentParser hands on."""
+        options.pop("group", None)
+        if names[0].startswith("--no_"):
+            options["help"] = f"The opposite of --{names[0][5:]}."
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError where argparse would print its usage and exit."""
         bad = re.search(r"argument (--\w+).*invalid choice: '?(.*?)'? \(choose from (.*)\)", message)
         if bad:
             choices = [choice.strip(" '") for choice in bad[3].split(",")]
             raise UserError(f"{bad[1]} {bad[2]}: {_nearest(bad[2], choices)}the choices are {', '.join(choices)}")
-        raise UserError(f"{message} (see --help)")
+        message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)  # one spelling of the flag
+        raise UserError(f"{message.rstrip('.')} (see --help)")
 
     def parse(self, argv: list[str]) -> Namespace:
+        """The parsed flags. Raises UserError for unknown ones, with the nearest that there is."""
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [name for name in self._option_string_actions if "-" not in name[2:]]
             name = unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
-            raise UserError(f"unknown argument {unknown[0]}: {_nearest(name, flags)}see --help")
+            raise UserError(f"unknown argument {unknown[0]}: {_nearest(name, flags) if name.startswith('--') else ''}see --help")
         return namespace
 
 
 def _nearest(word: str, choices: list[str]) -> str:
+    """"did you mean X? ", or nothing if no choice is near."""
     match = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f"did you mean {match[0]}? " if match else ""
 
@@ -202,6 +204,7 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
 
     def with_defaults(saved: dict[str, Any]) -> C:
         """The command line over `saved` over tiny's defaults over the dataclass."""
+        # parsed again each time: argparse puts what was typed over its defaults, whatever their source
         parser.set_defaults(**saved)
         config = config_class(**vars(parser.parse(argv)))
         if config.model == "tiny":

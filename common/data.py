@@ -107,7 +107,7 @@ def _splits(name: str, question: str | None, answer: str | None, columns_needed:
     if base == "arithmetic":
         train, test = Generator(Arithmetic.parse(settings)).problems()
         tables: dict[str, Any] = {"train": train, "test": test}
-        questions, answer_column = (question or "question",), answer or "answer"
+        questions, answer_column, columns = (question or "question",), answer or "answer", ["question", "answer"]
     else:
         tables = _tables(name)
         columns, source = list(tables["train"].column_names), REGISTERED.get(name, Source(name))
@@ -117,9 +117,9 @@ def _splits(name: str, question: str | None, answer: str | None, columns_needed:
             source = Source(name)  # a local folder that only shares the registered name
         questions = (question,) if question else source.question or (_find(name, columns, QUESTION_COLUMNS, "prompt_column"),)
         answer_column = answer or source.answer or _find(name, columns, ANSWER_COLUMNS, "answer_column")
-        missing = [column for column in (*questions, answer_column) if not _has(columns, column)]
-        if missing:
-            raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
+    missing = [column for column in (*questions, answer_column) if not _has(columns, column)]
+    if missing:
+        raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
     label = base if base in (*REGISTERED, "arithmetic") else Path(name).name
     return {split: [_row(f"{label}/{split}/{i}", raw, questions, answer_column) for i, raw in enumerate(table)]
             for split, table in tables.items()}
@@ -255,7 +255,7 @@ def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, templ
     budget = context_length - config.max_completion_length
     if budget < 1:
         raise UserError(f"--max_completion_length {config.max_completion_length} leaves no room for a prompt in the model's context of "
-                        f"{context_length} tokens; give at most {context_length // 2}")
+                        f"{context_length} tokens; for example {context_length // 2}")
     seen: set[str] = set()
     held_out = _render("held-out", _shuffled(rows[1]), seen, template, tokenizer, budget)[:config.eval_problems]
     train = _render("training", rows[0], seen, template, tokenizer, budget)

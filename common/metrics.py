@@ -27,7 +27,7 @@ METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
 
 
 class TokenMeans:
-    """Means over the tokens of a whole step, from the sums of its micro-batches. Stays on the device until `result`."""
+    """Means over the tokens of a whole step, from the sums of its micro-batches. Stays on the device until one of them is asked for."""
 
     def __init__(self) -> None:
         self.tokens: Tensor | float = 0.0
@@ -48,6 +48,7 @@ class TokenMeans:
         return float(self.sums[name] / self.tokens) if name in self.sums and self.tokens else None
 
     def max(self, name: str) -> float | None:
+        """The largest value of the step; None if no token was added."""
         return float(self.maxima[name]) if name in self.maxima else None
 
 
@@ -74,6 +75,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.step_seconds: list[float] = []
         self.rewarded = False
+        self.sample = ""
         self.evaluations: list[dict[str, Any]] = []
         self.stop_signal: int | None = None
         self.started = self.step_started = time.perf_counter()
@@ -94,6 +96,7 @@ class Run:
                 if int(later.name.split("-")[1]) > self.step:  # of the future that this run is about to replace
                     shutil.rmtree(later.with_name(f"superseded-{later.name}"), ignore_errors=True)
                     later.rename(later.with_name(f"superseded-{later.name}"))
+                    self.say(f"set aside {later.name} as superseded-{later.name}: this run goes on from before it")
             self.progress.update(self.step)
             self.say(f"resumed {self.saved} after step {self.step}")
         write_atomically(self.folder / "config.json", json.dumps(config_record(self.config, self.script), indent=2) + "\n")
@@ -101,6 +104,7 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps still to do. SIGINT or SIGTERM: the step in hand is finished and saved; a second one ends at once."""
+        self.before_steps = time.perf_counter() - self.started
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             for step in range(self.step + 1, self.config.max_steps + 1):
@@ -120,11 +124,12 @@ class Run:
         if len(self.evaluations) > 1:
             first, last = self.evaluations[0], self.evaluations[-1]
             self.say(f"pass@1 {first['eval/pass@1']:.3f} -> {last['eval/pass@1']:.3f}, greedy {first['eval/greedy']:.3f} -> "
-                     f"{last['eval/greedy']:.3f} on unseen problems; {time.perf_counter() - self.started:.0f} s; "
-                     f"the adapter is in {self.saved}")
+                     f"{last['eval/greedy']:.3f} on unseen problems; {time.perf_counter() - self.started:.0f} s"
+                     f"{' since the resume' if self.resumed else ''}; the adapter is in {self.saved}")
 
     @property
     def due_for_evaluation(self) -> bool:
+        """Whether this step is one of every `--eval_steps`, or the last."""
         every = self.config.eval_steps
         return every > 0 and (self.step % every == 0 or self.step == self.config.max_steps)
 
@@ -147,6 +152,9 @@ class Run:
                     "step_time": self._step_time(), **{f"time/{k}": v for k, v in self.seconds.items()}, "memory/peak_gb": peak_gb}
         self._append(METRICS, [row])
         self.say(self._console_line(row))
+        if self.sample:
+            self.say(self.sample)
+            self.sample = ""
         if self.step > 0:
             self.progress.update(1)
             self._announce(row)
@@ -161,7 +169,7 @@ class Run:
             for p, c, r, a in zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True)])
         if self.due_for_evaluation:  # one sample to look at; the rest is in the file
             prompt, completion = (" | ".join(text.strip().split("\n")) for text in (batch.problems[0].prompt, batch.completions[0].text))
-            self.say(f"sample     {prompt[-100:]}  ->  {completion[:160]}  (reward {rewards[0]:g}, reference {batch.problems[0].answer})")
+            self.sample = f"  {prompt[-100:]}  ->  {completion[:160]}  (reward {rewards[0]:g}, reference {batch.problems[0].answer})"
 
     def save_if_due(self) -> None:
         """A checkpoint every `--save_steps`, after the last step, and before an orderly stop."""
@@ -221,7 +229,7 @@ class Run:
         except OSError as error:
             if isinstance(error, FileExistsError) and not named:
                 return self._claim_folder()  # another run was faster
-            raise UserError(f"--output_dir {self.folder} cannot be written: {error.strerror}; name another with --output_dir") from error
+            raise UserError(f"--output_dir {self.folder} cannot be written: {error.strerror}; name another folder") from error
         return self.folder
 
     def _save(self) -> None:
@@ -261,13 +269,13 @@ class Run:
         done = time.perf_counter() - self.started
         if row.get("reward", 0) > 0 and not self.rewarded:
             self.rewarded = True
-            self.say(f"first reward {done:.0f} s after the start")
+            self.say(f"first reward {done:.0f} s after the start, {done - self.before_steps:.1f} s after the first step began")
         self.step_seconds.append(self._step_time())
         if len(self.step_seconds) == 3 and self.step < self.config.max_steps:
-            left = (self.config.max_steps - self.step) * sum(self.step_seconds) / 3
+            whole = self.config.max_steps * sum(self.step_seconds) / 3
             tokens = self.num_tokens * self.config.max_steps / self.step
-            self.say(f"expected: {(done + left) / 60:.1f} min for all {self.config.max_steps} steps (evaluations apart), "
-                     f"{tokens / 1e6:.2f} M tokens sampled")
+            self.say(f"expected for all {self.config.max_steps} steps: {f'{whole / 60:.0f} min' if whole > 120 else f'{whole:.0f} s'} "
+                     f"(evaluations apart), {f'{tokens / 1e6:.1f} M' if tokens > 1e6 else f'{tokens / 1e3:.0f} k'} tokens sampled")
 
     def _on_signal(self, number: int, _: Any) -> None:
         if self.stop_signal is not None:

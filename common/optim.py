@@ -19,6 +19,7 @@ def learning_rate_at(step: int, config: CommonConfig) -> float:
     """The learning rate of a step (1..max_steps): linear warm-up, then constant, or falling to 0 after the last step."""
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
+    # the share of the fall still to come; max_steps + 1, so that the last step is not done at rate 0
     left = (config.max_steps + 1 - step) / (config.max_steps + 1 - config.warmup_steps)
     factor = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.lr_scheduler_type]
     return config.learning_rate * factor
@@ -34,7 +35,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
     missing = [p for p in parameters if p.grad is None]
     if missing and len(missing) < len(parameters):
         raise RuntimeError(f"{len(missing)} of {len(parameters)} parameters got no gradient: was the adapter switched before backward?")
-    for parameter in missing:
+    for parameter in missing:  # Adam moves on its momentum, as it would after a pass that gave zeros
         parameter.grad = torch.zeros_like(parameter)
     return nn.utils.clip_grad_norm_(parameters, max_norm)
 

@@ -27,6 +27,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from common.config import CommonConfig, UserError
 from common.loss import head_logits, selected_logps
@@ -43,6 +44,7 @@ def model_folder(config: CommonConfig) -> str:
     """What to hand to from_pretrained: `--model`, or the folder of the embedded model, warm-started now if need be."""
     if config.model != "tiny":
         return config.model
+    disable_progress_bar()  # "Loading weights" of a model that loads in milliseconds
     return str(tiny_model(Arithmetic.parse(config.dataset.partition(":")[2])))
 
 
@@ -52,7 +54,7 @@ def load_tokenizer(config: CommonConfig) -> tuple[PreTrainedTokenizerBase, Pretr
     try:
         return AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        cause = str(error).strip().split("\n")[0]
+        cause = str(error).strip().split("\n")[0].rstrip(".")
         raise UserError(f"--model {config.model} could not be loaded: {cause}; give a hub id, or a folder with config.json "
                         "and a tokenizer") from error
 
@@ -112,12 +114,13 @@ class Policy:
         """
         with self._recompute(torch.is_grad_enabled()):
             hidden = self.hidden_states(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
+        # only what predicts a completion token goes through the head: (N, H) of the (b, L, H) hidden states
         rows, columns = batch.completion_mask.nonzero(as_tuple=True)
         before = batch.prompt_lengths[rows] + columns - 1  # logits at position j are about token j + 1
         chosen, entropies = selected_logps(
             hidden[rows, before], self.base.get_output_embeddings().weight, batch.input_ids[rows, before + 1],
             temperature=self.temperature, softcap=self.softcap, entropy=entropy)
-        shape = batch.completion_mask.shape
+        shape = batch.completion_mask.shape  # (b, T): the N values go back to their places, the rest stays 0
         logps = chosen.new_zeros(shape).index_put((rows, columns), chosen)
         return logps, chosen.new_zeros(shape).index_put((rows, columns), entropies) if entropies is not None else None
 
@@ -170,6 +173,7 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Writes the policy's adapter as a plain PEFT folder."""
         self.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form with a path of this machine in it
 
     def load(self, folder: Path) -> None:
         """Puts the weights of a folder written by `save` into the policy's adapter."""
@@ -281,8 +285,8 @@ def check_against_shapes(config: CommonConfig, model_config: PretrainedConfig) -
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     except (OSError, ValueError) as error:
-        raise UserError(f"--adapter {config.adapter}: not a PEFT folder with adapter_config.json and adapter_model.safetensors "
-                        f"({error})") from error
+        raise UserError(f"--adapter {config.adapter}: not a PEFT folder with adapter_config.json and adapter_model.safetensors; "
+                        "give the checkpoint-N of a run") from error
     extras = [name for name in ("lora_dropout", "use_dora", "lora_bias", "modules_to_save") if settings.get(name)]
     if settings.get("peft_type") != "LORA" or extras:
         raise UserError(f"--adapter {config.adapter}: a plain LoRA adapter is needed (no dropout, DoRA, bias or further modules); this "

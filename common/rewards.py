@@ -27,5 +27,5 @@ def evaluate(engine: Engine, problems: list[Problem], config: CommonConfig) -> d
     sampled = make_requests(problems, config, "evaluation", 0, 1, config.temperature)
     greedy = make_requests(problems, config, "evaluation", 0, 1, 0.0)
     completions = [group[0] for group in engine.generate(sampled + greedy)]
-    scores = score(problems + problems, completions)
+    scores = score(problems + problems, completions).double()
     return {"eval/pass@1": scores[:len(problems)].mean().item(), "eval/greedy": scores[len(problems):].mean().item()}

@@ -18,11 +18,13 @@ from transformers import DynamicCache
 from common.config import CommonConfig
 from common.policy import Policy
 
-CPU_CACHE_BYTES = 2 * 2**30  # of keys and values in one batch; constant, so that batches do not depend on free memory
-GPU_CACHE_SHARE = 0.4  # of the memory that is free when sampling starts
+# Keys and values of one batch may take: on CPU a constant, so that batches do not depend on what else runs (2 GiB is 256 rows
+# of 700 tokens for a 0.5B model); on a GPU this share of what is free, as growing them by a token holds them twice
+CPU_CACHE_BYTES = 2 * 2**30
+GPU_CACHE_SHARE = 0.4
 MAX_ROWS = {"cpu": 256, "cuda": 1024}  # on CPU larger batches were slower: 4.1k tokens/s at 256 rows, 2.9k at 512
-PREFILL_TOKENS = 2**15  # prompt tokens, padded, that go through the model in one forward
-LOGITS_BYTES = 2**26  # of float64 probabilities in one piece; a few such tensors exist at a time
+PREFILL_TOKENS = 2**15  # padded prompt tokens in one forward: bounds its activations, 0.6 GB an MLP tensor at width 9,000 in bf16
+LOGITS_BYTES = 2**26  # of float64 probabilities in one piece (55 rows of a 152k vocabulary); about five such tensors exist at a time
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class TransformersEngine:
         self.sync()
 
     def sync(self) -> None:
+        """Samples from the current adapter from now on."""
         self.weights = self.policy.merged_weights()
 
     @torch.no_grad()

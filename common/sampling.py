@@ -13,6 +13,8 @@ from common.rollout import derive_seed
 def learnability(successes: Any, attempts: Any, *, unbiased: bool = False) -> Any:
     """p (1 - p) with p = successes / attempts: how much a problem can teach (arXiv 2502.12272). Numbers or arrays.
 
+    For comparing problems; the uniform sampler below does not need it.
+
     `unbiased` multiplies by k / (k - 1), k = attempts, so that the mean over samples is the true p (1 - p). One attempt
     tells nothing: 0. (1, 8) -> 0.109375, unbiased 0.125; (4, 8) -> 0.25, unbiased 0.285714.
     """

@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-MAX_ANSWER_LENGTH = 500  # characters; a longer text is no answer
+MAX_ANSWER_LENGTH = 500  # characters; longer is an essay, not an answer, and bounds the work of a comparison
 MAX_DIGITS = 60  # of a number that is compared as a number: beyond it the texts are compared
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)

@@ -68,7 +68,7 @@ def test_what_cannot_work_is_named_with_a_remedy(argv, message):
     "argv, package, message",
     [
         (["--load_in_4bit"], "bitsandbytes", "needs bitsandbytes: pip install bitsandbytes"),
-        (["--engine", "vllm"], "vllm", "vllm is not installed; pip install -r requirements.txt, or use --engine transformers"),
+        (["--engine", "vllm"], "vllm", "vllm is not installed, and .* use --engine transformers"),
     ],
 )
 def test_missing_packages_are_named_before_anything_is_loaded(argv, package, message, monkeypatch):

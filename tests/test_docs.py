@@ -1,0 +1,57 @@
+"""What the documents say of the code is true of it."""
+
+import ast
+import io
+import re
+import tokenize
+
+from helpers import ROOT, SCRIPTS
+
+PAPER = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+
+
+def lines_of_code(path):
+    """Lines that are not blank, comment or docstring."""
+    text, lines = path.read_text(), set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in PAPER:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_files_and_functions_keep_their_lengths():
+    limits = {"train_grpo": 250, "train_nft": 250, "train_ppo": 320, "train_vineppo": 320}
+    assert all(lines_of_code(ROOT / f"{script}.py") <= limits[script] for script in SCRIPTS)
+    for path in [*(ROOT / "common").glob("*.py"), *(ROOT / f"{script}.py" for script in SCRIPTS)]:
+        if path.parent.name == "common":
+            assert lines_of_code(path) <= (350 if path.stem in ("rollout", "verify", "latex") else 250), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno + 1 <= (120 if node.name == "train" else 60), (path, node.name)
+
+
+def test_the_readme_counts_right_and_names_what_there_is():
+    readme = (ROOT / "README.md").read_text()
+    for script in SCRIPTS:
+        row = next(line for line in readme.splitlines() if line.startswith(f"| [{script}.py]"))
+        assert f"| {lines_of_code(ROOT / f'{script}.py')} |" in row
+    for path in (ROOT / "common").glob("*.py"):
+        assert path.name == "__init__.py" or f"common/{path.name}" in readme
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            assert target.startswith("http") or (document.parent / target).exists(), (document, target)
+
+
+def test_only_the_engine_imports_vllm_and_common_names_no_algorithm():
+    names = re.compile(r"(?<![a-z])(grpo|vineppo|nft|ppo)(?![a-z])", re.I)
+    for path in [*(ROOT / "common").glob("*.py"), *ROOT.glob("*.py")]:
+        text = path.read_text()
+        assert path.name == "rollout.py" or not re.search(r"^\s*(import|from) vllm", text, re.M)
+        assert path.name == "policy.py" or not re.search(r"^\s*(import|from) (peft|bitsandbytes)", text, re.M)
+        if path.parent.name == "common":
+            for node in ast.walk(ast.parse(text)):
+                for field in ("id", "attr", "arg", "name"):
+                    assert not names.search(str(getattr(node, field, ""))), (path, node.lineno)
