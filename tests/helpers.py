@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.batching import make_batch
-from common.config import CommonConfig
+from common.config import CommonConfig, run_script
 from common.data import Problem
 from common.policy import Policy, load_policy
 from common.rollout import Completion
@@ -35,24 +38,42 @@ QUICK = [
 ]
 
 
+TIMES = ("step_time", "time/", "memory/")  # of metrics.jsonl: what no two runs share
+
+
+def run(script, folder, *flags, monkeypatch, quick=QUICK):
+    """The script as from the command line, in this process. Returns its exit code or message."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *quick, "--output_dir", str(folder), *flags])
+    module = importlib.import_module(script)
+    try:
+        run_script(module.Config, module.train, module.__file__)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def metrics(folder, times=False):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return rows if times else [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+    "bos_token_id": None,
+}
+
+
 def save_random_model(folder: Path, architecture: str, tokenizer, **overrides) -> Path:
     """A random model in `folder`: two layers, wide logits, and for Gemma 2 a soft-cap that bites."""
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 256,
-        "eos_token_id": 0,
-        "pad_token_id": 1,
-        "bos_token_id": None,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": False,
-        **overrides,
-    }
+    sizes = {**SIZES, "vocab_size": len(tokenizer), "initializer_range": 0.3, "tie_word_embeddings": False, **overrides}
     if architecture == "gemma2":
         sizes |= {"final_logit_softcapping": 5.0, "sliding_window": 16}
     if architecture == "gemma3_text":

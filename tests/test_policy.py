@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, ROOT, make_policy, random_batch, save_random_model
+from helpers import ARCHITECTURES, ROOT, SIZES, make_policy, random_batch, save_random_model
 from peft import PeftModel
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -31,18 +31,7 @@ def test_soft_capped_attention_is_computed(random_models, tokenizer, tmp_path):
 def test_a_model_that_can_see_is_adapted_where_text_goes(tokenizer, tmp_path):
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "sliding_window": 16,
-        "eos_token_id": 0,
-        "pad_token_id": 1,
-    }
+    text = {**SIZES, "vocab_size": len(tokenizer), "sliding_window": 16}
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"image_size": 28, "patch_size": 14}
     tokens = {"mm_tokens_per_image": 4, "image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7}

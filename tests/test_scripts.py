@@ -13,30 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import QUICK, ROOT, SCRIPTS, save_random_model
+from helpers import QUICK, ROOT, SCRIPTS, metrics, run, save_random_model
 from safetensors.torch import load_file
 
 from common.checkpoint import what_is_missing
 from common.config import run_script
 
 pytestmark = pytest.mark.parametrize("script", SCRIPTS)
-TIMES = ("step_time", "time/", "memory/")
-
-
-def run(script, folder, *flags, monkeypatch, quick=QUICK):
-    """The script as from the command line, in this process. Returns its exit code or message."""
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *quick, "--output_dir", str(folder), *flags])
-    module = importlib.import_module(script)
-    try:
-        run_script(module.Config, module.train, module.__file__)
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
-def metrics(folder, times=False):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return rows if times else [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
 
 
 def completions(folder):
