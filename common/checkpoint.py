@@ -66,9 +66,8 @@ def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str
         shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
         temporary.rename(final)
         _flush(run_folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename worked
     for old in checkpoints(run_folder)[:-keep or None] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return final
