@@ -17,6 +17,7 @@ test: .venv/installed-for-tests
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -rs --no-fold-skipped tests $(wildcard ../shared/acceptance)
 
 .venv/installed: $(REQUIREMENTS)
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, as in: make demo PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
 ifeq ($(REQUIREMENTS),requirements-cpu.txt)
 	.venv/bin/pip install --retries 1 --timeout 15 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
