@@ -222,9 +222,10 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     if checkpoint is not None:
         if typed.output_dir and Path(typed.output_dir).resolve() != checkpoint.parent.resolve():
             raise UserError(f"--output_dir {typed.output_dir}: a resumed run goes on in its own folder, {checkpoint.parent}; leave it out")
-        if typed.config:
-            raise UserError(f"--config {typed.config}: a resumed run has the flags of its own config.json; leave it out")
-        saved = read_config(checkpoint.parent / "config.json", config_class)
+        asked, saved = saved, read_config(checkpoint.parent / "config.json", config_class)
+        other = sorted(name for name in asked if name not in given and asked[name] != saved.get(name))
+        if other:  # the same command again, --config included, is fine; another config is not
+            raise UserError(f"--config {typed.config}: the resumed run has its own flags, and {other[0]} differs; leave it out")
         config = with_defaults(saved)
         changed = {n: v for n, v in asdict(config).items() if n in given and n in saved and v != saved[n]}
         fixed = sorted(set(changed) - config_class.resumable)

@@ -107,8 +107,11 @@ def test_a_resumed_run_keeps_its_flags_unless_a_changeable_one_is_given(tmp_path
     assert parse("--resume_from_checkpoint", "auto", "--output_dir", str(tmp_path / "none")).resume_from_checkpoint == "auto"
     with pytest.raises(UserError, match="goes on in its own folder"):
         parse("--resume_from_checkpoint", where, "--output_dir", str(tmp_path / "elsewhere"))
-    with pytest.raises(UserError, match="has the flags of its own"):
-        parse("--resume_from_checkpoint", where, "--config", str(tmp_path / "run" / "config.json"))
+    same = ["--config", str(tmp_path / "run" / "config.json"), "--max_steps", "20"]
+    assert parse("--resume_from_checkpoint", where, *same).max_steps == 20
+    other = saved_config(tmp_path / "other", learning_rate=0.125, lora_r=8, max_steps=10, seed=3)
+    with pytest.raises(UserError, match="lora_r differs"):
+        parse("--resume_from_checkpoint", where, "--config", str(other))
 
 
 def test_auto_that_finds_nothing_keeps_the_saved_config(tmp_path):
@@ -149,7 +152,7 @@ def test_flags_are_few_documented_grouped_and_read(script, capsys, monkeypatch):
     names = [spec.name for spec in fields(module.Config)]
     assert len(names) <= 60 and all(spec.metadata["help"] for spec in fields(module.Config))
     code = "".join(path.read_text() for path in [ROOT / f"{script}.py", *(ROOT / "common").glob("*.py")])
-    unread = [name for name in names if f"config.{name}" not in code and f"first.{name}" not in code and f"self.{name}" not in code]
+    unread = [name for name in names if f"config.{name}" not in code and f"self.{name}" not in code]
     assert unread == []
     with pytest.raises(SystemExit) as end:
         parse_config(module.Config, ["--help"], script)
