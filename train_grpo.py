@@ -23,7 +23,8 @@ from common.data import load_rows, load_template, make_problems
 from common.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
 from common.metrics import Run, TokenMeans, batch_metrics
 from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
-from common.policy import context_length, load_policy, load_tokenizer
+from common.policy import load_policy
+from common.pretrained import context_length, load_tokenizer
 from common.rewards import evaluate, make_requests, score
 from common.rollout import make_engine
 from common.sampling import ProblemSampler
@@ -114,11 +115,12 @@ def train(config: Config) -> None:
     template = load_template(config, tokenizer)
     config.stop = config.stop or list(template.stop)
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
+    engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate)
     sampler = ProblemSampler(problems, config.seed)
     run.start(policy, {"optimizer": optimizer, "sampler": sampler})
-    engine = make_engine(config, policy)
+    engine.connect(policy)
     clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
     if config.eval_steps and run.step == 0:
         run.log(evaluate(engine, held_out, config))
@@ -131,6 +133,7 @@ def train(config: Config) -> None:
         with run.timer("sample"):
             requests = make_requests(chosen, config, "rollouts", step, config.num_generations, config.temperature)
             batch = make_batch(chosen, engine.generate(requests))
+            engine.sleep()
 
         # 3 verify
         with run.timer("verify"):

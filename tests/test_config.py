@@ -68,7 +68,7 @@ def test_what_cannot_work_is_named_with_a_remedy(argv, message):
     "argv, package, message",
     [
         (["--load_in_4bit"], "bitsandbytes", "needs bitsandbytes: pip install bitsandbytes"),
-        (["--engine", "vllm"], "vllm", "vllm is not installed, and .* use --engine transformers"),
+        (["--engine", "vllm"], "vllm", "vllm is not installed.* use --engine transformers"),
     ],
 )
 def test_missing_packages_are_named_before_anything_is_loaded(argv, package, message, monkeypatch):
@@ -158,7 +158,7 @@ def test_flags_are_few_documented_grouped_and_read(script, capsys, monkeypatch):
         parse_config(module.Config, ["--help"], script)
     text = capsys.readouterr().out
     assert end.value.code == 0 and all(f"--{name}" in text for name in names)
-    groups = ["model:", "data:", "rollouts:", "update:", "run:", "algorithm:"]
+    groups = ["model:", "data:", "sampling:", "update:", "run:", "algorithm:"]
     assert [line for line in text.splitlines() if line in groups] == groups
 
 

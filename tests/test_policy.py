@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.batching import microbatches
 from common.config import CommonConfig, UserError
-from common.policy import check_against_shapes, load_policy
+from common.policy import load_policy
+from common.pretrained import check_against_shapes
 
 TEMPERATURE = 0.7
 

@@ -25,9 +25,15 @@ def make_requests(count, vocabulary, n=3, max_tokens=12, **options):
     ]
 
 
+def connected(policy):
+    engine = TransformersEngine()
+    engine.connect(policy)
+    return engine
+
+
 @pytest.fixture
 def engine(random_models, tokenizer):
-    return TransformersEngine(make_policy(random_models["qwen3"], tokenizer))
+    return connected(make_policy(random_models["qwen3"], tokenizer))
 
 
 def ids_of(groups):
@@ -66,7 +72,7 @@ def test_sampler_and_trainer_agree(architecture, random_models, tokenizer):
     """What the sampler says of its tokens is what the trainer computes, adapter on, at the sampling temperature."""
     policy = make_policy(random_models[architecture], tokenizer, temperature=0.8)
     requests = make_requests(8, len(tokenizer), max_tokens=24, temperature=0.8)
-    groups = TransformersEngine(policy).generate(requests)
+    groups = connected(policy).generate(requests)
     batch = make_batch([Problem(str(i), "", r.prompt_ids, "") for i, r in enumerate(requests)], groups)
     on, off = [], []
     with torch.no_grad():
@@ -123,7 +129,7 @@ def test_a_stop_string_cuts_the_text_and_keeps_the_tokens_that_completed_it(engi
 
 def test_sync_is_what_changes_the_sampler(random_models, tokenizer):
     policy = make_policy(random_models["llama"], tokenizer)
-    engine = TransformersEngine(policy)
+    engine = connected(policy)
     requests = make_requests(5, len(tokenizer), temperature=0.0)
     before = ids_of(engine.generate(requests))
     with torch.no_grad():

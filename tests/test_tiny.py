@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from common.config import CommonConfig, UserError
 from common.data import load_rows, load_template, make_problems
-from common.policy import context_length, load_policy, load_tokenizer
+from common.policy import load_policy
+from common.pretrained import context_length, load_tokenizer
 from common.rewards import make_requests, score
 from common.rollout import TransformersEngine
 from common.tiny import EOS, Arithmetic, Generator, build_tokenizer, tiny_model
@@ -136,7 +137,8 @@ def test_the_embedded_model_is_able_but_unreliable(monkeypatch):
     config = CommonConfig(prompt_template="question", max_completion_length=Generator(Arithmetic()).longest_solution(), eval_problems=1000)
     tokenizer, model_config = load_tokenizer(config)
     train, test = make_problems(load_rows(config), config, load_template(config, tokenizer), tokenizer, context_length(model_config))
-    engine = TransformersEngine(load_policy(config, tokenizer, model_config))
+    engine = TransformersEngine()
+    engine.connect(load_policy(config, tokenizer, model_config))
 
     def accuracy(problems, n, temperature):
         groups = engine.generate(make_requests(problems, config, "test", 0, n, temperature))
