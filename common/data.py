@@ -81,10 +81,10 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     Without a test split, a tenth of the rows (at most `--eval_problems`) is held out, chosen by a hash of the question.
     Raises UserError for what cannot be found or has no such columns.
     """
-    splits = _splits(config.dataset, config.prompt_column, config.answer_column)
+    splits = _rows(config.dataset, config.prompt_column, config.answer_column, _train_and_test)
     train, held_out = splits["train"], splits.get("test")
     if config.eval_dataset:
-        splits = _splits(config.eval_dataset, config.prompt_column, config.answer_column, columns_needed=False)
+        splits = _rows(config.eval_dataset, config.prompt_column, config.answer_column, _train_and_test, columns_needed=False)
         held_out = splits.get("test", splits["train"])
     if held_out is None:
         train = _shuffled(train)
@@ -96,21 +96,42 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     return train, held_out
 
 
+def load_split(config: SamplingConfig, split: str) -> list[Row]:
+    """All rows of one split of `--dataset`: the named one, or the only one that there is. Raises UserError."""
+    def pick(tables: dict[str, Any]) -> dict[str, Any]:
+        name = split if split in tables else next(iter(tables))
+        if split not in tables and len(tables) > 1:
+            raise UserError(f"--split {split}: {config.dataset} has {', '.join(tables)}")
+        return {name: tables[name]}
+
+    return next(iter(_rows(config.dataset, config.prompt_column, config.answer_column, pick).values()))
+
+
+def _train_and_test(tables: dict[str, Any]) -> dict[str, Any]:
+    """{"train": table[, "test": table]} of all splits: the first is trained on if none is called so."""
+    train = "train" if "train" in tables else next(iter(tables))
+    test = next((split for split in ("test", "validation") if split in tables and split != train), None)
+    return {"train": tables[train]} | ({"test": tables[test]} if test else {})
+
+
 def _shuffled(rows: Iterable[Row]) -> list[Row]:
     """In an order that depends on the questions alone, so that every run and seed evaluates on the same problems."""
     return sorted(rows, key=lambda row: hashlib.sha256((row.question or "").encode()).digest())
 
 
-def _splits(name: str, question: str | None, answer: str | None, columns_needed: bool = True) -> dict[str, list[Row]]:
-    """{"train": rows[, "test": rows]} of one data set. Without `columns_needed`, a column that it lacks is found by name."""
+def _rows(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Any]], dict[str, Any]],
+          columns_needed: bool = True) -> dict[str, list[Row]]:
+    """The rows of the splits that `pick` chooses. Without `columns_needed`, a column that the data lacks is found by name."""
     base, _, settings = name.partition(":")
     if base == "arithmetic":
         train, test = Generator(Arithmetic.parse(settings)).problems()
-        tables: dict[str, Any] = {"train": train, "test": test}
+        tables = pick({"train": train, "test": test})
         questions, answer_column, columns = (question or "question",), answer or "answer", ["question", "answer"]
     else:
-        tables = _tables(name)
-        columns, source = list(tables["train"].column_names), REGISTERED.get(name, Source(name))
+        tables = pick(_tables(name))
+        if not len(next(iter(tables.values()))):
+            raise UserError(f"--dataset {name} is empty")
+        columns, source = list(next(iter(tables.values())).column_names), REGISTERED.get(name, Source(name))
         if not columns_needed:
             question, answer = (column if column and _has(columns, column) else None for column in (question, answer))
         if not all(_has(columns, column) for column in (*source.question, source.answer or columns[0])):
@@ -126,14 +147,14 @@ def _splits(name: str, question: str | None, answer: str | None, columns_needed:
 
 
 def _tables(name: str) -> dict[str, datasets.Dataset]:
-    """The training table and, where there is one, the test table of a file, a folder, or a hub id."""
+    """Every split of a file (one), a folder (by the files' names), or a hub id."""
     path = Path(name)
     try:
         if path.is_dir():
             files = {file for file in path.iterdir() if file.suffix in FORMATS}
-            test = {file for file in files if file.stem.startswith(("test", "validation"))}
-            train = {file for file in files if file.stem.startswith("train")} or files - test or test
-            tables = {"train": _read(train, name)} | ({"test": _read(test, name)} if test and test != train else {})
+            splits = {split: {file for file in files if file.stem.startswith(split)} for split in ("train", "validation", "test")}
+            splits["train"] = splits["train"] or files - splits["validation"] - splits["test"]
+            tables = {split: _read(found, name) for split, found in splits.items() if found} or {"train": _read(files, name)}
         elif path.is_file():
             tables = {"train": _read({path}, name)}
         elif path.suffix in FORMATS or name.startswith((".", "/", "~")):
@@ -144,19 +165,12 @@ def _tables(name: str) -> dict[str, datasets.Dataset]:
                             f"{', '.join(REGISTERED)}; or give a .jsonl/.json/.parquet/.csv file, a folder, or a hub id (owner/name)")
         else:
             source = REGISTERED.get(name, Source(name))
-            loaded = datasets.load_dataset(source.path, source.subset)
-            train_name = "train" if "train" in loaded else next(iter(loaded))
-            tables = {"train": loaded[train_name]}
-            test_name = next((split for split in ("test", "validation") if split in loaded and split != train_name), None)
-            if test_name:
-                tables["test"] = loaded[test_name]
+            tables = dict(datasets.load_dataset(source.path, source.subset))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # a hub that cannot be reached is an OSError
         cause = str(error.__cause__ or error).strip().split("\n")[0]
         if "corresponds to no data" in cause:
             raise UserError(f"--dataset {name} is empty") from error
         raise UserError(f"--dataset {name} could not be loaded: {cause}; check the name and the network, or give a local file") from error
-    if len(tables["train"]) == 0:
-        raise UserError(f"--dataset {name} is empty")
     return tables
 
 
@@ -252,13 +266,10 @@ def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, templ
     Rows without a usable question or answer, repeated ones, and ones too long for the context are counted, named and
     left out. Raises UserError if none is left.
     """
-    budget = context_length - config.max_completion_length
-    if budget < 1:
-        raise UserError(f"--max_completion_length {config.max_completion_length} leaves no room for a prompt in the model's context of "
-                        f"{context_length} tokens; for example {context_length // 2}")
+    budget = room_for_prompts(config, context_length)
     seen: set[str] = set()
-    held_out = _render("held-out", _shuffled(rows[1]), seen, template, tokenizer, budget)[:config.eval_problems]
-    train = _render("training", rows[0], seen, template, tokenizer, budget)
+    held_out = render("held-out", _shuffled(rows[1]), seen, template, tokenizer, budget)[:config.eval_problems]
+    train = render("training", rows[0], seen, template, tokenizer, budget)
     if not train:
         raise UserError(f"--dataset {config.dataset}: no usable row is left to train on; the lines above say why")
     if config.eval_steps and not held_out:
@@ -266,8 +277,27 @@ def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, templ
     return train, held_out
 
 
-def _render(what: str, rows: list[Row], seen: set[str], template: Template, tokenizer: PreTrainedTokenizerBase,
-            budget: int) -> list[Problem]:
+def make_eval_problems(rows: list[Row], config: SamplingConfig, template: Template, tokenizer: PreTrainedTokenizerBase,
+                       context_length: int, count: int) -> list[Problem]:
+    """`count` problems (0: all usable ones), always the same, copies included: a published score counts them too."""
+    problems = render("evaluation", rows, None, template, tokenizer, room_for_prompts(config, context_length))
+    if not problems:
+        raise UserError(f"--dataset {config.dataset}: no usable row is left to evaluate on; the lines above say why")
+    order = {row.id: place for place, row in enumerate(_shuffled(rows))}
+    return sorted(problems, key=lambda problem: order[problem.id])[:count or None]
+
+
+def room_for_prompts(config: SamplingConfig, context_length: int) -> int:
+    """Tokens that the longest completion leaves. Raises UserError if there are none."""
+    if config.max_completion_length >= context_length:
+        raise UserError(f"--max_completion_length {config.max_completion_length} leaves no room for a prompt in the model's context of "
+                        f"{context_length} tokens; for example {context_length // 2}")
+    return context_length - config.max_completion_length
+
+
+def render(what: str, rows: list[Row], seen: set[str] | None, template: Template, tokenizer: PreTrainedTokenizerBase,
+           budget: int) -> list[Problem]:
+    """The problems of usable rows; the others are counted, named and left out, as are prompts in `seen`, to which these are added."""
     left_out: dict[str, list[str]] = {}
     kept = []
     for row in rows:
@@ -275,10 +305,11 @@ def _render(what: str, rows: list[Row], seen: set[str], template: Template, toke
             left_out.setdefault(f"without a usable {'question' if row.question is None else 'answer'}", []).append(row.id)
             continue
         prompt = template.render(row.question)
-        if prompt in seen:
+        if seen is not None and prompt in seen:
             left_out.setdefault("with a prompt seen before", []).append(row.id)
             continue
-        seen.add(prompt)
+        if seen is not None:
+            seen.add(prompt)
         kept.append((row, prompt))
     encoded = tokenizer([prompt for _, prompt in kept], add_special_tokens=template.add_special_tokens)["input_ids"] if kept else []
     problems = []

@@ -1,0 +1,214 @@
+"""Evaluates a model, with or without an adapter, on a data set: greedy, mean@n, pass@k and maj@k, each with a 95 % interval.
+
+An answer counts as in training: a completion that was cut off at the length limit is wrong, whatever it says. The interval
+is over problems: what another sample of problems of this kind would give. docs/evaluation.md has published protocols as flags.
+
+    python eval.py                                                                    # tiny model, CPU
+    python eval.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset math500 --adapter runs/.../checkpoint-200
+"""
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from common.checkpoint import write_atomically
+from common.config import CommonConfig, SamplingConfig, UserError, config_record, flag, run_prefix, run_script
+from common.data import Problem, load_split, load_template, make_eval_problems
+from common.policy import load_policy
+from common.pretrained import context_length, load_tokenizer
+from common.rewards import make_requests
+from common.rollout import Completion, TransformersEngine, make_engine
+from common.verify import answers_equal, extract_answer, is_correct
+
+PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
+MAY_CHANGE = {"output_dir", "config", "k", "vllm_gpu_memory_utilization"}  # between the parts of one evaluation
+
+
+@dataclass
+class Config(SamplingConfig):
+    adapter: str | None = flag(None, "model", "PEFT LoRA folder on top of the model: the checkpoint-N of a run.")
+    split: str = flag("test", "data", "Split of the data set; a file, or a data set with one split, needs none.")
+    max_problems: int = flag(0, "data", "Problems, always the same ones (0: all).")
+    num_samples: int = flag(16, "sampling", "Samples per problem beside the greedy completion (0: greedy only).")
+    k: list[int] | None = flag(None, "sampling", "For pass@k and maj@k. Default: 1, 4, 16, ... up to --num_samples.")
+    temperature: float = flag(1.0, "sampling", "Sampling temperature; the greedy completion has none.")
+    top_p: float = flag(1.0, "sampling", "Nucleus sampling.")
+    vllm_gpu_memory_utilization: float = flag(0.9, "sampling", "Share of the GPU's memory that vLLM takes, its weights included.")
+    output_dir: str | None = flag(None, "run", "Folder; one with a part of this evaluation is gone on with. Default: runs/eval-...")
+
+    def check(self) -> None:
+        """Raises UserError for what cannot work."""
+        super().check()
+        if min(self.num_samples, self.max_problems) < 0:
+            raise UserError("--num_samples, --max_problems: give 0 or more")
+        self.k = sorted(set(self.k or [4**i for i in range(20) if 4**i <= self.num_samples]))
+        if self.k and not 1 <= self.k[0] <= self.k[-1] <= self.num_samples:
+            raise UserError(f"--k {' '.join(map(str, self.k))}: give numbers from 1 to the {self.num_samples} of --num_samples")
+
+
+# ---- the numbers ----------------------------------------------------------------------------------------------------
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that k of n samples, drawn without replacement, hold one of the c correct ones: 1 - C(n - c, k) / C(n, k).
+
+    Unbiased (arXiv 2107.03374, section 2.1). Raises ValueError if k > n. Example: (10, 3, 5) -> 0.916667.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {c} correct among {n} samples does not exist")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority_vote(answers: list[str | None]) -> str | None:
+    """The answer given most often; None only if there is none. Answers that `answers_equal` finds equal vote together.
+
+    Ties go to the answer seen first. Example: ["3", "0.5", None, "1/2"] -> "0.5".
+    """
+    groups: list[list[str]] = []
+    for answer in answers:
+        if answer is not None:
+            same = next((group for group in groups if answers_equal(group[0], answer)), None)
+            groups.append([answer]) if same is None else same.append(answer)
+    return max(groups, key=len)[0] if groups else None  # max keeps the first of equals
+
+
+def interval(scores: list[float], draws: int = 1) -> dict[str, float]:
+    """{"value", "low", "high"}: the mean of the problems' scores in [0, 1], and its 95 % interval over problems.
+
+    Wilson's score interval at the effective number of problems n p (1 - p) / s^2, s^2 being their variance: n if every
+    score is 0 or 1, more if scores are fractions that vary less, and at most n times `draws`, the samples behind a score. The
+    variance is taken with two further problems as if from 0/1 scores, since a few scores can miss the spread. Unlike mean +-
+    2 standard errors it says something at 0 of n. Example: [0] * 100 -> 0, high 0.037.
+    """
+    n, p = len(scores), statistics.fmean(scores)
+    binary = p * (1 - p)
+    variance = (sum((score - p) ** 2 for score in scores) + 2 * binary) / (n + 1)
+    effective = min(n * draws, n * binary / variance) if variance > 1e-12 else n
+    z2 = statistics.NormalDist().inv_cdf(0.975) ** 2
+    middle, width = p + z2 / (2 * effective), math.sqrt(z2 * (binary / effective + z2 / (4 * effective**2)))
+    shrink = 1 + z2 / effective
+    return {"value": p, "low": max(0.0, min(p, (middle - width) / shrink)), "high": min(1.0, max(p, (middle + width) / shrink))}
+
+
+def majority_at_k(row: dict[str, Any], k: int) -> float:
+    """Share of correct majority votes over the row's samples, cut into n // k groups of k; cut-off samples have no vote."""
+    answers = [sample["answer"] if sample["finish_reason"] == "stop" else None for sample in row["samples"]]
+    votes = [majority_vote(answers[i:i + k]) for i in range(0, len(answers) - k + 1, k)]
+    return statistics.fmean(vote is not None and answers_equal(vote, row["reference"]) for vote in votes)
+
+
+def summarise(rows: list[dict[str, Any]], k: list[int], left_out: int) -> dict[str, Any]:
+    """What summary.json holds. `rows` as in problems.jsonl; shares and lengths are the samples', or if there are none the greedy ones'."""
+    samples = len(rows[0]["samples"])
+    correct = [sum(sample["correct"] for sample in row["samples"]) for row in rows]
+    summary: dict[str, Any] = {"greedy": interval([float(row["greedy"]["correct"]) for row in rows])}
+    if samples:
+        summary["mean"] = interval([c / samples for c in correct], samples)
+        summary |= {f"pass@{i}": interval([pass_at_k(samples, c, i) for c in correct], samples) for i in k}
+        summary |= {f"maj@{i}": interval([majority_at_k(row, i) for row in rows], samples // i) for i in k}
+    completions = [sample for row in rows for sample in (row["samples"] or [row["greedy"]])]
+    return summary | {"truncated": statistics.fmean(c["finish_reason"] == "length" for c in completions),
+                      "no_answer": statistics.fmean(c["answer"] is None for c in completions),
+                      "mean_length": statistics.fmean(c["tokens"] for c in completions),
+                      "problems": len(rows), "samples": samples, "left_out": left_out}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Samples, verifies and summarises; what an earlier call left in the folder is not done again. Returns the summary."""
+    rows = load_split(config, config.split)  # whatever can fail cheaply comes before the model
+    tokenizer, model_config = load_tokenizer(config)
+    template = load_template(config, tokenizer)
+    config.stop = config.stop or list(template.stop)
+    problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
+    folder, done = open_folder(config, problems)
+    # every problem's seed depends on its place, so the samples do not depend on where an evaluation was interrupted
+    sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
+    greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
+    if len(done) < len(problems):
+        engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems])
+        if isinstance(engine, TransformersEngine):  # vLLM has the model already, and the adapter
+            shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
+            engine.connect(load_policy(CommonConfig(**shared), tokenizer, model_config))
+        size = max(1, engine.chunk // (config.num_samples + 1))
+        with tqdm(total=len(problems), initial=len(done), desc="problems", unit="problem", dynamic_ncols=True) as progress:
+            for start in range(len(done), len(problems), size):
+                part = slice(start, start + size)
+                groups = engine.generate(greedy[part] + sampled[part])
+                count = len(problems[part])
+                found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
+                with open(folder / PROBLEMS, "a", encoding="utf-8") as file:
+                    file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+                done += found
+                progress.update(count)
+                progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
+    left_out = len(rows) - len(problems) if not config.max_problems else 0
+    summary = summarise(done, config.k or [], left_out)
+    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    print(table(summary, config), f"\nwritten to {folder / SUMMARY}", sep="")
+    return summary
+
+
+def judge(problem: Problem, greedy: list[Completion], samples: list[Completion]) -> dict[str, Any]:
+    """A line of problems.jsonl."""
+    def told(completion: Completion) -> dict[str, Any]:
+        return {"completion": completion.text, "answer": extract_answer(completion.text),
+                "correct": completion.finish_reason == "stop" and is_correct(completion.text, problem.answer),
+                "finish_reason": completion.finish_reason, "tokens": len(completion.ids)}
+
+    return {"problem": problem.id, "prompt": problem.prompt, "reference": problem.answer, "greedy": told(greedy[0]),
+            "samples": [told(sample) for sample in samples]}
+
+
+def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder, and what it already holds of this evaluation. Raises UserError if that was another one."""
+    named = config.output_dir is not None
+    folder = Path(config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}")
+    config.output_dir = str(folder)
+    record, done = config_record(config, "eval"), []
+    try:
+        folder.mkdir(parents=True, exist_ok=named)
+        if (folder / "config.json").exists():
+            before = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("flags", {})
+            other = [name for name, value in record["flags"].items() if name not in MAY_CHANGE and before.get(name) != value]
+            if other:
+                raise UserError(f"--output_dir {folder} holds another evaluation: --{other[0]} was {before.get(other[0])}, not "
+                                f"{record['flags'][other[0]]}; name another folder")
+            lines = (folder / PROBLEMS).read_bytes().split(b"\n") if (folder / PROBLEMS).exists() else []
+            done = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was cut off
+            if [row["problem"] for row in done] != [problem.id for problem in problems[:len(done)]]:
+                raise UserError(f"--output_dir {folder} holds an evaluation of other problems; name another folder")
+            print(f"{folder} holds {len(done)} of {len(problems)} problems")
+        write_atomically(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done))
+        write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output_dir {folder} cannot be used: {error}; name another folder") from error
+    if len(done) < len(problems):
+        print(f"writing {folder}; if interrupted, the same command with --output_dir {folder} goes on")
+    return folder, done
+
+
+def table(summary: dict[str, Any], config: Config) -> str:
+    """The summary for the console."""
+    lines = [f"{'':10} {'value':>7}   95 % interval over {summary['problems']} problems"]
+    for name, entry in summary.items():
+        if isinstance(entry, dict):
+            shown = f"mean@{summary['samples']}" if name == "mean" else name
+            lines.append(f"{shown:10} {entry['value']:7.4f}   {entry['low']:.4f} - {entry['high']:.4f}")
+    lines.append(f"truncated {summary['truncated']:.3f}, no answer {summary['no_answer']:.3f}, mean length {summary['mean_length']:.1f} tokens "
+                 f"(temperature {config.temperature if summary['samples'] else 0:g}, at most {config.max_completion_length} tokens)")
+    if summary["left_out"]:
+        lines.append(f"{summary['left_out']} rows could not be used and are not in these numbers")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(Config, evaluate, __file__)
