@@ -203,8 +203,9 @@ def table(summary: dict[str, Any], config: Config) -> str:
         if isinstance(entry, dict):
             shown = f"mean@{summary['samples']}" if name == "mean" else name
             lines.append(f"{shown:10} {entry['value']:7.4f}   {entry['low']:.4f} - {entry['high']:.4f}")
-    lines.append(f"truncated {summary['truncated']:.3f}, no answer {summary['no_answer']:.3f}, mean length {summary['mean_length']:.1f} tokens "
-                 f"(temperature {config.temperature if summary['samples'] else 0:g}, at most {config.max_completion_length} tokens)")
+    lines.append(f"truncated {summary['truncated']:.3f}, no answer {summary['no_answer']:.3f}, mean length "
+                 f"{summary['mean_length']:.1f} tokens (temperature {config.temperature if summary['samples'] else 0:g}, at most "
+                 f"{config.max_completion_length} tokens)")
     if summary["left_out"]:
         lines.append(f"{summary['left_out']} rows could not be used and are not in these numbers")
     return "\n".join(lines)
