@@ -109,6 +109,7 @@ class CommonConfig(SamplingConfig):
     eval_problems: int = flag(200, "run", "Held-out problems per evaluation.")
     save_steps: int = flag(50, "run", "Steps between checkpoints (0: only the last).")
     save_total_limit: int = flag(2, "run", "Checkpoints kept (0: all).")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "run", "Tracker that gets the metrics as well.")
     resume_from_checkpoint: str | None = flag(
         None, "run", "A checkpoint folder, or auto: the newest of --output_dir, else of the newest matching run.")
 
@@ -119,7 +120,7 @@ class CommonConfig(SamplingConfig):
     resumable: ClassVar[set[str]] = {
         "output_dir", "config", "resume_from_checkpoint", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
         "eval_steps", "eval_problems", "save_steps", "save_total_limit", "max_tokens_per_microbatch", "gradient_checkpointing",
-        "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"}
+        "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "report_to"}
 
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
@@ -138,6 +139,8 @@ class CommonConfig(SamplingConfig):
         heads = {"lm_head", "embed_tokens"} & set(self.lora_target_modules or ())
         if heads:
             raise UserError(f"--lora_target_modules {' '.join(heads)}: the output head and the embeddings stay frozen; leave them out")
+        if self.report_to != "none" and not importlib.util.find_spec(self.report_to):
+            raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
         if self.vllm_enable_sleep_mode and (self.engine == "transformers" or not torch.cuda.is_available()):
             raise UserError("--vllm_enable_sleep_mode frees the memory of vLLM on a CUDA GPU, which is not what samples here; leave it out")
 

@@ -22,6 +22,7 @@ from common.batching import Batch, MicroBatch
 from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, write_atomically
 from common.config import CommonConfig, UserError, config_record, run_prefix
 from common.policy import Policy
+from common.trackers import Tracker, check_login
 
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
 
@@ -81,6 +82,8 @@ class Run:
         self.started = self.step_started = time.perf_counter()
         self.saved: Path | None = None
         self.saved_step = 0
+        check_login(config.report_to)
+        self.tracker: Tracker | None = None
         config.output_dir = str(self._claim_folder())
 
     def start(self, policy: Policy, parts: dict[str, Stateful]) -> None:
@@ -101,6 +104,8 @@ class Run:
             self.say(f"resumed {self.saved} after step {self.step}")
         write_atomically(self.folder / "config.json", json.dumps(config_record(self.config, self.script), indent=2) + "\n")
         self.say(f"writing {self.folder}")
+        if self.config.report_to != "none":
+            self.tracker = Tracker(self.config, self.folder, self.step)
 
     def steps(self) -> Iterator[int]:
         """The steps still to do. SIGINT or SIGTERM: the step in hand is finished and saved; a second one ends at once."""
@@ -118,6 +123,8 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
         self.progress.close()
+        if self.tracker is not None:
+            self.tracker.finish()
         if self.stop_signal is not None and self.step < self.config.max_steps:
             self.say(f"stopped after step {self.step}; go on with: python {self.script}.py --resume_from_checkpoint {self.saved}")
             sys.exit(128 + self.stop_signal)
@@ -151,6 +158,8 @@ class Run:
             row |= {"num_tokens": self.num_tokens, "num_completions": self.num_completions,
                     "step_time": self._step_time(), **{f"time/{k}": v for k, v in self.seconds.items()}, "memory/peak_gb": peak_gb}
         self._append(METRICS, [row])
+        if self.tracker is not None:
+            self.tracker.log({name: value for name, value in row.items() if name != "step"}, self.step)
         self.say(self._console_line(row))
         if self.sample:
             self.say(self.sample)
@@ -163,10 +172,13 @@ class Run:
         """Appends every completion of the step to completions.jsonl. rewards, advantages (B,)."""
         self.num_tokens += int(batch.lengths.sum())
         self.num_completions += len(batch)
-        self._append(COMPLETIONS, [
+        rows = [
             {"step": self.step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer, "reward": r, "advantage": a,
              "finish_reason": c.finish_reason, "tokens": len(c.ids)}
-            for p, c, r, a in zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True)])
+            for p, c, r, a in zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True)]
+        self._append(COMPLETIONS, rows)
+        if self.due_for_evaluation and self.tracker is not None:
+            self.tracker.log_completions(rows, self.step)
         if self.due_for_evaluation:  # one sample to look at; the rest is in the file
             prompt, completion = (" | ".join(text.strip().split("\n")) for text in (batch.problems[0].prompt, batch.completions[0].text))
             self.sample = f"  {prompt[-100:]}  ->  {completion[:160]}  (reward {rewards[0]:g}, reference {batch.problems[0].answer})"
