@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.checkpoint import write_atomically
+from common.checkpoint import sha256, write_atomically
 from common.config import CommonConfig, SamplingConfig, UserError, config_record, flag, run_prefix, run_script
 from common.data import Problem, load_split, load_template, make_eval_problems
 from common.policy import load_policy
@@ -134,16 +134,22 @@ def evaluate(config: Config) -> dict[str, Any]:
     sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
     greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
     if len(done) < len(problems):
+        print(f"writing {folder}; if interrupted, the same command with --output_dir {folder} goes on")
         engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems])
         if isinstance(engine, TransformersEngine):  # vLLM has the model already, and the adapter
             shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
             engine.connect(load_policy(CommonConfig(**shared), tokenizer, model_config))
         size = max(1, engine.chunk // (config.num_samples + 1))
+        parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]
         with tqdm(total=len(problems), initial=len(done), desc="problems", unit="problem", dynamic_ncols=True) as progress:
-            for start in range(len(done), len(problems), size):
-                part = slice(start, start + size)
-                groups = engine.generate(greedy[part] + sampled[part])
+            for part in parts:
                 count = len(problems[part])
+                try:
+                    groups = engine.generate(greedy[part] + sampled[part])
+                except KeyboardInterrupt:
+                    progress.write(f"interrupted: {len(done)} problems are in {folder}; with --output_dir {folder} the same command "
+                                   "goes on")
+                    raise
                 found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
                 with open(folder / PROBLEMS, "a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
@@ -174,14 +180,19 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
     folder = Path(config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}")
     config.output_dir = str(folder)
     record, done = config_record(config, "eval"), []
+    record["adapter_sha256"] = config.adapter and sha256(Path(config.adapter) / "adapter_model.safetensors")
     try:
         folder.mkdir(parents=True, exist_ok=named)
         if (folder / "config.json").exists():
-            before = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("flags", {})
+            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            before = saved.get("flags", {})
             other = [name for name, value in record["flags"].items() if name not in MAY_CHANGE and before.get(name) != value]
             if other:
                 raise UserError(f"--output_dir {folder} holds another evaluation: --{other[0]} was {before.get(other[0])}, not "
                                 f"{record['flags'][other[0]]}; name another folder")
+            if saved.get("adapter_sha256") != record["adapter_sha256"]:
+                raise UserError(f"--output_dir {folder} holds an evaluation of other weights in "
+                                f"{config.adapter}; name another folder")
             lines = (folder / PROBLEMS).read_bytes().split(b"\n") if (folder / PROBLEMS).exists() else []
             done = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was cut off
             if [row["problem"] for row in done] != [problem.id for problem in problems[:len(done)]]:
@@ -191,8 +202,6 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
         write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
     except (OSError, ValueError) as error:
         raise UserError(f"--output_dir {folder} cannot be used: {error}; name another folder") from error
-    if len(done) < len(problems):
-        print(f"writing {folder}; if interrupted, the same command with --output_dir {folder} goes on")
     return folder, done
 
 

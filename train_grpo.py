@@ -109,7 +109,7 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: floa
 
 def train(config: Config) -> None:
     """Runs `config.max_steps` steps and leaves metrics, completions and checkpoints in the run folder. Raises UserError."""
-    run = Run(config, Path(__file__).stem)
+    run = Run(config, Path(__file__))
     rows = load_rows(config)  # whatever can fail cheaply comes before the model
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)

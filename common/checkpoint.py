@@ -44,8 +44,11 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str, Stateful], keep: int) -> Path:
-    """Writes checkpoint-`step` and then deletes all but the newest `keep` (0: none). Raises OSError, leaving older ones."""
+def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str, Stateful], keep: int, card: str) -> Path:
+    """Writes checkpoint-`step`, `card` as its README.md, then deletes all but the newest `keep` (0: none).
+
+    Raises OSError, leaving older ones.
+    """
     final, temporary = run_folder / f"checkpoint-{step}", run_folder / f"checkpoint-{step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -55,11 +58,12 @@ def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str
         except SafetensorError as error:  # hides the system's error in its text
             found = re.search(r"os error (\d+)", str(error))
             raise OSError(int(found[1]) if found else errno.EIO, str(error), str(temporary)) from error
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         state = io.BytesIO()  # torch.save to a path would hide a full disk in a RuntimeError
         torch.save({"step": step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}, state)
         (temporary / TRAINER_STATE).write_bytes(state.getbuffer())
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
         write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
         for path in [*files, temporary]:
             _flush(path)
@@ -97,7 +101,7 @@ def what_is_missing(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in manifest.items():
-            if (folder / name).stat().st_size != entry["bytes"] or _sha256(folder / name) != entry["sha256"]:
+            if (folder / name).stat().st_size != entry["bytes"] or sha256(folder / name) != entry["sha256"]:
                 return f"{name} has changed or was cut off"
         if TRAINER_STATE not in manifest:
             return f"no {TRAINER_STATE}"
@@ -131,7 +135,8 @@ def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path 
     return None
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

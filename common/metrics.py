@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.batching import Batch, MicroBatch
+from common.card import model_card
 from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, write_atomically
 from common.config import CommonConfig, UserError, config_record, run_prefix
 from common.policy import Policy
@@ -67,11 +68,14 @@ def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
 class Run:
     """One run's folder and its progress. `num_tokens` counts what was generated to train on, evaluation apart."""
 
-    def __init__(self, config: CommonConfig, script: str) -> None:
-        """Checks the folder, before anything is loaded. Raises UserError if it cannot be written or holds another run."""
-        self.config, self.script = config, script
+    def __init__(self, config: CommonConfig, file: Path) -> None:
+        """Of the script `file`. Checks the folder, before anything is loaded.
+
+        Raises UserError if it cannot be written or holds another run.
+        """
+        self.config, self.script, self.file = config, file.stem, file
         self.resumed = config.resume_from_checkpoint not in (None, "auto")
-        self.folder = Path(config.output_dir or f"{run_prefix(config, script)}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.folder = Path(config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.num_tokens = self.num_completions = self.step = 0
         self.seconds: dict[str, float] = {}
         self.step_seconds: list[float] = []
@@ -102,7 +106,8 @@ class Run:
                     self.say(f"set aside {later.name} as superseded-{later.name}: this run goes on from before it")
             self.progress.update(self.step)
             self.say(f"resumed {self.saved} after step {self.step}")
-        write_atomically(self.folder / "config.json", json.dumps(config_record(self.config, self.script), indent=2) + "\n")
+        self.record = config_record(self.config, self.script)
+        write_atomically(self.folder / "config.json", json.dumps(self.record, indent=2) + "\n")
         self.say(f"writing {self.folder}")
         if self.config.report_to != "none":
             self.tracker = Tracker(self.config, self.folder, self.step)
@@ -245,7 +250,9 @@ class Run:
         return self.folder
 
     def _save(self) -> None:
-        self.saved = save_checkpoint(self.folder, self.step, self.policy, self.parts, self.config.save_total_limit)
+        card = model_card(self.config, self.file, self.record, self.evaluations, self.step)
+        self.saved = save_checkpoint(self.folder, self.step, self.policy, self.parts, self.config.save_total_limit, card)
+        write_atomically(self.folder / "README.md", card)
         self.saved_step = self.step
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:

@@ -89,13 +89,17 @@ def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig)
     if settings.get("peft_type") != "LORA" or extras:
         raise UserError(f"--adapter {config.adapter}: a plain LoRA adapter is needed (no dropout, DoRA, bias or further modules); this "
                         f"one is {settings.get('peft_type')} with {', '.join(extras) or 'nothing else'}")
+    base = str(settings.get("base_model_name_or_path"))
+    if config.model == "tiny" and Path(base).name.startswith("tiny-") and Path(base).name != Path(model_folder(config)).name:
+        raise UserError(f"--adapter {config.adapter} was made for the embedded model of another --dataset, whose settings shape its warm "
+                        f"start: give that --dataset, or --model {base}")
     for key, shape in shapes.items():
         layer = linear.get(key.removeprefix("base_model.model.").partition(".lora_")[0])
         wanted = layer and (layer.in_features if ".lora_A." in key else layer.out_features)
         if layer is None or shape[1 if ".lora_A." in key else 0] != wanted:
             needs = "has no such layer" if layer is None else f"needs {wanted}"
             raise UserError(f"--adapter {config.adapter} does not match {config.model}: {key} is {tuple(shape)}, the model {needs}; "
-                            f"it was made for {settings.get('base_model_name_or_path')}")
+                            f"it was made for {base}")
 
 
 def adapter_settings(folder: str) -> dict[str, Any]:

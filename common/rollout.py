@@ -317,7 +317,7 @@ class VLLMEngine:
     it are the old policy's. `connect`, and waking up, check that vLLM samples from what the trainer trains.
     """
 
-    chunk = 4096  # several times what runs at once, so that few places are empty while the last completions end
+    chunk = 1024  # a few times what runs at once, so that few places are empty while the last completions end
 
     def __init__(self, config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
                  prompts: list[tuple[int, ...]]) -> None:

@@ -25,7 +25,8 @@ def check_login(report_to: str) -> None:
     try:
         wandb.login()
     except wandb.Error as error:
-        raise UserError(f"--report_to wandb: {error}. Call `wandb login` once, or set WANDB_MODE=offline and `wandb sync` later") from error
+        raise UserError(f"--report_to wandb: {str(error).rstrip('.')}; call `wandb login` once, or set WANDB_MODE=offline and "
+                        "`wandb sync` later") from error
 
 
 class Tracker:
@@ -91,6 +92,7 @@ class Tracker:
 def as_markdown(row: list[Any]) -> str:
     """One completion for a page of text: prompt and completion as they are, line breaks and signs included."""
     told = dict(zip(COLUMNS, row, strict=True))
-    head = f"**{told['problem']}**: reward {told['reward']:g}, advantage {told['advantage']:.3g}, reference `{told['answer']}`, " \
-           f"{told['tokens']} tokens, {told['finish_reason']}"
-    return "\n\n".join([head, *("\n".join(f"    {line}" for line in told[part].splitlines() or [""]) for part in ("prompt", "completion"))])
+    head = (f"**{told['problem']}**: reward {told['reward']:g}, advantage {told['advantage']:.3g}, reference `{told['answer']}`, "
+            f"{told['tokens']} tokens, finish reason {told['finish_reason']}")
+    parts = [f"{part}:\n\n" + "\n".join(f"    {line}" for line in told[part].splitlines()) for part in ("prompt", "completion")]
+    return "\n\n".join([head, *parts])

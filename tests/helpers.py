@@ -52,6 +52,17 @@ def run(script, folder, *flags, monkeypatch, quick=QUICK):
     return 0
 
 
+def evaluate(folder, *flags, monkeypatch):
+    """eval.py as from the command line, on QUICK's task. Returns its summary, or its exit code or message."""
+    module = importlib.import_module("eval")
+    monkeypatch.setattr(sys, "argv", ["eval.py", *QUICK[:2], "--num_samples", "4", "--output_dir", str(folder), *flags])
+    try:
+        run_script(module.Config, module.evaluate, module.__file__)
+    except SystemExit as end:
+        return end.code
+    return json.loads((folder / "summary.json").read_text())
+
+
 def metrics(folder, times=False):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return rows if times else [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]

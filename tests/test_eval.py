@@ -1,26 +1,16 @@
 import importlib
 import itertools
 import json
-import sys
+import re
 
 import numpy as np
 import pytest
+from helpers import SHARED, evaluate, run, save_random_model
+from safetensors.torch import load_file, save_file
 
-from common.config import run_script
+import common.rollout as rollout
 from common.verify import answers_equal
 from eval import interval, majority_at_k, majority_vote, pass_at_k
-
-TASK = ["--dataset", "arithmetic:warm_steps=80,values=18,tiers=plus:1:1-2,habits=0.3:0.3:0.3,train=60,test=30"]
-
-
-def evaluate(folder, *flags, monkeypatch):
-    module = importlib.import_module("eval")
-    monkeypatch.setattr(sys, "argv", ["eval.py", *TASK, "--num_samples", "4", "--output_dir", str(folder), *flags])
-    try:
-        run_script(module.Config, module.evaluate, module.__file__)
-    except SystemExit as end:
-        return end.code
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
@@ -80,3 +70,46 @@ def test_an_evaluation_agrees_with_brute_force_and_continues(tmp_path, monkeypat
     assert (tmp_path / "a" / "problems.jsonl").read_text() == text
     assert "holds another evaluation" in evaluate(tmp_path / "a", "--temperature", "0.5", monkeypatch=monkeypatch)
     assert "give numbers from 1 to the 4" in evaluate(tmp_path / "b", "--k", "8", monkeypatch=monkeypatch)
+
+
+def test_an_adapter_that_has_changed_or_was_made_for_another_base_is_refused(tmp_path, monkeypatch):
+    run("train_grpo", tmp_path / "run", "--max_steps", "1", monkeypatch=monkeypatch)
+    adapter = tmp_path / "run" / "checkpoint-1"
+    flags = ["--adapter", str(adapter), "--num_samples", "0", "--max_problems", "3"]
+    first = evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)
+    assert evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch) == first
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: value + 0.01 for name, value in weights.items()}, adapter / "adapter_model.safetensors", {"format": "pt"})
+    assert "holds an evaluation of other weights in" in evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)
+    other = ["--dataset", "arithmetic:warm_steps=1,train=9,test=9"]
+    assert re.search(r"another --dataset, .* or --model /", evaluate(tmp_path / "b", *flags, *other, monkeypatch=monkeypatch))
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("eval")
+    calls, real = [], module.TransformersEngine.generate
+
+    def generate(self, requests):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, requests)
+
+    monkeypatch.setattr(module.TransformersEngine, "generate", generate)
+    monkeypatch.setattr(rollout, "MAX_ROWS", {"cpu": 60})
+    assert evaluate(tmp_path / "a", monkeypatch=monkeypatch) == 130
+    assert f"12 problems are in {tmp_path / 'a'}; with --output_dir" in capsys.readouterr().out
+    assert len((tmp_path / "a" / "problems.jsonl").read_text().splitlines()) == 12
+    assert evaluate(tmp_path / "a", monkeypatch=monkeypatch)["problems"] == 30
+
+
+@pytest.mark.parametrize("name", ["gsm8k/test.jsonl", "math/math500.jsonl"])
+def test_a_random_model_on_real_problems_gets_honest_zeros(name, tmp_path, tokenizer, monkeypatch):
+    file = SHARED / name
+    if not file.exists():
+        pytest.skip(f"{file} is not there")
+    model = save_random_model(tmp_path / "model", "qwen3", tokenizer, max_position_embeddings=4096)
+    flags = ["--model", str(model), "--dataset", str(file), "--max_problems", "20", "--max_completion_length", "8"]
+    summary = evaluate(tmp_path / "run", *flags, monkeypatch=monkeypatch)
+    assert summary["problems"] == 20 and summary["greedy"]["value"] == summary["mean"]["value"] == summary["pass@4"]["value"] == 0
+    assert summary["greedy"]["low"] == 0 and 0.1 < summary["greedy"]["high"] < 0.2  # of 20
