@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from common.checkpoint import sha256, write_atomically
@@ -24,7 +25,7 @@ from common.data import Problem, load_split, load_template, make_eval_problems
 from common.policy import load_policy
 from common.pretrained import context_length, load_tokenizer
 from common.rewards import make_requests
-from common.rollout import Completion, TransformersEngine, make_engine
+from common.rollout import Completion, TransformersEngine, choose_engine, make_engine
 from common.verify import answers_equal, extract_answer, is_correct
 
 PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
@@ -48,8 +49,7 @@ class Config(SamplingConfig):
         super().check()
         if min(self.num_samples, self.max_problems) < 0:
             raise UserError("--num_samples, --max_problems: give 0 or more")
-        self.k = sorted(set(self.k or [4**i for i in range(20) if 4**i <= self.num_samples]))
-        if self.k and not 1 <= self.k[0] <= self.k[-1] <= self.num_samples:
+        if self.k and not 1 <= min(self.k) <= max(self.k) <= self.num_samples:
             raise UserError(f"--k {' '.join(map(str, self.k))}: give numbers from 1 to the {self.num_samples} of --num_samples")
 
 
@@ -81,10 +81,10 @@ def majority_vote(answers: list[str | None]) -> str | None:
 def interval(scores: list[float], draws: int = 1) -> dict[str, float]:
     """{"value", "low", "high"}: the mean of the problems' scores in [0, 1], and its 95 % interval over problems.
 
-    Wilson's score interval at the effective number of problems n p (1 - p) / s^2, s^2 being their variance: n if every
+    Wilson's score interval at the effective number of problems n p (1 - p) / s^2, s^2 being their variance: about n if every
     score is 0 or 1, more if scores are fractions that vary less, and at most n times `draws`, the samples behind a score. The
-    variance is taken with two further problems as if from 0/1 scores, since a few scores can miss the spread. Unlike mean +-
-    2 standard errors it says something at 0 of n. Example: [0] * 100 -> 0, high 0.037.
+    variance is that of n + 2 problems, two of them spread as 0/1 scores are, since a few scores can miss the spread. Unlike
+    mean +- 2 standard errors it says something at 0 of n. Example: [0] * 100 -> 0, high 0.037.
     """
     n, p = len(scores), statistics.fmean(scores)
     binary = p * (1 - p)
@@ -157,7 +157,8 @@ def evaluate(config: Config) -> dict[str, Any]:
                 progress.update(count)
                 progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
     left_out = len(rows) - len(problems) if not config.max_problems else 0
-    summary = summarise(done, config.k or [], left_out)
+    k = sorted(set(config.k or [4**i for i in range(20) if 4**i <= config.num_samples]))
+    summary = summarise(done, k, left_out)
     write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     print(table(summary, config), f"\nwritten to {folder / SUMMARY}", sep="")
     return summary
@@ -180,24 +181,28 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
     folder = Path(config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}")
     config.output_dir = str(folder)
     record, done = config_record(config, "eval"), []
-    record["adapter_sha256"] = config.adapter and sha256(Path(config.adapter) / "adapter_model.safetensors")
+    record |= {"engine": choose_engine(config)[0], "device": "cuda" if torch.cuda.is_available() else "cpu", "adapter_sha256": [
+        sha256(Path(config.adapter) / name) for name in ("adapter_model.safetensors", "adapter_config.json")] if config.adapter else None}
     try:
         folder.mkdir(parents=True, exist_ok=named)
         if (folder / "config.json").exists():
             saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            for name in ("engine", "device", "adapter_sha256"):
+                if saved.get(name) != record[name]:
+                    raise UserError(f"--output_dir {folder} was begun with another {name}, {saved.get(name)}; name another folder")
             before = saved.get("flags", {})
             other = [name for name, value in record["flags"].items() if name not in MAY_CHANGE and before.get(name) != value]
             if other:
                 raise UserError(f"--output_dir {folder} holds another evaluation: --{other[0]} was {before.get(other[0])}, not "
                                 f"{record['flags'][other[0]]}; name another folder")
-            if saved.get("adapter_sha256") != record["adapter_sha256"]:
-                raise UserError(f"--output_dir {folder} holds an evaluation of other weights in "
-                                f"{config.adapter}; name another folder")
             lines = (folder / PROBLEMS).read_bytes().split(b"\n") if (folder / PROBLEMS).exists() else []
             done = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was cut off
-            if [row["problem"] for row in done] != [problem.id for problem in problems[:len(done)]]:
-                raise UserError(f"--output_dir {folder} holds an evaluation of other problems; name another folder")
+            asked = [(problem.id, problem.prompt, problem.answer) for problem in problems[:len(done)]]
+            if [(row["problem"], row["prompt"], row["reference"]) for row in done] != asked:
+                raise UserError(f"--output_dir {folder} holds an evaluation of other problems or prompts; name another folder")
             print(f"{folder} holds {len(done)} of {len(problems)} problems")
+        elif (folder / PROBLEMS).exists():
+            raise UserError(f"--output_dir {folder} has a {PROBLEMS} that is not of an evaluation; name another folder")
         write_atomically(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done))
         write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
     except (OSError, ValueError) as error:

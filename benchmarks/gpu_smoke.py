@@ -197,9 +197,7 @@ def stale(arguments: argparse.Namespace) -> str:
     if ON_GPU:  # every version by the same name, id and path; the reset alone would not help
         lora = engine.lora
         engine._lora_request = lambda folder: lora
-        import common.rollout as rollout
-
-        rollout.shutil.rmtree = lambda *_: None
+        engine._drop = lambda lora: None
     else:
         engine.llm.reset_prefix_cache = lambda: True
     return stopped(engine, policy)
@@ -261,7 +259,17 @@ def training(arguments: argparse.Namespace, *flags: str) -> str:
     sizes = ["--max_completion_length", "512"] if ON_GPU else ["--max_completion_length", "32", "--problems_per_step", "4", "--lora_r", "4"]
     folder = arguments.out / f"train-{arguments.check}"
     command = ["--model", arguments.model, "--dataset", str(problems_file(arguments.out)), "--prompt_template", "question", *sizes]
-    command += ["--engine", "vllm", "--vllm_gpu_memory_utilization", str(arguments.share), "--max_steps", "3", "--eval_steps", "0"]
+    command += [
+        "--gradient_checkpointing",
+        "--engine",
+        "vllm",
+        "--vllm_gpu_memory_utilization",
+        str(arguments.share),
+        "--max_steps",
+        "3",
+        "--eval_steps",
+        "0",
+    ]
     sys.argv = ["train_grpo.py", *command, "--output_dir", str(folder), *flags]
     run_script(train_grpo.Config, train_grpo.train, train_grpo.__file__)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]  # the first step warms kernels up
@@ -323,10 +331,11 @@ def embedded(arguments: argparse.Namespace) -> str:
     return f"mean reward over 5 steps {ours:.3f} (vllm) and {theirs:.3f} (transformers), standard error {spread:.3f}"
 
 
-# name -> what it does, the weights it needs, and whether it needs a GPU
-CHECKS: dict[str, tuple[Callable[[argparse.Namespace], str], str, bool]] = {
+# name -> what it does, the weights it needs, and whether it needs a GPU (True), must not have one (None: vLLM's adapters are in
+# bfloat16 there), or does not care (False)
+CHECKS: dict[str, tuple[Callable[[argparse.Namespace], str], str, bool | None]] = {
     "parity": (lambda arguments: parity(arguments, "bfloat16"), "bfloat16", False),
-    "parity-float32": (lambda arguments: parity(arguments, "float32"), "float32", False),
+    "parity-float32": (lambda arguments: parity(arguments, "float32"), "float32", None),
     "parity-4bit": (lambda arguments: parity(arguments, "4-bit"), "4-bit", True),
     "lost-adapter": (lost_adapter, "bfloat16", False),
     "stale-adapter": (stale, "bfloat16", False),
@@ -334,7 +343,7 @@ CHECKS: dict[str, tuple[Callable[[argparse.Namespace], str], str, bool]] = {
     "sleep": (sleep, "bfloat16", True),
     "train": (training, "bfloat16", False),
     "train-sleep": (lambda arguments: training(arguments, "--vllm_enable_sleep_mode"), "bfloat16", True),
-    "train-4bit": (lambda arguments: training(arguments, "--load_in_4bit", "--gradient_checkpointing"), "4-bit", True),
+    "train-4bit": (lambda arguments: training(arguments, "--load_in_4bit"), "4-bit", True),
     "eval": (evaluation, "bfloat16", False),
     "embedded": (embedded, "bfloat16", False),
 }
@@ -358,8 +367,8 @@ def run_check(name: str, arguments: argparse.Namespace, gb: float) -> dict[str, 
     """One check in a process of its own, the device's memory watched meanwhile."""
     kind, needs_gpu = CHECKS[name][1:]
     row: dict[str, Any] = {"check": name, "shape": arguments.shape or largest(kind, gb), "seconds": 0.0, "peak": 0.0}
-    if needs_gpu and not ON_GPU:
-        return row | {"result": "not run", "told": "needs a GPU"}
+    if needs_gpu is not False and bool(needs_gpu) != ON_GPU:
+        return row | {"result": "not run", "told": "needs a GPU" if needs_gpu else "for CPU only"}
     share = min(0.9, (gigabytes(row["shape"], kind) + CACHE_GB) / (torch.cuda.mem_get_info()[1] / 1e9)) if ON_GPU else 0.3
     model, result = random_model(row["shape"], arguments.out / f"model-{row['shape']}"), arguments.out / f"{name}.json"
     result.unlink(missing_ok=True)
@@ -380,7 +389,10 @@ def run_check(name: str, arguments: argparse.Namespace, gb: float) -> dict[str, 
     watcher.join()
     row |= {"seconds": time.perf_counter() - began, "peak": peak}
     if result.exists():
-        return row | json.loads(result.read_text())
+        row |= json.loads(result.read_text())
+        if row["result"] == "ok" and peak > gb > 0:
+            row |= {"result": "FAILED", "told": f"planned for {gb:.0f} GB; {row['told']}"}
+        return row
     return row | {"result": "FAILED", "told": f"ended with code {code}; see {arguments.out / f'{name}.log'}"}
 
 

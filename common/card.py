@@ -26,7 +26,7 @@ def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evalu
     tiny = config.model == "tiny"
     on_hub = config.dataset not in local and data.partition(":")[0] != "arithmetic"
     head = ModelCardData(base_model=None if tiny or config.model in local else base,
-                         datasets=REGISTERED[data].path if data in REGISTERED else data if on_hub else None,
+                         datasets=(REGISTERED[data].path if data in REGISTERED else data) if on_hub else None,
                          library_name="peft", pipeline_tag="text-generation",
                          tags=["lora", "reinforcement-learning", "reasoning", "vinery", script.stem])
     about = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem).split("\n\n")

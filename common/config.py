@@ -70,6 +70,8 @@ class SamplingConfig:
         if self.engine == "vllm" and not importlib.util.find_spec("vllm"):
             raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a machine with an NVIDIA GPU, "
                             "or use --engine transformers")
+        if self.engine == "vllm" and self.dtype == "float32" and torch.cuda.is_available():
+            raise UserError("--engine vllm --dtype float32: on a GPU vLLM's adapters are in bfloat16; use --engine transformers with it")
         if self.engine == "vllm" and self.load_in_4bit and not torch.cuda.is_available():
             raise UserError("--engine vllm --load_in_4bit: vLLM has 4-bit bases on GPUs only; use --engine transformers here")
         if self.model == "tiny" and self.dataset.partition(":")[0] != "arithmetic":
@@ -98,7 +100,7 @@ class CommonConfig(SamplingConfig):
     max_grad_norm: float = flag(1.0, "update", "Gradient norm is clipped to this.")
     num_iterations: int = flag(1, "update", "Passes over each rollout batch.")
     num_minibatches: int = flag(1, "update", "Optimiser steps per pass.")
-    max_tokens_per_microbatch: int = flag(8192, "update", "Padded tokens in one forward and backward: sets memory, never the update.")
+    max_tokens_per_microbatch: int = flag(4096, "update", "Padded tokens in one forward and backward: sets memory, never the update.")
     loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = flag(
         "token-mean", "update", "How token losses become one number; constant: divided by completions x --max_completion_length.")
     beta: float = flag(0.0, "update", "Weight of the KL term to the reference policy (0: no reference pass).")
@@ -264,5 +266,6 @@ def run_script(config_class: type[C], train: Callable[[C], None], file: str) -> 
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        sys.exit(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); older checkpoints are whole: "
-                 "free some space and go on with --resume_from_checkpoint auto")
+        remedy = ("older checkpoints are whole: free some space and go on with --resume_from_checkpoint auto"
+                  if hasattr(config, "resume_from_checkpoint") else "free some space; the same command with its --output_dir goes on")
+        sys.exit(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")

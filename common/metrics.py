@@ -106,11 +106,11 @@ class Run:
                     self.say(f"set aside {later.name} as superseded-{later.name}: this run goes on from before it")
             self.progress.update(self.step)
             self.say(f"resumed {self.saved} after step {self.step}")
+        if self.config.report_to != "none":
+            self.tracker = Tracker(self.config, self.folder, self.step)
         self.record = config_record(self.config, self.script)
         write_atomically(self.folder / "config.json", json.dumps(self.record, indent=2) + "\n")
         self.say(f"writing {self.folder}")
-        if self.config.report_to != "none":
-            self.tracker = Tracker(self.config, self.folder, self.step)
 
     def steps(self) -> Iterator[int]:
         """The steps still to do. SIGINT or SIGTERM: the step in hand is finished and saved; a second one ends at once."""

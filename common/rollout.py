@@ -95,17 +95,23 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
 
     Called before the trainer's model is loaded, as vLLM measures the free memory of the GPU and takes its share.
     """
-    name, why = config.engine, f"--engine {config.engine}"
-    if name == "auto":
-        missing = ("there is no CUDA device" if not torch.cuda.is_available() else
-                   "vllm is not installed" if not importlib.util.find_spec("vllm") else
-                   "the embedded model is done before vLLM has started" if config.model == "tiny" else None)
-        name, why = ("transformers", f"auto: {missing}") if missing else ("vllm", "auto: there are a CUDA device and vllm")
+    name, why = choose_engine(config)
     print(f"engine: {name} on {'cuda' if torch.cuda.is_available() else 'cpu'} ({why})", flush=True)
     if config.top_p < 1:
         print("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
               "the importance weights are biased")
     return TransformersEngine() if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
+
+
+def choose_engine(config: SamplingConfig) -> tuple[str, str]:
+    """What `--engine` means here, and why."""
+    if config.engine != "auto":
+        return config.engine, f"--engine {config.engine}"
+    missing = ("there is no CUDA device" if not torch.cuda.is_available() else
+               "vllm is not installed" if not importlib.util.find_spec("vllm") else
+               "vLLM's adapters need --dtype bfloat16 on a GPU" if config.dtype == "float32" else
+               "the embedded model is done before vLLM has started" if config.model == "tiny" else None)
+    return ("transformers", f"auto: {missing}") if missing else ("vllm", "auto: there are a CUDA device and vllm")
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -374,8 +380,7 @@ class VLLMEngine:
             old, folder = self.lora, self.folder / str(self.version + 1)
             self.policy.save(folder, self.policy.dtype)
             self.lora = self._lora_request(str(folder))  # read by vLLM at its next request
-            if old is not None and Path(old.lora_path).parent == self.folder:
-                shutil.rmtree(old.lora_path)
+            self._drop(old)
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache, so it would sample from two policies at once")
 
@@ -412,6 +417,11 @@ class VLLMEngine:
 
         self.version += 1
         return LoRARequest(f"policy-{self.version}", self.version, folder)
+
+    def _drop(self, lora: Any) -> None:
+        """Deletes the folder of an adapter that `sync` wrote; the one of `--adapter` is not ours."""
+        if lora is not None and Path(lora.lora_path).parent == self.folder:
+            shutil.rmtree(lora.lora_path)
 
     def _named(self, stop: tuple[str, ...]) -> set[int]:
         """Tokens that are called like a stop string: special ones such as <|im_end|>, which no text shows."""

@@ -44,7 +44,7 @@ class Tracker:
         PartialState()  # accelerate's trackers ask it which process they are in
         try:
             if self.name == "tensorboard":
-                self.tracker: GeneralTracker = TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else None)
+                self.tracker: GeneralTracker = TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else 0)
             elif self.name == "wandb":
                 self.tracker = WandBTracker(project, name=name, group=folder.name, dir=folder)
             else:

@@ -37,6 +37,8 @@ def test_the_front_matter_names_what_is_on_the_hub_and_nothing_else(script, tmp_
     for dataset in ("arithmetic", "arithmetic:tiers=plus:1:1-2/half:1:5-8,test_tiers=half:1:5-8"):
         data = ModelCard(card_of(script, "--dataset", dataset)[0]).data
         assert data.base_model is None and data.datasets is None
+    (tmp_path / "math").mkdir()
+    assert ModelCard(card_of(script, "--model", "a/b", "--dataset", str(tmp_path / "math"))[0]).data.datasets is None
     model = save_random_model(tmp_path / "mine", "llama", tokenizer)
     (tmp_path / "own.jsonl").write_text("{}")
     text, _ = card_of(script, "--model", str(model), "--dataset", str(tmp_path / "own.jsonl"))

@@ -80,9 +80,21 @@ def test_an_adapter_that_has_changed_or_was_made_for_another_base_is_refused(tmp
     assert evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch) == first
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: value + 0.01 for name, value in weights.items()}, adapter / "adapter_model.safetensors", {"format": "pt"})
-    assert "holds an evaluation of other weights in" in evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)
+    assert "was begun with another adapter_sha256" in evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)
     other = ["--dataset", "arithmetic:warm_steps=1,train=9,test=9"]
     assert re.search(r"another --dataset, .* or --model /", evaluate(tmp_path / "b", *flags, *other, monkeypatch=monkeypatch))
+
+
+def test_other_problems_and_files_that_are_not_ours_are_left_alone(tmp_path, tokenizer, monkeypatch):
+    model = save_random_model(tmp_path / "model", "qwen3", tokenizer)
+    data = tmp_path / "problems.jsonl"
+    flags = ["--model", str(model), "--dataset", str(data), "--num_samples", "0", "--max_completion_length", "4"]
+    data.write_text('{"question": "1 + 1 ?", "answer": "2"}\n')
+    assert "is not of an evaluation" in evaluate(tmp_path, *flags, monkeypatch=monkeypatch)
+    assert data.read_text().count("\n") == 1
+    assert evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)["problems"] == 1
+    data.write_text('{"question": "1 + 1 ?", "answer": "3"}\n')
+    assert "other problems or prompts" in evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)
 
 
 def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """--report_to with the real trackers, where they are installed; nothing is sent anywhere."""
 
+import importlib
 import importlib.util
 import json
 import sqlite3
@@ -49,6 +50,21 @@ def test_tensorboard_forgets_the_steps_that_a_resumed_run_does_again(tmp_path, m
     again = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2"), "--max_steps", "4"]
     assert run(SCRIPT, tmp_path / "run", *again, monkeypatch=monkeypatch) == 0
     assert [event.step for event in events(tmp_path / "run").Scalars("reward")] == [1, 2, 3, 4]
+
+
+@needs("tensorboard")
+def test_tensorboard_forgets_a_run_that_starts_over(tmp_path, monkeypatch):
+    flags = ["--report_to", "tensorboard", "--save_steps", "0", "--resume_from_checkpoint", "auto"]
+    module = importlib.import_module(SCRIPT)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Run, "save_if_due", lambda self: killed() if self.step == 3 else None)
+        assert run(SCRIPT, tmp_path / "run", *flags, "--max_steps", "9", monkeypatch=patch) == 130
+    assert run(SCRIPT, tmp_path / "run", *flags, "--max_steps", "2", monkeypatch=monkeypatch) == 0
+    assert [event.step for event in events(tmp_path / "run").Scalars("reward")] == [1, 2]
 
 
 @needs("wandb")
