@@ -1,36 +1,53 @@
-"""Is this completion's answer the reference answer? Text in, bool out; nothing in the text is ever evaluated.
+"""Is this completion's answer the reference answer? Text in, bool out; nothing in the text is ever executed.
 
-What counts as the same: equal integers, decimals and fractions (compared exactly), and texts that are equal once LaTeX
-spacing, sizing and the order of the terms of a sum are taken out. Anything else is different.
+Plain numbers are compared as numerals, everything else by structure: lists, tuples, intervals, sets, matrices, equations,
+inequalities, ratios and bases part by part; expressions by value (`common/latex.py` parses, `common/values.py` evaluates);
+the rest as text. Work is bounded by construction, so there is no timeout. docs/verifier.md has the conventions.
 """
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from functools import lru_cache
+from typing import Any
+
+from common.latex import Node, Unsupported, parse
+from common.spelling import END, clean, closing, split, take_unit
+from common.values import Undefined, ratio, same, symbols
 
 MAX_ANSWER_LENGTH = 500  # characters; longer is an essay, not an answer, and bounds the work of a comparison
-MAX_DIGITS = 60  # of a number that is compared as a number: beyond it the texts are compared
+MAX_ITEMS = 64  # of a list, a set or a matrix: comparing unordered ones takes up to the square of it
+
+Form = tuple[Any, ...]  # kind and parts, as `_forms` describes
+
+# ---- the answer of a completion -------------------------------------------------------------------------------------
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
-_STATED = re.compile(r"(?<!not the )\banswer(?: is|:)", re.IGNORECASE)
-_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d*)?")
-_FRACTION = re.compile(r"([+-]?)\\frac\{([+-]?\d+)\}\{([+-]?\d+)\}|([+-]?\d+)/(\d+)")
-_DROPPED = re.compile(r"\\(?:left|right|displaystyle|[!,;: ])|[\s$]|\\\$")
-_WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox|boxed|fbox)\{([^{}]*)\}")
-_APART = re.compile(r"(?<=\d)\s+(?=\d)")
-_LISTED = re.compile(r"(?<=\d),\s+(?=\d)")
-_OPERATOR = re.compile(r"(?:\\(?:cdot|times|div|pm|mp|ast|to|le|leq|ge|geq|neq|ne|in|cup|cap|frac)|[\^_*/=<>(,])$")
-_SHORT_FRACTION = re.compile(r"\\frac(\d)(\d)")
+_BARE_BOX = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?![A-Za-z])")
+_STATED = re.compile(r"\banswer(?: is\b:?|:|(?=\s*[$\\]))(?!\s+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\|")
 
 
 def extract_answer(completion: str) -> str | None:
     """The final answer stated in `completion`, or None.
 
-    Looks behind a closing </think>, for: the last balanced \\boxed{} or \\fbox{}; else the line after the last ####; else
-    the last "answer is ..." or "answer: ...". Empty or over 500 characters is no answer. Linear in the length.
+    Looks behind a closing </think>, for: the last balanced \\boxed{} or \\fbox{}; else the line after the last ####; else the
+    sentence after the last "answer is" or "answer:" that is not negated. Empty or over 500 characters is no answer. Linear
+    in the length.
     """
-    text = completion.rpartition("</think>")[2]
+    text = completion.rpartition("</think>")[2] if "</think>" in completion else completion
+    answer = _last_box(text) if "\\boxed" in text or "\\fbox" in text else None
+    if answer is None and "####" in text:
+        answer = text.rpartition("####")[2].lstrip(" ").partition("\n")[0]
+    if answer is None:
+        end = max((match.end() for match in _STATED.finditer(text)), default=None)
+        if end is not None:
+            answer = _SENTENCE.split(text[end:end + 2 * MAX_ANSWER_LENGTH].lstrip(), maxsplit=1)[0]
+    answer = answer.strip() if answer else ""
+    return answer if 0 < len(answer) <= MAX_ANSWER_LENGTH else None
+
+
+def _last_box(text: str) -> str | None:
+    """What the last balanced box holds, an outer one rather than those inside it."""
     answer, opened = None, []
     for match in _BRACES.finditer(text):
         if match[0][-1] == "{" and match[0] != "\\{":
@@ -39,13 +56,9 @@ def extract_answer(completion: str) -> str | None:
             start = opened.pop()
             if start[0] != "{":
                 answer = text[start.end():match.start()]
-    if answer is None and "####" in text:
-        answer = text.rpartition("####")[2].lstrip(" ").partition("\n")[0]
-    if answer is None:
-        stated = [match.end() for match in _STATED.finditer(text)]
-        answer = text[stated[-1]:].lstrip(" ").partition("\n")[0].rstrip(" .") if stated else None
-    answer = answer.strip() if answer else ""
-    return answer if 0 < len(answer) <= MAX_ANSWER_LENGTH else None
+    if answer is None and (bare := _BARE_BOX.match(text, max(0, text.rfind("\\boxed")))):
+        return bare[1]
+    return answer
 
 
 def is_correct(completion: str, reference: str) -> bool:
@@ -54,58 +67,293 @@ def is_correct(completion: str, reference: str) -> bool:
     return answer is not None and answers_equal(answer, reference_answer(reference))
 
 
+@lru_cache(maxsize=4096)  # a reference is compared with many completions
 def reference_answer(reference: str) -> str:
     """The bare answer of a reference, which may be a worked solution with \\boxed{} or ####."""
-    return extract_answer(reference) or reference.strip()
+    marked = "\\boxed" in reference or "\\fbox" in reference or "####" in reference
+    return (extract_answer(reference) if marked else None) or reference.strip()
+
+
+# ---- plain numbers --------------------------------------------------------------------------------------------------
+
+_PLAIN = re.compile(r"([+-]?)\s*\$?(?:0*(\d+|\d{1,3}(?:,\d{3})+)(?:\.(\d*?)0*)?|\.(\d*?)0*)\$?", re.ASCII)
+
+
+def _plain(text: str) -> str | None:
+    """A decimal numeral without what does not change its value: "+1,250.50" -> "1250.5". None for anything else."""
+    if len(text) < 19 and text.isdecimal() and text[0] != "0" and text.isascii():
+        return text
+    match = _PLAIN.fullmatch(text)
+    if match is None or (text[-1:] == "." and match[2] is None):
+        return None
+    sign, whole, decimals, bare = match.groups()
+    decimals = decimals or bare or ""
+    if not whole and not decimals and bare is None:
+        return None
+    whole = (whole or "0").replace(",", "").lstrip("0") or "0"
+    number = f"{whole}.{decimals}" if decimals else whole
+    return f"-{number}" if sign == "-" and number != "0" else number
+
+
+_plain_reference = lru_cache(maxsize=4096)(_plain)
 
 
 def answers_equal(a: str, b: str) -> bool:
-    """True if two bare answers are the same. Example: "0.5" and "\\frac{1}{2}" are, "[1,2)" and "(1,2)" are not."""
-    x, y = _normalised(a), _normalised(b)
-    if not x or not y or max(len(x), len(y)) > MAX_ANSWER_LENGTH:
+    """True if two bare answers are the same. Example: "0.5" and "\\frac{1}{2}" are, "[1,2)" and "(1,2)" are not. Never raises."""
+    plain = _plain(a)
+    if plain is not None:
+        other = _plain_reference(b)
+        if other is not None:
+            return plain == other
+    if max(len(a), len(b)) > MAX_ANSWER_LENGTH:
         return False
-    numbers = _number(x), _number(y)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    return x == y or _terms(x) == _terms(y)
+    try:
+        return any(_equal(x, y) for x in _forms(a) for y in _forms(b))
+    except (Unsupported, Undefined, RecursionError):
+        return False
 
 
-@lru_cache(maxsize=4096)  # a reference is compared with many completions
-def _normalised(answer: str) -> str:
-    if len(answer) > 4 * MAX_ANSWER_LENGTH:
-        return ""
-    text = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = _APART.sub("~", text)  # "2 1/2" is not 21/2
-    if not any(bracket in text for bracket in "([{"):
-        text = _LISTED.sub(",~", text)  # "3, 100" is not 3100
-    text = _DROPPED.sub("", text)
-    for _ in range(3):  # \text{} inside \boxed{}: deeper nesting is not unwrapped
-        text = _WRAPPED.sub(r"\1", text)
-    return _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text).rstrip(".")
+# ---- forms ----------------------------------------------------------------------------------------------------------
+
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_JOINED = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
+_NEGATION = r"(?!.*\b(?:not|except|neither|nor|never|unless|no)\b)"
+_PROSE = re.compile(_NEGATION + r"[^=<>]*?(?:[A-Za-z]{2,}.*\b(?:is|are|equals)|answer)\b:?\s+(?=\S)", re.IGNORECASE)
+_SPAN = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_TALK = re.compile(_NEGATION + r"(?!.*\b(?:or|and)\b)[a-z][a-z' ]*[ :]+\x00[ a-z'.!]*", re.IGNORECASE)
+_RELATION = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
+# what may stand before = as a name for the value: x, f(x), x_1, (p, q), |AB|, AB : CD, \frac{NO}{BO}
+_NAME = re.compile(
+    r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sin|cos|tan)|[A-Za-z|(){}\[\],: ".'/]|_\{?\w+\}?)+""")
+_BASE = re.compile(r"(-?)0*(\d[\dA-F]*)_(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
+_MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
+_CHOICE = re.compile(r"\(?([A-Z])\)?[.:)]?|\(([A-Z])\)\s+(?!.*\([A-Z]\)).+")
 
 
-def _number(text: str) -> Fraction | None:
-    """The exact value of an integer, decimal or fraction of integers; None for anything else."""
-    if sum(c.isdigit() for c in text) > MAX_DIGITS or not text.isascii() or not any(c.isdigit() for c in text):
+@lru_cache(maxsize=8192)
+def _forms(answer: str) -> tuple[Form, ...]:
+    """What an answer may be read as, mostly one form. Empty for an answer that says nothing.
+
+    ("value", node, text, unit), ("list", items), ("set", items), ("seq", brackets, items), ("union", items), ("matrix", kind, rows),
+    ("relation", operators, parts), ("ratio", parts), ("base", digits, base), ("text", text); items and parts are tuples of forms.
+    """
+    if len(answer) > MAX_ANSWER_LENGTH:
+        return ()
+    spans = _SPAN.findall(answer)
+    if len(spans) == 1 and _TALK.fullmatch(_SPAN.sub("\x00", answer)):  # one formula in a sentence
+        answer = next(filter(None, spans[0]))
+    text = clean(answer)
+    if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
+        return ()
+    prose = _PROSE.match(text)
+    if prose and text[prose.end():]:
+        text = text[prose.end():]
+    found = re.fullmatch(r'"?\s*(.+?)\s*"?', text)
+    choice = _CHOICE.fullmatch(found[1].replace('"', "").strip()) if found else None
+    if choice and (choice[1] or choice[2]):
+        letter = choice[1] or choice[2]
+        return (_value(letter),)
+    forms = [_form(text)]
+    if _THOUSANDS.fullmatch(text):
+        forms.append(("list", tuple(_form(item) for item in text.split(","))))
+    interval = _interval(forms[0])
+    return (*forms, interval) if interval else tuple(forms)
+
+
+def _form(text: str, depth: int = 0) -> Form:
+    """The form of a cleaned text. Raises Unsupported if it is nested too deeply."""
+    if depth > 8:
+        raise Unsupported("too deep")
+    text = END.sub("", text).strip()
+
+    def items(inside: str) -> tuple[Form, ...]:
+        pieces = [piece for part in split(inside, ";") for piece in _commas(part)]
+        if len(pieces) > MAX_ITEMS or not all(piece.strip(' "') for piece in pieces):
+            raise Unsupported("items")
+        return tuple(_form(piece, depth + 1) for piece in pieces)
+
+    joined = _JOINED.sub(";", text) if re.search(r"\b(?:and|or)\b", text) else text
+    joined = joined if all(piece.strip(' "') for piece in joined.split(";")) else text
+    if len(split(joined, ";")) > 1 or len(_commas(joined)) > 1:
+        return _flat("list", items(joined))
+    relation = _relation(text, depth)
+    if relation:
+        return relation
+    matrix = _MATRIX.fullmatch(text)
+    if matrix and "\\begin" not in matrix[3]:
+        rows = [row.split("&") for row in re.sub(r"\\hline", "", matrix[3]).split("\\\\")]
+        rows = rows[:-1] if not "".join(rows[-1]).strip() else rows
+        if sum(map(len, rows)) > MAX_ITEMS:
+            raise Unsupported("entries")
+        kind = "cases" if matrix[2] == "cases" else {"v": "determinant", "V": "norm"}.get(matrix[1], "matrix")
+        return ("matrix", kind, tuple(tuple(_form(entry, depth + 1) for entry in row) for row in rows))
+    unions = re.split(r"\\cup(?![a-z])|(?<=[)\]])\s*U\s*(?=[(\[])", text)
+    if len(unions) > 1:
+        return ("union", tuple(_form(piece, depth + 1) for piece in unions))
+    braces = re.fullmatch(r"\\?\{(.*?)\\?\}", text, re.DOTALL)
+    if braces and (text[0] == "\\" or len(split(braces[1], ",;")) > 1) and closing(text.replace("\\{", "{").replace("\\}", "}"), 0) >= 0:
+        return _flat("set", items(braces[1])) if braces[1].strip() else ("text", "\\emptyset")
+    brackets = text.replace("\\langle", "(").replace("\\rangle", ")")
+    if brackets[:1] in "([" and closing(brackets, 0) == len(brackets) - 1 and len(split(brackets[1:-1], ",;")) > 1:
+        parts = tuple(_form(piece, depth + 1) for piece in split(brackets[1:-1], ",;"))
+        return ("seq", brackets[0] + brackets[-1], parts)
+    base = _BASE.fullmatch(text)
+    if base:
+        return ("base", base[1] + base[2], base[3] or base[4])
+    if ":" in text and len(ratio_parts := split(text, ":")) > 1 and all(part.strip() for part in ratio_parts):
+        return ("ratio", tuple(_form(part, depth + 1) for part in ratio_parts))
+    if "\\pm" in text or "\\mp" in text:
+        both = (text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+"))
+        return ("list", tuple(_value(one) for one in both))
+    return _value(text)
+
+
+def _commas(text: str) -> list[str]:
+    """The pieces of a list; the commas within 1,234,567 separate nothing, unless the list has no spaces and other commas."""
+    held = _THOUSANDS.sub(lambda match: match[0].replace(",", "\x00"), text) if "," in text else text
+    return [piece.replace("\x00", ",") for piece in split(held, ",")]
+
+
+def _flat(kind: str, items: tuple[Form, ...]) -> Form:
+    """A list in a list is one list: 1, 2 \\pm 3. Of a name given once, as in n = 1, 2, 3, the values count."""
+    return (kind, tuple(part for item in items for part in (item[1] if item[0] == "list" else (item,))))
+
+
+def _relation(text: str, depth: int) -> Form | None:
+    """An equation, an inequality, a chain of them; or what stands behind "x \\in"."""
+    operators, cuts = [], []
+    for match in _RELATION.finditer(text):
+        if len(split(text[:match.start()] + "\x01", "\x01")) > 1:  # outside brackets
+            operators.append(match[0])
+            cuts.append((match.start(), match.end()))
+    if not operators:
         return None
-    fraction = _FRACTION.fullmatch(text)
-    if fraction:
-        sign, top, bottom = (fraction[1], fraction[2], fraction[3]) if fraction[2] else ("", fraction[4], fraction[5])
-        return None if int(bottom) == 0 else Fraction(int(top), int(bottom)) * (-1 if sign == "-" else 1)
-    return Fraction(text.replace(",", "").rstrip(".")) if _NUMBER.fullmatch(text) else None
+    edges = [0, *(edge for cut in cuts for edge in cut), len(text)]
+    texts = [text[edges[i]:edges[i + 1]].strip() for i in range(0, len(edges), 2)]
+    if operators == ["\\in"] and _NAME.fullmatch(texts[0]):
+        return _form(texts[1], depth + 1)
+    parts = tuple(_form(part, depth + 1) if part else ("text", "") for part in texts)
+    named = bool(texts[0]) and bool(_NAME.fullmatch(texts[0])) and set(operators) <= {"=", "\\approx"}
+    return ("relation", tuple(operators), parts, named)
 
 
-def _terms(text: str) -> list[str]:
-    """The signed terms of a sum, sorted; a text that is not a plain sum is its own only term."""
-    if "&" in text or "\\\\" in text or "\\begin" in text:
-        return [text]  # the order of a matrix's entries matters
-    terms, depth, start = [], 0, 0
-    for i, c in enumerate(text):
-        depth += (c in "([{") - (c in ")]}")
-        if c in "+-" and depth == 0 and i > start and not _OPERATOR.search(text, max(start, i - 7), i):
-            terms.append(text[start:i])
-            start = i
-        if depth == 0 and c in ",=<>;|":
-            return [text]
-    terms.append(text[start:])
-    return sorted(term if term[0] in "+-" else "+" + term for term in terms)
+def _interval(form: Form) -> Form | None:
+    """1 < x \\le 2 as (1, 2], and x > 1 as (1, \\infty)."""
+    if form[0] != "relation" or not set(form[1]) <= {"<", ">", "\\le", "\\ge"}:
+        return None
+    operators, parts = form[1], form[2]
+    if operators[0] in (">", "\\ge"):
+        operators, parts = tuple(_FLIPPED[operator] for operator in operators[::-1]), parts[::-1]
+    named = [part[0] == "value" and part[1] is not None and part[1][0] == "sym" for part in parts]
+    infinity = _value("\\infty"), _value("-\\infty")
+    if len(parts) == 2 and named == [True, False]:
+        return ("seq", "(" + (")" if operators[0] == "<" else "]"), (infinity[1], parts[1]))
+    if len(parts) == 2 and named == [False, True]:
+        return ("seq", ("(" if operators[0] == "<" else "[") + ")", (parts[0], infinity[0]))
+    if len(parts) == 3 and named == [False, True, False]:
+        return ("seq", ("(" if operators[0] == "<" else "[") + (")" if operators[1] == "<" else "]"), (parts[0], parts[2]))
+    return None
+
+
+_FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+
+
+def _value(text: str) -> Form:
+    """A number or expression, with its unit if there is one; or a text."""
+    text, unit = take_unit(text)
+    text = re.sub(r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"(\1+\2/\3)", _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text))
+    bare = text.replace('"', "").strip()
+    if re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", bare) and not re.fullmatch(r"pi|theta|alpha|beta|[a-z]{2}", bare):
+        return ("text", " ".join(bare.lower().rstrip(".").split()))
+    spelled = re.sub(r"(?<=\d)\s+(?=\d)", "~", text)
+    spelled = re.sub(r"\s+|\"|(?<=[_^])\{(?=\w\})|(?<=[_^]\{\w)\}", "", spelled)
+    try:
+        node: Node | None = None if re.match(r"0[xob]\w", bare) else parse(text)
+    except (Unsupported, RecursionError):
+        node = None
+    return ("value", node, spelled, unit)
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+def _equal(x: Form, y: Form) -> bool:
+    """Whether two forms are the same answer. Symmetric."""
+    if x[0] != "relation" and y[0] == "relation":
+        x, y = y, x
+    if x[0] == "relation":
+        if y[0] == "relation":
+            return _same_relation(x, y)
+        return (x[3] or _true_chain(x)) and _equal(x[2][-1], y)
+    kinds = {x[0], y[0]}
+    if kinds <= {"list", "set"}:
+        return _unordered(x[1], y[1])
+    if x[0] != y[0]:
+        return kinds == {"value", "text"} and (x[2] if x[0] == "value" else x[1]) == (y[2] if y[0] == "value" else y[1])
+    if x[0] == "value":
+        return (x[3] == y[3] or not x[3] or not y[3]) and _same_value(x, y)
+    if x[0] == "union":
+        return _unordered(x[1], y[1])
+    if x[0] == "seq":
+        return x[1] == y[1] and _ordered(x[2], y[2])
+    if x[0] == "matrix":
+        return x[1] == y[1] and len(x[2]) == len(y[2]) and all(_ordered(a, b) for a, b in zip(x[2], y[2], strict=True))
+    if x[0] == "ratio":
+        return _ordered(x[1], y[1])
+    return x[1:] == y[1:]  # texts and bases
+
+
+def _true_chain(x: Form) -> bool:
+    """Whether a relation is a true equation between numbers, as 6/4 = 3/2."""
+    plain = all(part[0] == "value" and part[1] is not None and not symbols(part[1]) for part in x[2])
+    return plain and set(x[1]) == {"="} and all(_same_value(part, x[2][-1]) for part in x[2][:-1])
+
+
+def _same_value(x: Form, y: Form) -> bool:
+    if x[2] == y[2] and x[2]:
+        return True
+    if x[1] is None or y[1] is None:
+        return False
+    try:
+        return same(x[1], y[1])
+    except (Unsupported, Undefined):
+        return False
+
+
+def _ordered(x: tuple[Form, ...], y: tuple[Form, ...]) -> bool:
+    return len(x) == len(y) and all(_equal(a, b) for a, b in zip(x, y, strict=True))
+
+
+def _unordered(x: tuple[Form, ...], y: tuple[Form, ...]) -> bool:
+    """Each of one is one of the other: equality is transitive, so taking the first that fits is enough."""
+    left = list(y)
+    if len(x) != len(y):
+        return False
+    for item in x:
+        place = next((i for i, other in enumerate(left) if _equal(item, other)), None)
+        if place is None:
+            return False
+        del left[place]
+    return True
+
+
+def _same_relation(x: Form, y: Form) -> bool:
+    """Equations that say the same up to a factor; inequalities up to a positive one; chains part by part, in either direction."""
+    operators, parts = y[1], y[2]
+    if x[1] == operators and _ordered(x[2], parts):
+        return True
+    flipped = tuple(_FLIPPED.get(operator, operator) for operator in operators[::-1])
+    if x[1] == flipped and _ordered(x[2], parts[::-1]):
+        return True
+    sides = [side for form in (x, y) for side in form[2]]
+    if len(sides) != 4 or any(side[0] != "value" or side[1] is None or side[3] for side in sides):
+        return False
+    if x[1] not in (operators, flipped) or x[1][0] not in ("=", "\\neq", *_FLIPPED):
+        return False
+    a, b = (("add", [side[1], ("neg", other[1])]) for side, other in (sides[:2], sides[2:]))
+    try:
+        sign = ratio(a, b)
+    except (Unsupported, Undefined):
+        return False
+    if sign is None or x[1][0] in ("=", "\\neq"):
+        return sign is not None
+    return sign > 0 if x[1] == operators and x[1] != flipped else sign < 0
