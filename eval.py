@@ -8,13 +8,14 @@ is over problems: what another sample of problems of this kind would give. docs/
 """
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from common.config import CommonConfig, SamplingConfig, UserError, config_record
 from common.data import Problem, load_split, load_template, make_eval_problems
 from common.policy import load_policy
 from common.pretrained import context_length, load_tokenizer
-from common.rewards import make_requests
+from common.rewards import CustomReward, make_requests
 from common.rollout import Completion, TransformersEngine, choose_engine, make_engine
 from common.verify import answers_equal, extract_answer, is_correct
 
@@ -39,6 +40,7 @@ class Config(SamplingConfig):
     max_problems: int = flag(0, "data", "Problems, always the same ones (0: all).")
     num_samples: int = flag(16, "sampling", "Samples per problem beside the greedy completion (0: greedy only).")
     k: list[int] | None = flag(None, "sampling", "For pass@k and maj@k. Default: 1, 4, 16, ... up to --num_samples.")
+    second_opinion: Literal["none", "math_verify"] = flag("none", "data", "Another checker, whose verdicts are reported beside ours.")
     temperature: float = flag(1.0, "sampling", "Sampling temperature; the greedy completion has none.")
     top_p: float = flag(1.0, "sampling", "Nucleus sampling.")
     vllm_gpu_memory_utilization: float = flag(0.9, "sampling", "Share of the GPU's memory that vLLM takes, its weights included.")
@@ -49,6 +51,8 @@ class Config(SamplingConfig):
         super().check()
         if min(self.num_samples, self.max_problems) < 0:
             raise UserError("--num_samples, --max_problems: give 0 or more")
+        if self.second_opinion != "none" and not importlib.util.find_spec(self.second_opinion):
+            raise UserError("--second_opinion math_verify: it is not installed; pip install math-verify, or leave the flag out")
         if self.k and not 1 <= min(self.k) <= max(self.k) <= self.num_samples:
             raise UserError(f"--k {' '.join(map(str, self.k))}: give numbers from 1 to the {self.num_samples} of --num_samples")
 
@@ -113,6 +117,10 @@ def summarise(rows: list[dict[str, Any]], k: list[int], left_out: int) -> dict[s
         summary |= {f"pass@{i}": interval([pass_at_k(samples, c, i) for c in correct], samples) for i in k}
         summary |= {f"maj@{i}": interval([majority_at_k(row, i) for row in rows], samples // i) for i in k}
     completions = [sample for row in rows for sample in (row["samples"] or [row["greedy"]])]
+    if "second_opinion" in completions[0]:
+        shares = [statistics.fmean(sample["second_opinion"] for sample in row["samples"] or [row["greedy"]]) for row in rows]
+        summary["second_opinion"] = interval(shares, samples or 1)
+        summary["disagree"] = statistics.fmean(c["second_opinion"] != c["correct"] for c in completions)
     return summary | {"truncated": statistics.fmean(c["finish_reason"] == "length" for c in completions),
                       "no_answer": statistics.fmean(c["answer"] is None for c in completions),
                       "mean_length": statistics.fmean(c["tokens"] for c in completions),
@@ -139,6 +147,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         if isinstance(engine, TransformersEngine):  # vLLM has the model already, and the adapter
             shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
             engine.connect(load_policy(CommonConfig(**shared), tokenizer, model_config))
+        opinion = CustomReward(f"{Path(__file__).parent / 'common/second_opinion.py'}:{config.second_opinion}") \
+            if config.second_opinion != "none" else None
         size = max(1, engine.chunk // (config.num_samples + 1))
         parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]
         with tqdm(total=len(problems), initial=len(done), desc="problems", unit="problem", dynamic_ncols=True) as progress:
@@ -151,6 +161,8 @@ def evaluate(config: Config) -> dict[str, Any]:
                                    "goes on")
                     raise
                 found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
+                if opinion:
+                    add_opinion(opinion, problems[part], groups, found)
                 with open(folder / PROBLEMS, "a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
                 done += found
@@ -173,6 +185,14 @@ def judge(problem: Problem, greedy: list[Completion], samples: list[Completion])
 
     return {"problem": problem.id, "prompt": problem.prompt, "reference": problem.answer, "greedy": told(greedy[0]),
             "samples": [told(sample) for sample in samples]}
+
+
+def add_opinion(opinion: CustomReward, problems: list[Problem], groups: list[list[Completion]], rows: list[dict[str, Any]]) -> None:
+    """Writes the other checker's verdict beside ours; what it raises or takes too long for is a no."""
+    told = [row["greedy"] for row in rows] + [sample for row in rows for sample in row["samples"]]
+    flat = [(problem, completion) for problem, group in zip(problems * 2, groups, strict=True) for completion in group]
+    for entry, verdict in zip(told, opinion(*map(list, zip(*flat, strict=True))).tolist(), strict=True):
+        entry["second_opinion"] = verdict > 0
 
 
 def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dict[str, Any]]]:

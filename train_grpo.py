@@ -25,7 +25,7 @@ from common.metrics import Run, TokenMeans, batch_metrics
 from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 from common.policy import load_policy
 from common.pretrained import context_length, load_tokenizer
-from common.rewards import evaluate, make_requests, score
+from common.rewards import evaluate, make_requests, make_reward
 from common.rollout import make_engine
 from common.sampling import ProblemSampler
 
@@ -110,7 +110,8 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: floa
 def train(config: Config) -> None:
     """Runs `config.max_steps` steps and leaves metrics, completions and checkpoints in the run folder. Raises UserError."""
     run = Run(config, Path(__file__))
-    rows = load_rows(config)  # whatever can fail cheaply comes before the model
+    reward = make_reward(config)  # whatever can fail cheaply comes before the model
+    rows = load_rows(config)
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)
     config.stop = config.stop or list(template.stop)
@@ -123,7 +124,7 @@ def train(config: Config) -> None:
     engine.connect(policy)
     clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
     if config.eval_steps and run.step == 0:
-        run.log(evaluate(engine, held_out, config))
+        run.log(evaluate(engine, held_out, config, reward))
 
     for step in run.steps():
         # 1 choose problems
@@ -137,7 +138,7 @@ def train(config: Config) -> None:
 
         # 3 verify
         with run.timer("verify"):
-            rewards = score(batch.problems, batch.completions)  # (B,)
+            rewards = reward(batch.problems, batch.completions)  # (B,)
 
         # 4 advantages
         rewards += overlong_penalty(batch.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_factor)
@@ -185,12 +186,12 @@ def train(config: Config) -> None:
 
         # 8 evaluate, log, save
         with run.timer("evaluate"):
-            evaluation = evaluate(engine, held_out, config) if run.due_for_evaluation else {}
+            evaluation = evaluate(engine, held_out, config, reward) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
                  "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item(),
                  "learning_rate": learning_rate_at(step, config),
                  "sampling/sampling_logp_difference/mean": means.mean("difference"),
-                 "sampling/sampling_logp_difference/max": means.max("difference"), **evaluation})
+                 "sampling/sampling_logp_difference/max": means.max("difference"), **reward.failures, **evaluation})
         run.save_if_due()
 
 

@@ -253,9 +253,10 @@ def coin_flips(problems: list[Problem], completions: list[Completion]) -> torch.
 
 def training(arguments: argparse.Namespace, *flags: str) -> str:
     """Three steps of train_grpo.py on coin flips."""
+    import common.rewards as rewards
     import train_grpo
 
-    train_grpo.score = coin_flips
+    rewards.score = coin_flips
     sizes = ["--max_completion_length", "512"] if ON_GPU else ["--max_completion_length", "32", "--problems_per_step", "4", "--lora_r", "4"]
     folder = arguments.out / f"train-{arguments.check}"
     command = ["--model", arguments.model, "--dataset", str(problems_file(arguments.out)), "--prompt_template", "question", *sizes]

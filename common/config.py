@@ -89,6 +89,8 @@ class CommonConfig(SamplingConfig):
 
     eval_dataset: str | None = flag(None, "data", "Held-out problems, given like --dataset. Default: its test split, else a tenth of it.")
 
+    reward: str | None = flag(None, "data", "path/to/file.py:function that scores a completion instead of the verifier.")
+
     problems_per_step: int = flag(16, "sampling", "Problems in a step.")
     num_generations: int = flag(8, "sampling", "Completions per problem.")
     vllm_enable_sleep_mode: bool = flag(False, "sampling", "vLLM moves its weights to host memory during the update (level 1).")

@@ -78,7 +78,8 @@ _UNIT = re.compile(r'(?:(?<=[\d)}!])|(?<=\\pi))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\d
                    r'((?:"[^"]*[A-Za-z%][^"]*"|(?<![A-Za-z\\])[A-Za-z]{2,}\.?)(?:\s*(?:/|\^|\{|\}|\d|"[^"]*"|(?<![\\])\b[A-Za-z]+\b))*))$')
 _UNIT_WORDS = {
     "percent": "%", "percentage": "%", "pct": "%", "degree": "deg", "inche": "in", "inch": "in", "feet": "ft", "foot": "ft",
-    "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm", "liter": "l", "litre": "l",
+    "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm",
+    "liter": "l", "litre": "l",
     "minute": "min", "hour": "hr", "hr": "hr", "h": "hr", "second": "sec", "s": "sec", "pound": "lb", "gram": "g", "kilogram": "kg",
     "dollar": "dollar", "usd": "dollar", "mile": "mile", "mi": "mile"}
 # words behind a number that change what is said

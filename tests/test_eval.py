@@ -115,6 +115,17 @@ def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, caps
     assert evaluate(tmp_path / "a", monkeypatch=monkeypatch)["problems"] == 30
 
 
+def test_a_second_opinion_stands_beside_ours(tmp_path, monkeypatch):
+    pytest.importorskip("math_verify")
+    summary = evaluate(tmp_path / "a", "--second_opinion", "math_verify", monkeypatch=monkeypatch)
+    rows = [json.loads(line) for line in (tmp_path / "a" / "problems.jsonl").read_text().splitlines()]
+    samples = [sample for row in rows for sample in row["samples"]]
+    assert summary["second_opinion"]["value"] == pytest.approx(np.mean([sample["second_opinion"] for sample in samples]))
+    assert summary["second_opinion"]["value"] > 0 and summary["disagree"] == np.mean([sample["second_opinion"] != sample["correct"] for sample in samples])
+    assert all(sample["second_opinion"] for sample in samples if sample["correct"])  # whole numbers after ####
+    assert summary["mean"] == evaluate(tmp_path / "b", monkeypatch=monkeypatch)["mean"]
+
+
 @pytest.mark.parametrize("name", ["gsm8k/test.jsonl", "math/math500.jsonl"])
 def test_a_random_model_on_real_problems_gets_honest_zeros(name, tmp_path, tokenizer, monkeypatch):
     file = SHARED / name

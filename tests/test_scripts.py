@@ -228,13 +228,16 @@ def test_a_disk_without_room_stops_the_run_with_the_last_checkpoint_whole(script
 
 
 def test_a_run_that_never_came_to_a_checkpoint_starts_over_with_the_same_command(script, tmp_path, monkeypatch, capsys):
+    import common.rewards
+
+    real = common.rewards.score
+
     def killed(*_):
         raise KeyboardInterrupt
 
-    module = importlib.import_module(script)
     flags = ["--max_steps", "2", "--resume_from_checkpoint", "auto"]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "score", killed)
+        patch.setattr("common.rewards.score", lambda *_: killed() if (tmp_path / "run" / "metrics.jsonl").exists() else real(*_))
         assert run(script, tmp_path / "run", *flags, monkeypatch=patch) == 130
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0]
     assert run(script, tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0

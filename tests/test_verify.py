@@ -70,9 +70,9 @@ def test_equal(a, b):
         ("1/0", "1/0.0"),
         ("x-1", "1-x"),
         ("12", "1,2"),
-            ("x^{-1}", "x^{1}"),
+        ("x^{-1}", "x^{1}"),
         ("1" * 61, "1" * 60 + "2"),
-        ],
+    ],
 )
 def test_different(a, b):
     assert not answers_equal(a, b) and not answers_equal(b, a)
