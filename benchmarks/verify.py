@@ -26,7 +26,7 @@ from common.verify import answers_equal, is_correct, reference_answer
 
 ROOT = Path(__file__).parents[1]
 Judge = Callable[[str, str], bool | None]
-USUAL = "number fraction unit base tuple interval set matrix expression equation text choice gsm8k completion".split()
+HOSTILE = {"hack", "bomb", "code", "unicode", "number_form", "precision", "long"}  # kinds; the others are usual answers
 
 
 def completion_of(row: dict[str, Any]) -> str:
@@ -80,14 +80,12 @@ def table(rows: list[dict[str, Any]], verdicts: dict[str, list[tuple[bool | None
 
 
 def speed(judge: Judge, pairs: list[tuple[str, str]], seconds: float) -> float:
-    """Checks a second."""
+    """Checks a second, over all pairs once and then until the time is up."""
     began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    while done == 0 or time.perf_counter() - began < seconds:
         for completion, reference in pairs:
             judge(completion, reference)
         done += len(pairs)
-        if seconds == 0:
-            break
     return done / (time.perf_counter() - began)
 
 
@@ -128,7 +126,7 @@ def main() -> None:
     canary = [path for path in (Path("pwned_canary"), ROOT / "pwned_canary", ROOT / "common" / "pwned_canary") if path.exists()]
     print(f"\nfiles that executed answers left behind: {', '.join(map(str, canary)) or 'none'}")
 
-    usual = [i for i, row in enumerate(rows) if row["kind"] in USUAL]
+    usual = [i for i, row in enumerate(rows) if row["kind"] not in HOSTILE]
     pairs = [(completion_of(rows[i]), rows[i]["reference"]) for i in usual]
     print("\n| checks a second, one process | plain numbers | usual rows |\n|---|---|---|")
     plain = speed(is_correct, numbers(200_000), 0)

@@ -14,7 +14,8 @@ class Unsupported(ValueError):
     """Not an expression that this parser knows, or more work than it may do."""
 
 
-_TOKEN = re.compile(r"(\d+\.?\d*|\.\d+)|\\([A-Za-z]+)|([A-Za-z]+)|\\?([{}])|(\*\*|[-+*/^_!|()\[\]'\"=<>,;:.])|\s+|(.)", re.DOTALL)
+_TOKEN = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|\\([A-Za-z]+)|([A-Za-z]+)|\\?([{}])|"
+                    r"(\*\*|[-+*/^_!|()\[\]'\"=<>,;:.])|\s+|(.)", re.DOTALL)
 _WORDS = re.compile(r"arc(?:sin|cos|tan)|sqrt|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|ln|log|exp|pi|theta|alpha|beta")
 GREEK = frozenset(re.findall(r"\w+", """
     alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
@@ -61,6 +62,9 @@ class Parser:
 
     def parse(self) -> Node:
         node = self.sum()
+        if self.peek() == ("command", "choose"):
+            self.take()
+            node = ("call", "binom", node, self.sum())
         if self.at < len(self.tokens):
             raise Unsupported(self.tokens[self.at][1])
         return node
@@ -115,7 +119,7 @@ class Parser:
         kind, text = self.peek()
         if kind == "command":
             return text not in ("rfloor", "rceil", "pm", "mp", "circ", "prime", "choose")
-        return kind in ("number", "letter") or text in ("(", "[", "{") or (text == "|" and not self.bars)
+        return kind in ("number", "letter") or text in ("(", "[", "{", '"') or (text == "|" and not self.bars)
 
     def power(self) -> Node:
         self.depth += 1
@@ -202,17 +206,28 @@ class Parser:
             self.take("|")
             return ("call", "abs", node)
         if text == '"':
-            self.take()
-            letter = self.take()
-            self.take('"')
-            return ("e",) if letter == ("letter", "e") else ("sym", letter[1])
+            return self.quoted()
         if kind != "command":
             raise Unsupported(text)
         return self.command(text)
 
+    def quoted(self) -> Node:
+        """Upright letters are one name."""
+        self.take()
+        letters = ""
+        while self.peek()[0] == "letter":
+            letters += self.take()[1]
+        self.take('"')
+        if not letters:
+            raise Unsupported("text")
+        if self.peek() == ("sign", "_"):
+            self.take()
+            letters += f"_{self.raw()}"
+        return ("sym", letters)
+
     def number(self) -> Node:
         text = self.take()[1]
-        if "." in text and self.peek() == ("command", "overline"):  # 0.1\overline{6}
+        if "." in text and self.peek() in (("command", "overline"), ("command", "bar"), ("command", "dot")):  # 0.1\overline{6}
             self.take()
             digits = self.raw().replace(" ", "")
             if not digits.isdigit():
@@ -221,19 +236,11 @@ class Parser:
         if self.peek() == ("sign", "_"):
             self.take()
             return ("sym", f"{text}_{self.raw()}")
-        exponent = [token[1] for token in self.tokens[self.at:self.at + 3]]
-        if exponent[:1] in (["e"], ["E"]) and self.peek()[0] == "letter":
-            signed = exponent[1:2] in (["-"], ["+"])
-            digits = exponent[2 if signed else 1:][:1]
-            if digits and digits[0].isdigit():
-                self.at += 3 if signed else 2
-                if len(digits[0]) > 3:
-                    raise Unsupported("exponent")
-                return ("num", Fraction(text) * Fraction(10) ** (int(digits[0]) * (-1 if exponent[1] == "-" else 1)))
         value = Fraction(text)
         ahead = self.tokens[self.at:self.at + 7]
         if "." not in text and [token[1] for token in ahead[:1]] == ["frac"]:  # a mixed number
-            found = re.fullmatch(r"frac (?:\{ )?(\d+)(?: \} \{)? (\d+)(?: \})?.*", " ".join(token[1] for token in ahead))
+            words = re.sub(r"^frac (\d)(\d)\b", r"frac \1 \2", " ".join(token[1] for token in ahead))
+            found = re.fullmatch(r"frac (?:\{ )?(\d+)(?: \} \{)? (\d+)(?: \})?.*", words)
             if found and int(found[1]) < int(found[2]):
                 return ("add", [("num", value), self.primary()])
         return ("num", value)
@@ -288,7 +295,7 @@ class Parser:
             else:
                 power = self.argument(signed=True)
         argument = self.function_argument()
-        if power == ("neg", ("num", Fraction(1))) and f"arc{name}" in FUNCTIONS:
+        if power == ("neg", ("num", Fraction(1))):  # the inverse, not the reciprocal
             return ("call", f"arc{name}", argument)
         node: Node = ("call", name, argument) if base is None else ("div", ("call", "ln", argument), ("call", "ln", base))
         return node if power is None else ("pow", node, power)

@@ -9,38 +9,53 @@ _SIGNS = {
     "\u2248": "\\approx ", "\u2208": "\\in ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2205": "\\emptyset ", "\u00b1": "\\pm ",
     "\u2213": "\\mp ", "\u221a": "\\sqrt ", "\u2032": "'", "\u2019": "'", "\u2033": "''", "\u201c": " ", "\u201d": " ", "\u3000": " ",
     "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u03b1": "\\alpha ", "\u03b2": "\\beta ", "\u03b3": "\\gamma ", "\u03b8": "\\theta ",
-    "\u03bb": "\\lambda ", "\u03bc": "\\mu ", "\u03c3": "\\sigma ", "\u03c6": "\\phi ", "\u03c9": "\\omega ", "\u00b2": "^{2}",
-    "\u00b3": "^{3}", "\u00b9": "^{1}", "\u2070": "^{0}", "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}", "\u00be": "\\frac{3}{4}",
+    "\u03bb": "\\lambda ", "\u03bc": "\\mu ", "\u03c3": "\\sigma ", "\u03c6": "\\phi ", "\u03c9": "\\omega ", "\u2044": "/",
+    "\u2010": "-", "\u2011": "-",
+    "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}", "\u00be": "\\frac{3}{4}",
     "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u20ac": " ", "\u00a3": " "}
 _UNICODE = {ord(sign): plain for sign, plain in _SIGNS.items()}
 _UNICODE |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # fullwidth letters, digits and signs
-_UNICODE |= {0x2070 + digit: f"^{{{digit}}}" for digit in range(4, 10)}
+_HIGH = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f", "0123456789+-n", strict=True))
+_LOW = {chr(0x2080 + digit): str(digit) for digit in range(10)}
 
 _MULTIPLES = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
 _SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
-    (r"<\|.*$|\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
+    (r"<\|[a-z_]+\|>.*$|\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
+    ("[" + "".join(_HIGH) + "]+", lambda m: "^{" + "".join(_HIGH[c] for c in m[0]) + "}"),
+    ("[" + "".join(_LOW) + "]+", lambda m: "_{" + "".join(_LOW[c] for c in m[0]) + "}"),
+    ("\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
+    (r"\\[dtc]frac(?![a-z])", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\(?:varnothing|oslash)", r"\\emptyset "),
+    (r"\binfinity\b|(?<![A-Za-z])oo\b", r"\\infty "), (r"\{\\(?:bf|rm|it)\s+([^{}]*)\}", r"{\1}"),
+    (r"\\(?:mathrm|text|operatorname\*?|rm)\s*\{\s*(i|e)\s*\}", r" \1 "),
+    (r"\\(?:mathrm|text|operatorname\*?)\s*\{\s*((?:arc)?(?:sin|cos|tan|sec|csc|cot)|ln|log|exp|gcd|lcm|max|min|det)\s*\}", r"\\\1 "),
+    (r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
     (r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+)", r'\1 "dollar" '),
-    (r'(?i)(?<=\d)\s*(?:\\text\s*\{)?\s*(thousand|million|billion|trillion)\b\}?', lambda m: _MULTIPLES[m[1].lower()]),
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
-    (r"\{\s*,\s*\}|,\\[!,]\s*", ","),
+    (r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\[!,]\s*)(?=\d{3}(?!\d))", ""), (r"\{\s*,\s*\}|,\\[!,]\s*", ","),
     (r"(?<=\d)(?:\\[,;:! ]|~)\s*(?=\d{3}(?!\d))", ""),  # 1\,000
-    (r"\\(?:text[a-z]*|mathrm|mathbf|bf|rm|mbox|operatorname|mathit|emph)\s*\{([^{}]*)\}", r'"\1"'),
+    (r"\\(?:text[a-z]*|mathrm|mathbf|bf|rm|mbox|operatorname|mathit|emph|boldsymbol)\s*\{([^{}]*)\}", r'"\1"'),
     (r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)|~", " "),
     (r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}", r" \1 "),
     (r"\\\$|\$|\\[()]|\\\[(?!\d*(?:em|pt|ex)\])|\\\]|^\s*\*\*|\*\*\s*$", " "),
-    (r"\\leqslant|\\leq|<=|\\le(?![a-z])", r"\\le "), (r"\\geqslant|\\geq|>=|\\ge(?![a-z])", r"\\ge "), (r"\\lt(?![a-z])", "<"),
+    (r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *")?', lambda m: _MULTIPLES[m[1].lower()]),
+    (r"\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'), (r"\{:\}", ":"),
+    (r"\\lbrace(?![a-z])", r"\\{"), (r"\\rbrace(?![a-z])", r"\\}"),
+    (r"\\leqslant|\\leqq|\\leq|<=|\\le(?![a-z])", r"\\le "), (r"\\geqslant|\\geqq|\\geq|>=|\\ge(?![a-z])", r"\\ge "),
+    (r"\\lt(?![a-z])", "<"),
     (r"\\gt(?![a-z])", ">"), (r"\\not\s*=|\\neq|\\ne(?![a-z])|!=|<>", r"\\neq "), (r"\\approx|\\simeq|\\thickapprox", r"\\approx "),
     (r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", r'"\1m"'), (r"\\\\\[[^\]]*\]", r"\\\\ "), (r"\s+", " "),
 ]]
-END = re.compile(r"[\s.,;:]+$")
+END = re.compile(r"(?:(?<!\.)\.)?[\s,;:]*$")
 
 
 def clean(text: str) -> str:
     """One spelling for what is written in many; \\text{...} becomes "..."."""
-    text = text.replace('"', " ").translate(_UNICODE)
+    text = text.replace('"', " ").replace("\u221a", "\u221a ").translate({**_UNICODE, 0x221A: "\u221a"})
     for pattern, new in _SPELLINGS:
         text = pattern.sub(new, text)
-    text = END.sub("", text.replace('" "', " ")).strip()
+    text = END.sub("", text.replace('" "', " ").replace("\u221a", "\\sqrt ")).strip()
+    if text[:1] == text[-1:] == '"' and '"' not in text[1:-1]:
+        text = text[1:-1].strip()
     while text[:1] == "{" and closing(text, 0) == len(text) - 1 and not split(text[1:-1], ",;")[1:]:
         text = text[1:-1].strip()
     return text
@@ -54,6 +69,18 @@ def closing(text: str, start: int) -> int:
         if depth == 0:
             return i
     return -1
+
+
+def depths(text: str) -> list[int]:
+    """How many brackets and environments each character stands in."""
+    found, depth = [], 0
+    for i, c in enumerate(text):
+        if c in ")]}" or text.startswith("\\end", i):
+            depth -= 1
+        found.append(depth)
+        if c in "([{" or text.startswith("\\begin", i):
+            depth += 1
+    return found
 
 
 def split(text: str, separators: str) -> list[str]:
@@ -74,18 +101,25 @@ def split(text: str, separators: str) -> list[str]:
 
 # ---- units ----------------------------------------------------------------------------------------------------------
 
-_UNIT = re.compile(r'(?:(?<=[\d)}!])|(?<=\\pi))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\degree)\s*"?([CF])?"?|\\?(%)|'
-                   r'((?:"[^"]*[A-Za-z%][^"]*"|(?<![A-Za-z\\])[A-Za-z]{2,}\.?)(?:\s*(?:/|\^|\{|\}|\d|"[^"]*"|(?<![\\])\b[A-Za-z]+\b))*))$')
+_WORD = (r'(?:"[^"]*[A-Za-z%][^"]*"|(?<![A-Za-z\\])[A-Za-z]{2,}\.?|(?<=\d )[msghlLNJWVK](?![A-Za-z])|(?<=/)[A-Za-z]+)'
+         r'(?:\s*\^\s*\{?\s*[23]\s*\}?|(?<=[a-z])[23])?')
+_UNIT = re.compile(r'(?:(?<=[\d)}!])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\degree)\s*"?([CF])?"?|\\?(%)|'
+                   rf'({_WORD}(?:\s*(?:/|\\cdot)?\s*{_WORD}){{0,3}}))$')
 _UNIT_WORDS = {
     "percent": "%", "percentage": "%", "pct": "%", "degree": "deg", "inche": "in", "inch": "in", "feet": "ft", "foot": "ft",
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm",
-    "liter": "l", "litre": "l",
-    "minute": "min", "hour": "hr", "hr": "hr", "h": "hr", "second": "sec", "s": "sec", "pound": "lb", "gram": "g", "kilogram": "kg",
-    "dollar": "dollar", "usd": "dollar", "mile": "mile", "mi": "mile"}
+    "liter": "l", "litre": "l", "minute": "min", "hour": "hr", "hr": "hr", "h": "hr", "second": "sec", "s": "sec", "pound": "lb",
+    "gram": "g", "kilogram": "kg", "dollar": "dollar", "usd": "dollar", "mile": "mile", "mi": "mile", "mph": "mile hr"}
+# words that deny, hedge or join: an answer with one of them is not what the rest of it says
+NEGATION = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|if|"
+            r"when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|anything)\b|n't")
 # words behind a number that change what is said
-_NOT_UNITS = frozenset(re.findall(r"\w+", """
-    and or not if then else mod pi sqrt sin cos tan log ln exp to is are choose but than where for when times of the more less plus minus
-    dozen hundred half double twice squared cubed divided over with which that from by at as"""))
+_NOT_UNITS = re.compile(NEGATION + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|sin|cos|tan|log|ln|exp|to|is|isn|are|choose|than|where|for|"
+                        r"times|of|the|more|less|plus|minus|dozen|hundred|thousand|million|billion|trillion|hal(?:f|ves)|quarters?|double|twice|squared|cubed|divided|over|with|"
+                        r"which|that|from|by|at|as|factorial|infinity|root|zeros?|tens|ones|remainder|minimum|maximum|one|two|three|four|five|"
+                        r"six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|[a-z]*(?:fth|xth|nth|hth|dth)s?)\b",
+                        re.IGNORECASE)
+_LONE = frozenset("msghlLNJWVKACFTH")  # letters that stand for a unit
 
 
 def take_unit(text: str) -> tuple[str, str]:
@@ -94,12 +128,18 @@ def take_unit(text: str) -> tuple[str, str]:
     if not found:
         return text, ""
     degree, percent, words = found.groups()
+    left = text[:found.start()].strip()
     if words is None:
-        return text[:found.start()].strip(), "%" if percent else f"deg{degree or ''}"
-    names = [word.lower() for word in re.findall(r"[A-Za-z%]+|\d", words)]
-    if not 0 < sum(not name.isdigit() for name in names) <= 4 or _NOT_UNITS & set(names):
+        if re.search(r"\\?(?:sin|cos|tan|sec|csc|cot)\b", left) or len(split(left.lstrip("+-"), "+-")) > 1:
+            return text, ""  # belongs to the last number alone
+        return left, "%" if percent else f"deg{degree or ''}"
+    names = re.findall(r"[A-Za-z%]+|\d", words)
+    alone = [name for name in names if len(name) == 1 and name.isalpha()]
+    known = [name for name in names if name.isdigit() or name in _LONE or name.lower().removesuffix("s") in _UNIT_WORDS]
+    if _NOT_UNITS.search(words) or not set(alone) <= _LONE or len(names) - len(known) > 3:
         return text, ""
+    names = [name.lower() for name in names if name.lower() != "per"]
     names = [_UNIT_WORDS.get(name) or _UNIT_WORDS.get(name.removesuffix("s")) or (name.removesuffix("s") if len(name) > 3 else name)
              for name in names]
-    power = {"square": "2", "sq": "2", "cubic": "3"}.get(names[0])
-    return text[:found.start()].strip(), " ".join([*names[1:], power] if power and len(names) > 1 else names)
+    power = {"square": "2", "sq": "2", "cubic": "3"}.get(names[0]) if names else None
+    return left, " ".join([*names[1:], power] if power and len(names) > 1 else names)

@@ -1,8 +1,7 @@
-"""Values of parsed expressions: is one the same as another?
+"""Values of parsed expressions: exact fractions as long as that is cheap, complex numbers of some hundred bits otherwise.
 
-Numbers are exact fractions as long as that is cheap, and complex numbers of some hundred bits otherwise. Variables take
-fixed values: two expressions are the same if they agree at each of a few points. Work is bounded by construction: sizes of
-numbers, and a budget of operations; what goes beyond raises `Unsupported`.
+Variables take fixed values at each of a few points. Work is bounded by construction: sizes of numbers, and a budget of
+operations; what goes beyond raises.
 """
 from __future__ import annotations
 
@@ -16,99 +15,32 @@ from mpmath import libmp
 
 from common.latex import FUNCTIONS, Node, Unsupported
 
-MAX_BITS = 4096  # of an exact numerator or denominator; beyond it a number is rounded
+MAX_BITS = 8192  # of an exact numerator or denominator; beyond it a number is rounded
 MAX_MAGNITUDE = 2**20  # bits before the point of a rounded number, and of an exponent's effect
-MAX_WORK = 6000  # units of about a microsecond: additions of short fractions
-POINTS = 3  # at which expressions with variables are compared
+POINTS = 5  # at which expressions with variables are compared: positive, negative, two mixed, large
+LARGE = 4  # the point that is left out where powers of it grow too large
 PRECISION = 320  # bits of a rounded number, more where long exact numbers are about
 
 Number = Any  # Fraction, or a complex number of libmp: a pair of its floats
+
+
+class TooCoarse(Exception):
+    """An exact number has more bits than a rounded one keeps."""
 
 
 class Undefined(ArithmeticError):
     """No value here: a division by zero, a logarithm of zero."""
 
 
-def symbols(node: Node) -> set[str]:
-    """The variables of a tree."""
-    if node[0] == "sym":
-        return {node[1]}
-    return set().union(*(symbols(part) for part in _parts(node)))
-
-
-def _parts(node: Node) -> list[Node]:
+def parts_of(node: Node) -> list[Node]:
     return node[1] if node[0] == "add" else [part for part in node[1:] if isinstance(part, tuple)]
 
 
-def same(a: Node, b: Node) -> bool:
-    """Whether two expressions have the same value at every point tried. Raises Unsupported.
-
-    Points at which one of them is not real do not count if there are others: ln(xy) is ln x + ln y where that exists.
-    """
-    pairs = values(a, b)
-    real = [pair for pair in pairs if all(is_real(value, pair[2]) for value in pair[:2])]
-    return all(close(*pair) for pair in real or pairs)
+def round_fraction(x: Fraction, precision: int) -> Number:
+    return (libmp.from_rational(x.numerator, x.denominator, precision, "n"), libmp.fzero)
 
 
-def is_real(x: Number, evaluator: Evaluator) -> bool:
-    """Whether a number has no imaginary part to speak of."""
-    return isinstance(x, Fraction) or _magnitude((x[1], libmp.fzero)) < max(_magnitude(x), evaluator.largest) - evaluator.precision // 2
-
-
-def ratio(a: Node, b: Node) -> int | None:
-    """The sign of the constant that a is b times, 1 or -1; None if there is none, or no variable to tell. Raises Unsupported."""
-    if not symbols(a) | symbols(b):
-        return None
-    found: list[tuple[Number, Evaluator]] = []
-    for x, y, evaluator in values(a, b):
-        try:
-            found.append((evaluator.div(x, y), evaluator))
-        except (Undefined, ZeroDivisionError):
-            return None
-    first, evaluator = found[0]
-    if len(found) < 2 or not all(close(first, other, its) and is_real(other, its) for other, its in found):
-        return None
-    sign = first if isinstance(first, Fraction) else libmp.mpf_sign(first[0])
-    return (sign > 0) - (sign < 0) or None
-
-
-def values(a: Node, b: Node) -> list[tuple[Number, Number, Evaluator]]:
-    """The values of both at each point where they have one. Raises Unsupported if there is none, or only one has a value."""
-    found = []
-    for point in range(POINTS if symbols(a) | symbols(b) else 1):
-        evaluator, pair = Evaluator(point), []
-        for node in (a, b):
-            try:
-                pair.append(evaluator.value(node))
-            except (Undefined, ZeroDivisionError, libmp.ComplexResult):
-                pair.append(None)
-        if (pair[0] is None) != (pair[1] is None):
-            raise Unsupported("only one is defined")
-        if pair[0] is not None:
-            found.append((pair[0], pair[1], evaluator))
-    if not found:
-        raise Unsupported("undefined")
-    return found
-
-
-def close(x: Number, y: Number, evaluator: Evaluator) -> bool:
-    """Exact for fractions; for rounded numbers to all but the last bits, which no decimal that somebody writes comes near."""
-    if isinstance(x, Fraction) and isinstance(y, Fraction):
-        return x == y
-    x, y = evaluator.rounded(x), evaluator.rounded(y)
-    size, good = max(_magnitude(x), _magnitude(y)), evaluator.precision * 7 // 8 - 64
-    if _magnitude(libmp.mpc_sub(x, y, evaluator.precision, "n")) <= size - good:
-        return True
-    # zero, and what is left of it when large numbers cancel; a number that is smaller than that is a number
-
-    def nothing(z: Number) -> bool:
-        magnitude = _magnitude(z) - evaluator.largest
-        return _magnitude(z) < -10**8 or -evaluator.precision - 64 <= magnitude <= -good
-
-    return nothing(x) and nothing(y)
-
-
-def _magnitude(z: Number) -> int:
+def magnitude(z: Number) -> int:
     """Bits before the point of a complex number; very negative for zero."""
     return max(part[2] + part[3] if part[1] else -10**9 for part in z)
 
@@ -121,27 +53,27 @@ def _chance(*what: str | int) -> int:
 class Evaluator:
     """Values of trees at one point, within a budget of work."""
 
-    def __init__(self, point: int) -> None:
-        self.point, self.work, self.precision, self.largest = point, 0, PRECISION, 0
+    def __init__(self, point: int, precision: int, spend: Callable[[float], None]) -> None:
+        self.point, self.precision, self.spend = point, precision, spend
+        self.largest, self.cancelled, self.real = 0, False, True
 
     def value(self, node: Node) -> Number:
         """The value of a tree. Raises Undefined, ZeroDivisionError, Unsupported."""
         kind = node[0]
         if kind == "num":
-            self.precision = max(self.precision, PRECISION + 2 * _bits(node[1]))
-            if self.precision > MAX_BITS:
-                raise Unsupported("digits")
             return node[1]
         if kind == "sym":
             hashed = _chance(node[1], self.point)
-            sign = -1 if self.point and hashed & 1 else 1  # the first point is positive throughout
-            return Fraction(sign * (101 + hashed // 2 % 397), 64 + hashed // 1024 % 61)
+            odd, second = (1 if ord(node[1][-1]) >> bit & 1 else -1 for bit in (0, 1))  # neighbouring letters differ in one of them
+            sign = (1, -1, odd, second, 1)[self.point]
+            return Fraction(sign * (101 + hashed // 2 % 397) * (1, 7, 1, 1, 61)[self.point], 64 + hashed // 1024 % 61)
         if kind in ("pi", "e"):
             constant = libmp.mpf_pi if kind == "pi" else libmp.mpf_e
             return (constant(self.precision, "n"), libmp.fzero)
         if kind == "i":
+            self.real = False
             return (libmp.fzero, libmp.fone)
-        parts = [self.value(part) for part in _parts(node)]
+        parts = [self.value(part) for part in parts_of(node)]
         if kind == "add":
             total = parts[0]
             for part in parts[1:]:
@@ -155,14 +87,13 @@ class Evaluator:
             return self.div(*parts)
         return self.power(*parts) if kind == "pow" else self.call(node[1], parts)
 
-    def spend(self, work: float) -> None:
-        self.work += work
-        if self.work > MAX_WORK:
-            raise Unsupported("too much work")
-
     def rounded(self, x: Number) -> Number:
         if isinstance(x, Fraction):
-            return (libmp.from_rational(x.numerator, x.denominator, self.precision, "n"), libmp.fzero)
+            if _bits(x) > self.precision - 64:
+                if self.precision > PRECISION or _bits(x) > MAX_BITS // 4:
+                    raise Unsupported("digits")
+                raise TooCoarse(_bits(x))
+            return round_fraction(x, self.precision)
         return x
 
     def kept(self, x: Number) -> Number:
@@ -172,9 +103,12 @@ class Evaluator:
             if _bits(x) <= MAX_BITS:
                 return x
             x = self.rounded(x)
-        magnitude = _magnitude(x)
-        self.largest = max(self.largest, magnitude)
-        if magnitude > MAX_MAGNITUDE:
+        if any(not part[1] and part[2] for part in x):  # infinite, or not a number
+            raise Undefined("infinite")
+        size = magnitude(x)
+        self.real = self.real and magnitude((x[1], libmp.fzero)) < max(size, 0) - self.precision // 2
+        self.largest = max(self.largest, size)
+        if size > MAX_MAGNITUDE:
             raise Unsupported("too large")
         return x
 
@@ -185,13 +119,19 @@ class Evaluator:
         return self.kept(rounded(self.rounded(x), self.rounded(y), self.precision, "n"))
 
     def add(self, x: Number, y: Number) -> Number:
-        return self.both(Fraction.__add__, libmp.mpc_add, x, y)
+        total = self.both(Fraction.__add__, libmp.mpc_add, x, y)
+        if not isinstance(total, Fraction):
+            small, large = sorted((magnitude(self.rounded(x)), magnitude(self.rounded(y))))
+            if -10**8 < small < large - self.precision + 64:
+                raise Unsupported("a term too small to count")
+            self.cancelled |= magnitude(total) < large - 32
+        return total
 
     def mul(self, x: Number, y: Number) -> Number:
         return self.both(Fraction.__mul__, libmp.mpc_mul, x, y)
 
     def div(self, x: Number, y: Number) -> Number:
-        if not isinstance(y, Fraction) and _magnitude(y) < self.largest - self.precision // 2:
+        if not isinstance(y, Fraction) and magnitude(y) < self.largest - self.precision // 2:
             raise Undefined("division by zero")
         return self.both(Fraction.__truediv__, libmp.mpc_div, x, y)
 
@@ -209,7 +149,7 @@ class Evaluator:
             if abs(n) > MAX_MAGNITUDE:
                 raise Unsupported("exponent")
             self.spend(30 * (self.precision / PRECISION) ** 2)
-            if not isinstance(x, Fraction) and n < 0 and _magnitude(x) < self.largest - self.precision // 2:
+            if not isinstance(x, Fraction) and n < 0 and magnitude(x) < self.largest - self.precision // 2:
                 raise Undefined("division by zero")
             return self.kept(libmp.mpc_pow_int(self.rounded(x), n, self.precision + 32, "n"))
         if isinstance(x, Fraction) and isinstance(y, Fraction):
@@ -225,9 +165,9 @@ class Evaluator:
                 return self.power(root, Fraction(y.numerator))
         self.spend(150 * (self.precision / PRECISION) ** 2)
         x, y = self.rounded(x), self.rounded(y)
-        if _magnitude(x) < -10**8:
+        if magnitude(x) < -10**8:
             raise Undefined("0 to a power")
-        if _magnitude(y) > 20 or abs(_magnitude(x)) * 2 ** max(0, _magnitude(y)) > MAX_MAGNITUDE:
+        if magnitude(y) > 20 or abs(magnitude(x)) * 2 ** max(0, magnitude(y)) > MAX_MAGNITUDE:
             raise Unsupported("exponent")
         return self.kept(libmp.mpc_pow(x, y, self.precision, "n"))
 
@@ -255,20 +195,21 @@ class Evaluator:
         """A function that everybody knows, at z."""
         precision, one = self.precision, (libmp.fone, libmp.fzero)
         self.spend(120 * (precision / PRECISION) ** 2)
-        if _magnitude(z) > 24:
+        if magnitude(z) > 24:
             raise Unsupported("argument")
         if name in ("ln", "log", "lg"):
-            if _magnitude(z) < -10**8:
+            if magnitude(z) < -10**8:
                 raise Undefined("logarithm of zero")
             base = libmp.mpc_log((libmp.from_int(10), libmp.fzero), precision, "n") if name != "ln" else one
             return libmp.mpc_div(libmp.mpc_log(z, precision, "n"), base, precision, "n")
         if name in ("sec", "csc", "cot"):
             below = {"sec": libmp.mpc_cos, "csc": libmp.mpc_sin, "cot": libmp.mpc_tan}[name](z, precision, "n")
-            if _magnitude(below) < -precision // 2:
+            if magnitude(below) < -precision // 2:
                 raise Undefined(name)
             return libmp.mpc_div(one, below, precision, "n")
-        if name == "tan" and _magnitude(libmp.mpc_cos(z, precision, "n")) < -precision // 2:
+        if name == "tan" and magnitude(libmp.mpc_cos(z, precision, "n")) < -precision // 2:
             raise Undefined(name)
+        self.cancelled |= name in ("sin", "cos", "tan")  # of a multiple of pi: zero up to its rounding
         table = {"sin": libmp.mpc_sin, "cos": libmp.mpc_cos, "tan": libmp.mpc_tan, "arcsin": libmp.mpc_asin, "arccos": libmp.mpc_acos,
                  "arctan": libmp.mpc_atan, "sinh": libmp.mpc_sinh, "cosh": libmp.mpc_cosh, "tanh": libmp.mpc_tanh, "exp": libmp.mpc_exp}
         return table[name](z, precision, "n")

@@ -1,8 +1,8 @@
 """Is this completion's answer the reference answer? Text in, bool out; nothing in the text is ever executed.
 
 Plain numbers are compared as numerals, everything else by structure: lists, tuples, intervals, sets, matrices, equations,
-inequalities, ratios and bases part by part; expressions by value (`common/latex.py` parses, `common/values.py` evaluates);
-the rest as text. Work is bounded by construction, so there is no timeout. docs/verifier.md has the conventions.
+inequalities, ratios and bases part by part; expressions by value (`common/latex.py` parses, `common/values.py` evaluates,
+`common/equal.py` compares); the rest as text. Work is bounded by construction, so there is no timeout. docs/verifier.md has the conventions.
 """
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from common.equal import TooMuchWork, Work, ratio, same, symbols
 from common.latex import Node, Unsupported, parse
-from common.spelling import END, clean, closing, split, take_unit
-from common.values import Undefined, ratio, same, symbols
+from common.spelling import END, NEGATION, clean, closing, depths, split, take_unit
 
 MAX_ANSWER_LENGTH = 500  # characters; longer is an essay, not an answer, and bounds the work of a comparison
 MAX_ITEMS = 64  # of a list, a set or a matrix: comparing unordered ones takes up to the square of it
@@ -23,8 +23,10 @@ Form = tuple[Any, ...]  # kind and parts, as `_forms` describes
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?![A-Za-z])")
-_STATED = re.compile(r"\banswer(?: is\b:?|:|(?=\s*[$\\]))(?!\s+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
-_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\|")
+_STATED = re.compile(r"answers?\b[*_]*\s*(?:(?:is|are)\b\s*:?|:|(?=[$\\]))[*_]*(?!\s*(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
+_DENIED = re.compile(r"(?:\w|\b(?:wrong|incorrect|false|not the|not an|if the|if our) )$", re.IGNORECASE)
+_OPENING = re.compile(r"\s*(?:(?:therefore|thus|simply|just|then|hence|clearly|exactly),?\s+)?", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:because|since)\b")
 
 
 def extract_answer(completion: str) -> str | None:
@@ -39,9 +41,9 @@ def extract_answer(completion: str) -> str | None:
     if answer is None and "####" in text:
         answer = text.rpartition("####")[2].lstrip(" ").partition("\n")[0]
     if answer is None:
-        end = max((match.end() for match in _STATED.finditer(text)), default=None)
-        if end is not None:
-            answer = _SENTENCE.split(text[end:end + 2 * MAX_ANSWER_LENGTH].lstrip(), maxsplit=1)[0]
+        told = _stated(text)
+        if told is not None:
+            answer = _SENTENCE.split(told[_OPENING.match(told).end():], maxsplit=1)[0]
     answer = answer.strip() if answer else ""
     return answer if 0 < len(answer) <= MAX_ANSWER_LENGTH else None
 
@@ -55,10 +57,22 @@ def _last_box(text: str) -> str | None:
         elif match[0] == "}" and opened:
             start = opened.pop()
             if start[0] != "{":
-                answer = text[start.end():match.start()]
+                answer = (start.end(), match.start())
     if answer is None and (bare := _BARE_BOX.match(text, max(0, text.rfind("\\boxed")))):
         return bare[1]
-    return answer
+    return text[slice(*answer)] if answer else None
+
+
+def _stated(text: str) -> str | None:
+    """What follows the last "answer is" or "answer:" that nothing denies."""
+    last = {word: text.rfind(word) for word in ("answer", "Answer", "ANSWER")}
+    while (at := max(last.values())) >= 0:
+        found = _STATED.match(text, at)
+        if found and not _DENIED.search(text[max(0, at - 12):at]):
+            return text[found.end():found.end() + 2 * MAX_ANSWER_LENGTH]
+        word = text[at:at + 6]
+        last[word] = text.rfind(word, 0, at)
+    return None
 
 
 def is_correct(completion: str, reference: str) -> bool:
@@ -76,7 +90,7 @@ def reference_answer(reference: str) -> str:
 
 # ---- plain numbers --------------------------------------------------------------------------------------------------
 
-_PLAIN = re.compile(r"([+-]?)\s*\$?(?:0*(\d+|\d{1,3}(?:,\d{3})+)(?:\.(\d*?)0*)?|\.(\d*?)0*)\$?", re.ASCII)
+_PLAIN = re.compile(r"([+-]?)\s*\$?(?:([1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.(\d*))?|\.(\d+))\$?", re.ASCII)
 
 
 def _plain(text: str) -> str | None:
@@ -84,13 +98,11 @@ def _plain(text: str) -> str | None:
     if len(text) < 19 and text.isdecimal() and text[0] != "0" and text.isascii():
         return text
     match = _PLAIN.fullmatch(text)
-    if match is None or (text[-1:] == "." and match[2] is None):
+    if match is None:
         return None
     sign, whole, decimals, bare = match.groups()
-    decimals = decimals or bare or ""
-    if not whole and not decimals and bare is None:
-        return None
-    whole = (whole or "0").replace(",", "").lstrip("0") or "0"
+    decimals = (decimals or bare or "").rstrip("0")
+    whole = (whole or "").replace(",", "").lstrip("0") or "0"
     number = f"{whole}.{decimals}" if decimals else whole
     return f"-{number}" if sign == "-" and number != "0" else number
 
@@ -100,34 +112,45 @@ _plain_reference = lru_cache(maxsize=4096)(_plain)
 
 def answers_equal(a: str, b: str) -> bool:
     """True if two bare answers are the same. Example: "0.5" and "\\frac{1}{2}" are, "[1,2)" and "(1,2)" are not. Never raises."""
+    if max(len(a), len(b)) > MAX_ANSWER_LENGTH:
+        return False
     plain = _plain(a)
     if plain is not None:
         other = _plain_reference(b)
         if other is not None:
             return plain == other
-    if max(len(a), len(b)) > MAX_ANSWER_LENGTH:
-        return False
     try:
-        return any(_equal(x, y) for x in _forms(a) for y in _forms(b))
-    except (Unsupported, Undefined, RecursionError):
+        left, right = _forms(a), _forms(b)
+        if left and right and left[0][0] == right[0][0] == "relation":  # x > 5 is not y > 5, though both are (5, \\infty)
+            left, right = left[:1], right[:1]
+        work = Work()
+        return any(_equal(x, y, work) for x in left for y in right)
+    except (Unsupported, TooMuchWork, RecursionError):
         return False
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------------
 
-_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _JOINED = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
-_NEGATION = r"(?!.*\b(?:not|except|neither|nor|never|unless|no)\b)"
-_PROSE = re.compile(_NEGATION + r"[^=<>]*?(?:[A-Za-z]{2,}.*\b(?:is|are|equals)|answer)\b:?\s+(?=\S)", re.IGNORECASE)
+_PLAIN_WORDS = r"(?!.*(?:" + NEGATION + r"|\bor\b))"
+# "The value of f(x) is": no number, one verb, nothing that hedges
+_PROSE = re.compile(_PLAIN_WORDS + r"(?:so|thus|therefore|hence|then|the|this|our|its?|final|answer)\b"
+                    r"(?:(?!\b(?:is|are|equals)\b)[A-Za-z() '])*+"
+                    r"\b(?:is|are|equals)\b:?\s+(?=\S)(?!.*\b(?:is|are|equals)\b)|answers?\b:?\s+(?=\S)", re.IGNORECASE)
 _SPAN = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_TALK = re.compile(_NEGATION + r"(?!.*\b(?:or|and)\b)[a-z][a-z' ]*[ :]+\x00[ a-z'.!]*", re.IGNORECASE)
+# one formula in a sentence that says nothing else: "We find that ... is our answer."
+_TALK = re.compile(r"(?:(?:so|thus|therefore|hence|then|we|find|get|have|obtain|see|conclude|that|here|is|are|the|a|an|this|our|final|"
+                   r"answer|solution|result|value|values|equation|inequality|matrix|zero|special|set|interval|expression|equals|it|must|be)[,:]?\s+)+\x00\s*"
+                   r"(?:is\s+(?:the|our|a)\s+(?:final\s+)?(?:solution|answer|result))?[.!\s]*", re.IGNORECASE)
 _RELATION = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
-# what may stand before = as a name for the value: x, f(x), x_1, (p, q), |AB|, AB : CD, \frac{NO}{BO}
-_NAME = re.compile(
-    r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sin|cos|tan)|[A-Za-z|(){}\[\],: ".'/]|_\{?\w+\}?)+""")
-_BASE = re.compile(r"(-?)0*(\d[\dA-F]*)_(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
+# what may stand before = as a name for the value: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x)
+_NAME = re.compile(r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sin|cos|tan)|[A-Za-z|{}\[\],: ".'/]|"""
+                   r"""_\{[^{}]*\}|_\w|\^\{?-1\}?|\((?:[^()]|\([^()]*\))*+\))++""")
+_BASE = re.compile(r"(-?)\(?0*(\d[\dA-F]*)\)?_(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
-_CHOICE = re.compile(r"\(?([A-Z])\)?[.:)]?|\(([A-Z])\)\s+(?!.*\([A-Z]\)).+")
+_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?[.:)]?|\(([A-Z])\)\s+" + _PLAIN_WORDS +
+                     r"(?!and\b)(?:[A-Z]?[a-z]{2,}(?: [a-z]+)*|-?\d+)")
 
 
 @lru_cache(maxsize=8192)
@@ -143,19 +166,25 @@ def _forms(answer: str) -> tuple[Form, ...]:
     if len(spans) == 1 and _TALK.fullmatch(_SPAN.sub("\x00", answer)):  # one formula in a sentence
         answer = next(filter(None, spans[0]))
     text = clean(answer)
+    if len(text) > 2 * MAX_ANSWER_LENGTH:
+        return ()
     if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
         return ()
-    prose = _PROSE.match(text)
-    if prose and text[prose.end():]:
-        text = text[prose.end():]
+    spoken = text.replace('"', "")
+    prose = _PROSE.match(spoken)
+    if prose and spoken[prose.end():]:
+        text = spoken[prose.end():]
     found = re.fullmatch(r'"?\s*(.+?)\s*"?', text)
     choice = _CHOICE.fullmatch(found[1].replace('"', "").strip()) if found else None
     if choice and (choice[1] or choice[2]):
         letter = choice[1] or choice[2]
         return (_value(letter),)
+    text = re.sub(r"^(?:=|\\approx)\s*", "", text)
     forms = [_form(text)]
-    if _THOUSANDS.fullmatch(text):
+    if _THOUSANDS.fullmatch(text.lstrip("+-")):
         forms.append(("list", tuple(_form(item) for item in text.split(","))))
+    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
+        forms.append(("seq", "()", (_value("-\\infty"), _value("\\infty"))))
     interval = _interval(forms[0])
     return (*forms, interval) if interval else tuple(forms)
 
@@ -167,15 +196,17 @@ def _form(text: str, depth: int = 0) -> Form:
     text = END.sub("", text).strip()
 
     def items(inside: str) -> tuple[Form, ...]:
-        pieces = [piece for part in split(inside, ";") for piece in _commas(part)]
+        thousands = ", " in inside or inside is joined  # {5,100} is a set of two
+        pieces = [piece for part in split(inside, ";") for piece in (_commas(part) if thousands else split(part, ","))]
         if len(pieces) > MAX_ITEMS or not all(piece.strip(' "') for piece in pieces):
             raise Unsupported("items")
         return tuple(_form(piece, depth + 1) for piece in pieces)
 
-    joined = _JOINED.sub(";", text) if re.search(r"\b(?:and|or)\b", text) else text
+    words = {word.lower() for word in re.findall(r"\b(?:and|or)\b", text, re.IGNORECASE)}
+    joined = _JOINED.sub(";", text) if words else text
     joined = joined if all(piece.strip(' "') for piece in joined.split(";")) else text
     if len(split(joined, ";")) > 1 or len(_commas(joined)) > 1:
-        return _flat("list", items(joined))
+        return _joined_relations(items(joined), words) if joined != text else _flat("list", items(joined))
     relation = _relation(text, depth)
     if relation:
         return relation
@@ -186,12 +217,17 @@ def _form(text: str, depth: int = 0) -> Form:
         if sum(map(len, rows)) > MAX_ITEMS:
             raise Unsupported("entries")
         kind = "cases" if matrix[2] == "cases" else {"v": "determinant", "V": "norm"}.get(matrix[1], "matrix")
-        return ("matrix", kind, tuple(tuple(_form(entry, depth + 1) for entry in row) for row in rows))
+        return ("matrix", kind, tuple(tuple(_form(re.sub(r'"\\s*if\\s*"', "", entry), depth + 1) for entry in row) for row in rows))
     unions = re.split(r"\\cup(?![a-z])|(?<=[)\]])\s*U\s*(?=[(\[])", text)
     if len(unions) > 1:
+        if len(unions) > MAX_ITEMS:
+            raise Unsupported("items")
         return ("union", tuple(_form(piece, depth + 1) for piece in unions))
     braces = re.fullmatch(r"\\?\{(.*?)\\?\}", text, re.DOTALL)
     if braces and (text[0] == "\\" or len(split(braces[1], ",;")) > 1) and closing(text.replace("\\{", "{").replace("\\}", "}"), 0) >= 0:
+        if builder := re.fullmatch(r"\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|:|\||\\vert)\s*(.+)", braces[1]):
+            inner = _form(builder[1], depth + 1)
+            return _interval(inner) or inner
         return _flat("set", items(braces[1])) if braces[1].strip() else ("text", "\\emptyset")
     brackets = text.replace("\\langle", "(").replace("\\rangle", ")")
     if brackets[:1] in "([" and closing(brackets, 0) == len(brackets) - 1 and len(split(brackets[1:-1], ",;")) > 1:
@@ -221,20 +257,35 @@ def _flat(kind: str, items: tuple[Form, ...]) -> Form:
 
 def _relation(text: str, depth: int) -> Form | None:
     """An equation, an inequality, a chain of them; or what stands behind "x \\in"."""
-    operators, cuts = [], []
-    for match in _RELATION.finditer(text):
-        if len(split(text[:match.start()] + "\x01", "\x01")) > 1:  # outside brackets
-            operators.append(match[0])
-            cuts.append((match.start(), match.end()))
+    outside = depths(text)
+    found = [match for match in _RELATION.finditer(text) if outside[match.start()] == 0]
+    operators, cuts = [match[0] for match in found], [match.span() for match in found]
     if not operators:
         return None
     edges = [0, *(edge for cut in cuts for edge in cut), len(text)]
     texts = [text[edges[i]:edges[i + 1]].strip() for i in range(0, len(edges), 2)]
-    if operators == ["\\in"] and _NAME.fullmatch(texts[0]):
+    if operators == ["\\in"] and _NAME.fullmatch(texts[0]) and not re.search(NEGATION, texts[0]):
         return _form(texts[1], depth + 1)
     parts = tuple(_form(part, depth + 1) if part else ("text", "") for part in texts)
-    named = bool(texts[0]) and bool(_NAME.fullmatch(texts[0])) and set(operators) <= {"=", "\\approx"}
+    named = bool(texts[0]) and bool(_NAME.fullmatch(texts[0])) and not re.search(NEGATION, texts[0]) \
+        and set(operators) <= {"=", "\\approx"}
     return ("relation", tuple(operators), parts, named)
+
+
+def _joined_relations(items: tuple[Form, ...], words: set[str]) -> Form:
+    """A list; of inequalities it matters which word joins them: a union of intervals for or, what lies in all of them for and."""
+    if len(words) != 1 or not all(item[0] == "relation" and set(item[1]) <= set(_FLIPPED) for item in items):
+        return _flat("list", items)
+    intervals = tuple(_interval(item) for item in items)
+    if words == {"or"}:
+        return ("union", tuple(interval or item for interval, item in zip(intervals, items, strict=True)))
+    if len(items) == 2 and None not in intervals:
+        infinity = _value("\\infty")
+        below = [x for x in intervals if x[2][1] == infinity]
+        above = [x for x in intervals if x[2][1] != infinity and x[2][0] == _value("-\\infty")]
+        if len(below) == len(above) == 1:
+            return ("seq", below[0][1][0] + above[0][1][1], (below[0][2][0], above[0][2][1]))
+    return ("all", items)
 
 
 def _interval(form: Form) -> Form | None:
@@ -263,86 +314,90 @@ def _value(text: str) -> Form:
     text, unit = take_unit(text)
     text = re.sub(r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"(\1+\2/\3)", _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text))
     bare = text.replace('"', "").strip()
-    if re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", bare) and not re.fullmatch(r"pi|theta|alpha|beta|[a-z]{2}", bare):
-        return ("text", " ".join(bare.lower().rstrip(".").split()))
+    if re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", bare) and re.search(r"[A-Za-z]{3}|^(?:no|on|up|or)$", bare, re.IGNORECASE) \
+            and not re.fullmatch(r"theta|alpha|beta", bare):
+        return ("text", re.sub(r"^(?:a|an|the) ", "", " ".join(bare.lower().rstrip(".").split())))
     spelled = re.sub(r"(?<=\d)\s+(?=\d)", "~", text)
     spelled = re.sub(r"\s+|\"|(?<=[_^])\{(?=\w\})|(?<=[_^]\{\w)\}", "", spelled)
     try:
         node: Node | None = None if re.match(r"0[xob]\w", bare) else parse(text)
-    except (Unsupported, RecursionError):
+    except Unsupported:
         node = None
     return ("value", node, spelled, unit)
 
 
 # ---- comparing ------------------------------------------------------------------------------------------------------
 
-def _equal(x: Form, y: Form) -> bool:
+def _equal(x: Form, y: Form, work: Work) -> bool:
     """Whether two forms are the same answer. Symmetric."""
     if x[0] != "relation" and y[0] == "relation":
         x, y = y, x
     if x[0] == "relation":
         if y[0] == "relation":
-            return _same_relation(x, y)
-        return (x[3] or _true_chain(x)) and _equal(x[2][-1], y)
+            return _same_relation(x, y, work)
+        parts = x[2][1:] if x[3] else x[2]
+        return (x[3] or not any(part[0] == "value" and part[1] and symbols(part[1]) for part in parts)) and _true_chain(x[1], parts, work) \
+            and _equal(parts[0], y, work)
     kinds = {x[0], y[0]}
     if kinds <= {"list", "set"}:
-        return _unordered(x[1], y[1])
+        return _unordered(x[1], y[1], work)
     if x[0] != y[0]:
         return kinds == {"value", "text"} and (x[2] if x[0] == "value" else x[1]) == (y[2] if y[0] == "value" else y[1])
     if x[0] == "value":
-        return (x[3] == y[3] or not x[3] or not y[3]) and _same_value(x, y)
-    if x[0] == "union":
-        return _unordered(x[1], y[1])
+        return (x[3] == y[3] or not x[3] or not y[3]) and _same_value(x, y, work)
+    if x[0] in ("union", "all"):
+        return _unordered(x[1], y[1], work)
     if x[0] == "seq":
-        return x[1] == y[1] and _ordered(x[2], y[2])
+        return x[1] == y[1] and _ordered(x[2], y[2], work)
     if x[0] == "matrix":
-        return x[1] == y[1] and len(x[2]) == len(y[2]) and all(_ordered(a, b) for a, b in zip(x[2], y[2], strict=True))
+        return x[1] == y[1] and len(x[2]) == len(y[2]) and all(_ordered(a, b, work) for a, b in zip(x[2], y[2], strict=True))
     if x[0] == "ratio":
-        return _ordered(x[1], y[1])
+        return _ordered(x[1], y[1], work)
     return x[1:] == y[1:]  # texts and bases
 
 
-def _true_chain(x: Form) -> bool:
-    """Whether a relation is a true equation between numbers, as 6/4 = 3/2."""
-    plain = all(part[0] == "value" and part[1] is not None and not symbols(part[1]) for part in x[2])
-    return plain and set(x[1]) == {"="} and all(_same_value(part, x[2][-1]) for part in x[2][:-1])
+def _true_chain(operators: tuple[str, ...], parts: tuple[Form, ...], work: Work) -> bool:
+    """Whether values in a row are said to be equal and are, as 6/4 = 3/2; what comes after \\approx is a comment."""
+    before = operators[len(operators) - len(parts) + 1:]  # the operator before each part but the first
+    exact = [part for part, operator in zip(parts[1:], before, strict=True) if operator == "="]
+    return set(operators) <= {"=", "\\approx"} and all(_equal(parts[0], part, work) for part in exact)
 
 
-def _same_value(x: Form, y: Form) -> bool:
+def _same_value(x: Form, y: Form, work: Work) -> bool:
     if x[2] == y[2] and x[2]:
         return True
     if x[1] is None or y[1] is None:
         return False
     try:
-        return same(x[1], y[1])
-    except (Unsupported, Undefined):
+        return same(x[1], y[1], work)
+    except Unsupported:
         return False
 
 
-def _ordered(x: tuple[Form, ...], y: tuple[Form, ...]) -> bool:
-    return len(x) == len(y) and all(_equal(a, b) for a, b in zip(x, y, strict=True))
+def _ordered(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
+    return len(x) == len(y) and all(_equal(a, b, work) for a, b in zip(x, y, strict=True))
 
 
-def _unordered(x: tuple[Form, ...], y: tuple[Form, ...]) -> bool:
+def _unordered(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
     """Each of one is one of the other: equality is transitive, so taking the first that fits is enough."""
     left = list(y)
     if len(x) != len(y):
         return False
     for item in x:
-        place = next((i for i, other in enumerate(left) if _equal(item, other)), None)
+        place = next((i for i, other in enumerate(left) if _equal(item, other, work)), None)
         if place is None:
             return False
         del left[place]
     return True
 
 
-def _same_relation(x: Form, y: Form) -> bool:
+def _same_relation(x: Form, y: Form, work: Work) -> bool:
     """Equations that say the same up to a factor; inequalities up to a positive one; chains part by part, in either direction."""
     operators, parts = y[1], y[2]
-    if x[1] == operators and _ordered(x[2], parts):
+    if x[1] == operators and _ordered(x[2], parts, work):
         return True
     flipped = tuple(_FLIPPED.get(operator, operator) for operator in operators[::-1])
-    if x[1] == flipped and _ordered(x[2], parts[::-1]):
+    if x[1] == flipped and _ordered(x[2], parts[::-1], work):
         return True
     sides = [side for form in (x, y) for side in form[2]]
     if len(sides) != 4 or any(side[0] != "value" or side[1] is None or side[3] for side in sides):
@@ -351,8 +406,8 @@ def _same_relation(x: Form, y: Form) -> bool:
         return False
     a, b = (("add", [side[1], ("neg", other[1])]) for side, other in (sides[:2], sides[2:]))
     try:
-        sign = ratio(a, b)
-    except (Unsupported, Undefined):
+        sign = ratio(a, b, work)
+    except Unsupported:
         return False
     if sign is None or x[1][0] in ("=", "\\neq"):
         return sign is not None

@@ -121,7 +121,8 @@ def test_a_second_opinion_stands_beside_ours(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "a" / "problems.jsonl").read_text().splitlines()]
     samples = [sample for row in rows for sample in row["samples"]]
     assert summary["second_opinion"]["value"] == pytest.approx(np.mean([sample["second_opinion"] for sample in samples]))
-    assert summary["second_opinion"]["value"] > 0 and summary["disagree"] == np.mean([sample["second_opinion"] != sample["correct"] for sample in samples])
+    assert summary["second_opinion"]["value"] > 0
+    assert summary["disagree"] == np.mean([sample["second_opinion"] != sample["correct"] for sample in samples])
     assert all(sample["second_opinion"] for sample in samples if sample["correct"])  # whole numbers after ####
     assert summary["mean"] == evaluate(tmp_path / "b", monkeypatch=monkeypatch)["mean"]
 
