@@ -104,7 +104,8 @@ def gold(folder: Path) -> None:
         has_answer = [solution for solution in solutions if reference_answer(solution) != solution.strip()]
         itself = sum(is_correct(solution, solution) for solution in has_answer)
         others = has_answer[1:] + has_answer[:1]
-        equal = [(reference_answer(a), reference_answer(b)) for a, b in zip(has_answer, others, strict=True) if is_correct(a, b)]
+        answers = ((reference_answer(a), reference_answer(b)) for a, b in zip(has_answer, others, strict=True))
+        equal = [pair for pair in answers if answers_equal(*pair)]
         differently = Counter(pair for pair in equal if pair[0] != pair[1])
         print(
             f"| {name} | {len(solutions)} | {len(solutions) - len(has_answer)} | {itself} | {len(equal)} | {dict(differently) or 'none'} |"

@@ -39,7 +39,7 @@ _SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
     (r"\\\$|\$|\\[()]|\\\[(?!\d*(?:em|pt|ex)\])|\\\]|^\s*\*\*|\*\*\s*$", " "),
     (r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *")?', lambda m: _MULTIPLES[m[1].lower()]),
     (r"\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'), (r"\{:\}", ":"),
-    (r"\\lbrace(?![a-z])", r"\\{"), (r"\\rbrace(?![a-z])", r"\\}"),
+    (r"\\langle", "("), (r"\\rangle", ")"), (r"\\lbrace(?![a-z])", r"\\{"), (r"\\rbrace(?![a-z])", r"\\}"),
     (r"\\leqslant|\\leqq|\\leq|<=|\\le(?![a-z])", r"\\le "), (r"\\geqslant|\\geqq|\\geq|>=|\\ge(?![a-z])", r"\\ge "),
     (r"\\lt(?![a-z])", "<"),
     (r"\\gt(?![a-z])", ">"), (r"\\not\s*=|\\neq|\\ne(?![a-z])|!=|<>", r"\\neq "), (r"\\approx|\\simeq|\\thickapprox", r"\\approx "),
@@ -119,6 +119,8 @@ _NOT_UNITS = re.compile(NEGATION + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|s
                         r"which|that|from|by|at|as|factorial|infinity|root|zeros?|tens|ones|remainder|minimum|maximum|one|two|three|four|five|"
                         r"six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|[a-z]*(?:fth|xth|nth|hth|dth)s?)\b",
                         re.IGNORECASE)
+_KNOWN = frozenset({*_UNIT_WORDS, *_UNIT_WORDS.values(), "mm", "cm", "kg", "mg", "ml", "oz", "yd", "pt", "rad", "am", "pm", "lbs",
+                    "hrs", "secs"})
 _LONE = frozenset("msghlLNJWVKACFTH")  # letters that stand for a unit
 
 
@@ -136,7 +138,8 @@ def take_unit(text: str) -> tuple[str, str]:
     names = re.findall(r"[A-Za-z%]+|\d", words)
     alone = [name for name in names if len(name) == 1 and name.isalpha()]
     known = [name for name in names if name.isdigit() or name in _LONE or name.lower().removesuffix("s") in _UNIT_WORDS]
-    if _NOT_UNITS.search(words) or not set(alone) <= _LONE or len(names) - len(known) > 3:
+    glued = words[0] != '"' and text[found.start(3) - 1].isdigit() and names[0].lower() not in _KNOWN  # 2ab is a product
+    if glued or _NOT_UNITS.search(words) or not set(alone) <= _LONE or len(names) - len(known) > 3:
         return text, ""
     names = [name.lower() for name in names if name.lower() != "per"]
     names = [_UNIT_WORDS.get(name) or _UNIT_WORDS.get(name.removesuffix("s")) or (name.removesuffix("s") if len(name) > 3 else name)

@@ -2,7 +2,8 @@
 
 Plain numbers are compared as numerals, everything else by structure: lists, tuples, intervals, sets, matrices, equations,
 inequalities, ratios and bases part by part; expressions by value (`common/latex.py` parses, `common/values.py` evaluates,
-`common/equal.py` compares); the rest as text. Work is bounded by construction, so there is no timeout. docs/verifier.md has the conventions.
+`common/equal.py` compares); the rest as text. Work is bounded by construction, so there is no timeout. docs/verifier.md has
+the conventions.
 """
 from __future__ import annotations
 
@@ -229,10 +230,8 @@ def _form(text: str, depth: int = 0) -> Form:
             inner = _form(builder[1], depth + 1)
             return _interval(inner) or inner
         return _flat("set", items(braces[1])) if braces[1].strip() else ("text", "\\emptyset")
-    brackets = text.replace("\\langle", "(").replace("\\rangle", ")")
-    if brackets[:1] in "([" and closing(brackets, 0) == len(brackets) - 1 and len(split(brackets[1:-1], ",;")) > 1:
-        parts = tuple(_form(piece, depth + 1) for piece in split(brackets[1:-1], ",;"))
-        return ("seq", brackets[0] + brackets[-1], parts)
+    if text[:1] in ("(", "[") and closing(text, 0) == len(text) - 1 and len(split(text[1:-1], ",;")) > 1:
+        return ("seq", text[0] + text[-1], tuple(_form(piece, depth + 1) for piece in split(text[1:-1], ",;")))
     base = _BASE.fullmatch(text)
     if base:
         return ("base", base[1] + base[2], base[3] or base[4])
