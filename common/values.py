@@ -60,6 +60,7 @@ class Evaluator:
     def value(self, node: Node) -> Number:
         """The value of a tree. Raises Undefined, ZeroDivisionError, Unsupported."""
         kind = node[0]
+        self.spend(3)
         if kind == "num":
             return node[1]
         if kind == "sym":

@@ -24,7 +24,7 @@ Form = tuple[Any, ...]  # kind and parts, as `_forms` describes
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?![A-Za-z])")
-_STATED = re.compile(r"answers?\b[*_]*\s*(?:(?:is|are)\b\s*:?|:|(?=[$\\]))[*_]*(?!\s*(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
+_STATED = re.compile(r"answers?\b[*_]*+\s*+(?:(?:is|are)\b\s*+:?+|:|(?=[$\\]))[*_]*+(?!\s*+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
 _DENIED = re.compile(r"(?:\w|\b(?:wrong|incorrect|false|not the|not an|if the|if our) )$", re.IGNORECASE)
 _OPENING = re.compile(r"\s*(?:(?:therefore|thus|simply|just|then|hence|clearly|exactly),?\s+)?", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:because|since)\b")
@@ -78,8 +78,11 @@ def _stated(text: str) -> str | None:
 
 def is_correct(completion: str, reference: str) -> bool:
     """True if the completion's final answer equals the reference: a bare answer or a worked solution. Never raises."""
-    answer = extract_answer(completion)
-    return answer is not None and answers_equal(answer, reference_answer(reference))
+    try:
+        answer = extract_answer(completion)
+        return answer is not None and answers_equal(answer, reference_answer(reference))
+    except RecursionError:  # the caller is at the end of the stack
+        return False
 
 
 @lru_cache(maxsize=4096)  # a reference is compared with many completions
@@ -115,12 +118,11 @@ def answers_equal(a: str, b: str) -> bool:
     """True if two bare answers are the same. Example: "0.5" and "\\frac{1}{2}" are, "[1,2)" and "(1,2)" are not. Never raises."""
     if max(len(a), len(b)) > MAX_ANSWER_LENGTH:
         return False
-    plain = _plain(a)
-    if plain is not None:
-        other = _plain_reference(b)
+    try:
+        plain = _plain(a)
+        other = _plain_reference(b) if plain is not None else None
         if other is not None:
             return plain == other
-    try:
         left, right = _forms(a), _forms(b)
         if left and right and left[0][0] == right[0][0] == "relation":  # x > 5 is not y > 5, though both are (5, \\infty)
             left, right = left[:1], right[:1]
@@ -332,6 +334,7 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     if x[0] != "relation" and y[0] == "relation":
         x, y = y, x
     if x[0] == "relation":
+        work.spend(4 * len(x[2]))
         if y[0] == "relation":
             return _same_relation(x, y, work)
         parts = x[2][1:] if x[3] else x[2]
