@@ -103,7 +103,7 @@ def values(a: Node, b: Node, work: Work) -> list[tuple[Known, Known, int]]:
             precision += 2 * max(coarse)
             pair = [work.value(node, point, precision) for node in (a, b)]
         if any(isinstance(each, (Unsupported, TooCoarse)) for each in pair):
-            if point == LARGE and found:
+            if point >= LARGE and found:
                 continue
             raise Unsupported("no value")
         if isinstance(pair[0], Undefined) != isinstance(pair[1], Undefined):

@@ -165,7 +165,7 @@ class Parser:
         if kind == "number" and len(text) > 1 and not signed and text.isdigit():
             self.tokens[self.at] = (kind, text[1:])  # \frac12
             return ("num", Fraction(int(text[0])))
-        return self.primary()
+        return self.number(mixed=False) if kind == "number" else self.primary()
 
     def group(self, opening: str) -> Node:
         self.take(opening)
@@ -225,7 +225,7 @@ class Parser:
             letters += f"_{self.raw()}"
         return ("sym", letters)
 
-    def number(self) -> Node:
+    def number(self, mixed: bool = True) -> Node:
         text = self.take()[1]
         if "." in text and self.peek() in (("command", "overline"), ("command", "bar"), ("command", "dot")):  # 0.1\overline{6}
             self.take()
@@ -238,7 +238,7 @@ class Parser:
             return ("sym", f"{text}_{self.raw()}")
         value = Fraction(text)
         ahead = self.tokens[self.at:self.at + 7]
-        if "." not in text and [token[1] for token in ahead[:1]] == ["frac"]:  # a mixed number
+        if mixed and "." not in text and [token[1] for token in ahead[:1]] == ["frac"]:  # a mixed number
             words = re.sub(r"^frac (\d)(\d)\b", r"frac \1 \2", " ".join(token[1] for token in ahead))
             found = re.fullmatch(r"frac (?:\{ )?(\d+)(?: \} \{)? (\d+)(?: \})?.*", words)
             if found and int(found[1]) < int(found[2]):

@@ -20,7 +20,7 @@ _LOW = {chr(0x2080 + digit): str(digit) for digit in range(10)}
 
 _MULTIPLES = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
 _SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
-    (r"<\|[a-z_]+\|>.*$|\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
+    (r"[\u200b\u2060\ufeff]|<\|(?:im_|end|eot|start)[a-z_]*\|>.*$|\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
     ("[" + "".join(_HIGH) + "]+", lambda m: "^{" + "".join(_HIGH[c] for c in m[0]) + "}"),
     ("[" + "".join(_LOW) + "]+", lambda m: "_{" + "".join(_LOW[c] for c in m[0]) + "}"),
     ("\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
@@ -31,8 +31,9 @@ _SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
     (r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+)", r'\1 "dollar" '),
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
-    (r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\[!,]\s*)(?=\d{3}(?!\d))", ""), (r"\{\s*,\s*\}|,\\[!,]\s*", ","),
-    (r"(?<=\d)(?:\\[,;:! ]|~)\s*(?=\d{3}(?!\d))", ""),  # 1\,000
+    (r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))", ""), (r"\{\s*,\s*\}|,\\[!,]\s*", ", "),
+    (r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+", lambda m: re.sub(r"\D", "", m[0])),  # 1\,000
+    (r"\\begin\{(?:aligned|align\*?|gathered|split)\}|\\end\{(?:aligned|align\*?|gathered|split)\}", ""),
     (r"\\(?:text[a-z]*|mathrm|mathbf|bf|rm|mbox|operatorname|mathit|emph|boldsymbol)\s*\{([^{}]*)\}", r'"\1"'),
     (r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)|~", " "),
     (r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}", r" \1 "),
@@ -43,7 +44,7 @@ _SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
     (r"\\leqslant|\\leqq|\\leq|<=|\\le(?![a-z])", r"\\le "), (r"\\geqslant|\\geqq|\\geq|>=|\\ge(?![a-z])", r"\\ge "),
     (r"\\lt(?![a-z])", "<"),
     (r"\\gt(?![a-z])", ">"), (r"\\not\s*=|\\neq|\\ne(?![a-z])|!=|<>", r"\\neq "), (r"\\approx|\\simeq|\\thickapprox", r"\\approx "),
-    (r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", r'"\1m"'), (r"\\\\\[[^\]]*\]", r"\\\\ "), (r"\s+", " "),
+    (r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'), (r"\\\\\[[^\]]*\]", r"\\\\ "), (r"\s+", " "),
 ]]
 END = re.compile(r"(?:(?<!\.)\.)?[\s,;:]*$")
 
@@ -109,13 +110,19 @@ _UNIT_WORDS = {
     "percent": "%", "percentage": "%", "pct": "%", "degree": "deg", "inche": "in", "inch": "in", "feet": "ft", "foot": "ft",
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm",
     "liter": "l", "litre": "l", "minute": "min", "hour": "hr", "hr": "hr", "h": "hr", "second": "sec", "s": "sec", "pound": "lb",
-    "gram": "g", "kilogram": "kg", "dollar": "dollar", "usd": "dollar", "mile": "mile", "mi": "mile", "mph": "mile hr"}
+    "gram": "g", "kilogram": "kg", "dollar": "dollar", "usd": "dollar", "mile": "mile", "mi": "mile", "mph": "mile / hr",
+    "lb": "lb", "kg": "kg", "yard": "yd", "ounce": "oz", "milliliter": "ml", "boxe": "box"}
 # words that deny, hedge or join: an answer with one of them is not what the rest of it says
 NEGATION = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|if|"
             r"when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|anything)\b|n't")
 # words behind a number that change what is said
 _NOT_UNITS = re.compile(NEGATION + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|sin|cos|tan|log|ln|exp|to|is|isn|are|choose|than|where|for|"
-                        r"times|of|the|more|less|plus|minus|dozen|hundred|thousand|million|billion|trillion|hal(?:f|ves)|quarters?|double|twice|squared|cubed|divided|over|with|"
+                        r"times|of|the|more|less|plus|minus|(?:dozen|hundred|thousand)s?|[a-z]*illions?|lakh|crore|score|gross|"
+                        r"googol|thou|kilo|mega|micro|milli|giga|"
+                        r"sinh|cosh|tanh|cosine|sine|reciprocal|negative|inverse|undefined|untrue|unlikely|probably|below|above|greater|fewer|"
+                        r"larger|smaller|onwards?|upwards?|percentile|permille|ppm|fails?|also|union|prime|"
+                        r"(?:doubl|tripl|quadrupl|halv|negat|invert|reject|disprov|eliminat)ed|infinit[a-z]*|"
+                        r"hal(?:f|ves)|quarters?|double|twice|squared|cubed|divided|over|with|"
                         r"which|that|from|by|at|as|factorial|infinity|root|zeros?|tens|ones|remainder|minimum|maximum|one|two|three|four|five|"
                         r"six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|[a-z]*(?:fth|xth|nth|hth|dth)s?)\b",
                         re.IGNORECASE)
@@ -135,13 +142,17 @@ def take_unit(text: str) -> tuple[str, str]:
         if re.search(r"\\?(?:sin|cos|tan|sec|csc|cot)\b", left) or len(split(left.lstrip("+-"), "+-")) > 1:
             return text, ""  # belongs to the last number alone
         return left, "%" if percent else f"deg{degree or ''}"
-    names = re.findall(r"[A-Za-z%]+|\d", words)
+    names = re.findall(r"[A-Za-z%]+|\d|/", words)
     alone = [name for name in names if len(name) == 1 and name.isalpha()]
-    known = [name for name in names if name.isdigit() or name in _LONE or name.lower().removesuffix("s") in _UNIT_WORDS]
-    glued = words[0] != '"' and text[found.start(3) - 1].isdigit() and names[0].lower() not in _KNOWN  # 2ab is a product
-    if glued or _NOT_UNITS.search(words) or not set(alone) <= _LONE or len(names) - len(known) > 3:
+    known = [name for name in names if not name.isalpha() or name in _LONE or name.lower().removesuffix("s") in _UNIT_WORDS]
+    # 2ab and \frac12 mv^2 are products: without \text{} a unit is known, or a word that stands apart
+    before = text[found.start(3) - 1]
+    apart = before == " " and len(names[0]) >= (3 if text[:found.start(3)].rstrip()[-1:].isdigit() else 4)
+    product = words[0] != '"' and not apart and (names[0].lower() not in _KNOWN or before not in " 0123456789")
+    if product or _NOT_UNITS.search(words) or not set(alone) <= _LONE or len(names) - len(known) > 3:
         return text, ""
-    names = [name.lower() for name in names if name.lower() != "per"]
+    names = ["/" if name == "per" else name if len(name) <= 3 and not name.islower() and name not in ("AM", "PM") else name.lower()
+             for name in names]
     names = [_UNIT_WORDS.get(name) or _UNIT_WORDS.get(name.removesuffix("s")) or (name.removesuffix("s") if len(name) > 3 else name)
              for name in names]
     power = {"square": "2", "sq": "2", "cubic": "3"}.get(names[0]) if names else None

@@ -17,8 +17,8 @@ from common.latex import FUNCTIONS, Node, Unsupported
 
 MAX_BITS = 8192  # of an exact numerator or denominator; beyond it a number is rounded
 MAX_MAGNITUDE = 2**20  # bits before the point of a rounded number, and of an exponent's effect
-POINTS = 5  # at which expressions with variables are compared: positive, negative, two mixed, large
-LARGE = 4  # the point that is left out where powers of it grow too large
+POINTS = 7  # at which expressions with variables are compared: positive, negative, two mixed, below one, and two that are large
+LARGE = 5  # from this point on: left out where powers of it grow too large
 PRECISION = 320  # bits of a rounded number, more where long exact numbers are about
 
 Number = Any  # Fraction, or a complex number of libmp: a pair of its floats
@@ -66,8 +66,9 @@ class Evaluator:
         if kind == "sym":
             hashed = _chance(node[1], self.point)
             odd, second = (1 if ord(node[1][-1]) >> bit & 1 else -1 for bit in (0, 1))  # neighbouring letters differ in one of them
-            sign = (1, -1, odd, second, 1)[self.point]
-            return Fraction(sign * (101 + hashed // 2 % 397) * (1, 7, 1, 1, 61)[self.point], 64 + hashed // 1024 % 61)
+            sign = (1, -1, odd, second, 1, 1, -1)[self.point]
+            scale = Fraction((1, 7, 1, 1, 1, 20011, 20011)[self.point], (1, 1, 1, 1, 9, 1, 1)[self.point])
+            return sign * scale * Fraction(101 + hashed // 2 % 397, 64 + hashed // 1024 % 61)
         if kind in ("pi", "e"):
             constant = libmp.mpf_pi if kind == "pi" else libmp.mpf_e
             return (constant(self.precision, "n"), libmp.fzero)
@@ -196,8 +197,8 @@ class Evaluator:
         """A function that everybody knows, at z."""
         precision, one = self.precision, (libmp.fone, libmp.fzero)
         self.spend(120 * (precision / PRECISION) ** 2)
-        if magnitude(z) > 24:
-            raise Unsupported("argument")
+        if not -100 < magnitude(z) <= (5 if name in ("sinh", "cosh", "tanh") else 24) and magnitude(z) > -10**8:
+            raise Unsupported("argument")  # what the function does there is lost in rounding
         if name in ("ln", "log", "lg"):
             if magnitude(z) < -10**8:
                 raise Undefined("logarithm of zero")

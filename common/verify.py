@@ -23,9 +23,10 @@ Form = tuple[Any, ...]  # kind and parts, as `_forms` describes
 # ---- the answer of a completion -------------------------------------------------------------------------------------
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
-_BARE_BOX = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?![A-Za-z])")
+_BARE_BOX = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?!\s*[\w/^!+*\\(-]|[.,]\d)")
 _STATED = re.compile(r"answers?\b[*_]*+\s*+(?:(?:is|are)\b\s*+:?+|:|(?=[$\\]))[*_]*+(?!\s*+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
-_DENIED = re.compile(r"(?:\w|\b(?:wrong|incorrect|false|not the|not an|if the|if our) )$", re.IGNORECASE)
+_DENIED = re.compile(r"(?:\w|\b(?:wrong|incorrect|false|if (?:the|our|my)|"
+                     r"(?:not|cannot|whether|suppose|assume|nobody|doubt)\b[^.\n]{0,30}) |n't\b[^.\n]{0,30} )$", re.IGNORECASE)
 _OPENING = re.compile(r"\s*(?:(?:therefore|thus|simply|just|then|hence|clearly|exactly),?\s+)?", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:because|since)\b")
 
@@ -69,7 +70,7 @@ def _stated(text: str) -> str | None:
     last = {word: text.rfind(word) for word in ("answer", "Answer", "ANSWER")}
     while (at := max(last.values())) >= 0:
         found = _STATED.match(text, at)
-        if found and not _DENIED.search(text[max(0, at - 12):at]):
+        if found and not _DENIED.search(text[max(0, at - 45):at]):
             return text[found.end():found.end() + 2 * MAX_ANSWER_LENGTH]
         word = text[at:at + 6]
         last[word] = text.rfind(word, 0, at)
@@ -136,7 +137,8 @@ def answers_equal(a: str, b: str) -> bool:
 
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _JOINED = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
-_PLAIN_WORDS = r"(?!.*(?:" + NEGATION + r"|\bor\b))"
+_PLAIN_WORDS = (r"(?!.*(?:" + NEGATION + r"|\b(?:or|squared?|cubed?|plus|minus|doubled?|tripled?|half|twice|reciprocal|opposite|"
+                r"negative|mod|fails?|eliminated|untrue|union|also)\b))")
 # "The value of f(x) is": no number, one verb, nothing that hedges
 _PROSE = re.compile(_PLAIN_WORDS + r"(?:so|thus|therefore|hence|then|the|this|our|its?|final|answer)\b"
                     r"(?:(?!\b(?:is|are|equals)\b)[A-Za-z() '])*+"
@@ -147,11 +149,18 @@ _TALK = re.compile(r"(?:(?:so|thus|therefore|hence|then|we|find|get|have|obtain|
                    r"answer|solution|result|value|values|equation|inequality|matrix|zero|special|set|interval|expression|equals|it|must|be)[,:]?\s+)+\x00\s*"
                    r"(?:is\s+(?:the|our|a)\s+(?:final\s+)?(?:solution|answer|result))?[.!\s]*", re.IGNORECASE)
 _RELATION = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
-# what may stand before = as a name for the value: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x)
-_NAME = re.compile(r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sin|cos|tan)|[A-Za-z|{}\[\],: ".'/]|"""
-                   r"""_\{[^{}]*\}|_\w|\^\{?-1\}?|\((?:[^()]|\([^()]*\))*+\))++""")
+# what may stand before = as a name for the value: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
+_NAME = re.compile(r"""\\(?:sin|cos|tan)\s*\\?[A-Za-z]+|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
+                   r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma)|[A-Za-z|{}: ".'/]|"""
+                   r"""_\{[^{}]*\}|_\w|(?<=[fghP])\([^()]*\)|(?<=[A-Za-z'}])\(\s*-?(?:[A-Za-z]|\d+)(?:\s*,\s*-?(?:[A-Za-z]|\d+))*\s*\)|"""
+                   r"""\^\{?-1\}?(?=\())++""")
+# and what makes it something else: a denial, an operation in words, a product of variables
+_NO_NAME = re.compile(NEGATION + r"|(?i:\b(?:half|twice|double|triple|squared?|cubed?|minus|plus|times|opposite|reciprocal|negative|bound|"
+                      r"fake)\b)|(?<![A-Za-z_\\])(?!max|min|gcd|lcm|sum|avg|d[a-z](?![a-z]))[a-z]{2,3}(?![A-Za-z])|"
+                      r"(?<![A-Za-z\\])[a-z] [a-z](?![A-Za-z])")
 _BASE = re.compile(r"(-?)\(?0*(\d[\dA-F]*)\)?_(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
+_WORDED = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")  # a sentence, a name, a hexadecimal
 _CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?[.:)]?|\(([A-Z])\)\s+" + _PLAIN_WORDS +
                      r"(?!and\b)(?:[A-Z]?[a-z]{2,}(?: [a-z]+)*|-?\d+)")
 
@@ -185,7 +194,7 @@ def _forms(answer: str) -> tuple[Form, ...]:
     text = re.sub(r"^(?:=|\\approx)\s*", "", text)
     forms = [_form(text)]
     if _THOUSANDS.fullmatch(text.lstrip("+-")):
-        forms.append(("list", tuple(_form(item) for item in text.split(","))))
+        forms.append(("thousands", tuple(_form(item) for item in text.split(","))))
     if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
         forms.append(("seq", "()", (_value("-\\infty"), _value("\\infty"))))
     interval = _interval(forms[0])
@@ -220,7 +229,8 @@ def _form(text: str, depth: int = 0) -> Form:
         if sum(map(len, rows)) > MAX_ITEMS:
             raise Unsupported("entries")
         kind = "cases" if matrix[2] == "cases" else {"v": "determinant", "V": "norm"}.get(matrix[1], "matrix")
-        return ("matrix", kind, tuple(tuple(_form(re.sub(r'"\\s*if\\s*"', "", entry), depth + 1) for entry in row) for row in rows))
+        rows = [[re.sub(r'"\s*,?\s*(?:if|for|when)\s*"', "", entry) for entry in row] for row in rows]
+        return ("matrix", kind, tuple(tuple(_form(entry, depth + 1) for entry in row) for row in rows))
     unions = re.split(r"\\cup(?![a-z])|(?<=[)\]])\s*U\s*(?=[(\[])", text)
     if len(unions) > 1:
         if len(unions) > MAX_ITEMS:
@@ -228,18 +238,25 @@ def _form(text: str, depth: int = 0) -> Form:
         return ("union", tuple(_form(piece, depth + 1) for piece in unions))
     braces = re.fullmatch(r"\\?\{(.*?)\\?\}", text, re.DOTALL)
     if braces and (text[0] == "\\" or len(split(braces[1], ",;")) > 1) and closing(text.replace("\\{", "{").replace("\\}", "}"), 0) >= 0:
-        if builder := re.fullmatch(r"\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|:|\||\\vert)\s*(.+)", braces[1]):
-            inner = _form(builder[1], depth + 1)
-            return _interval(inner) or inner
+        if builder := re.fullmatch(r"\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|:|\||\\vert)\s*(.+)", braces[1]):
+            inner = _form(builder[2], depth + 1)
+            if inner[0] == "relation" and any(part[0] == "value" and part[2] == builder[1] for part in inner[2]):
+                return _interval(inner) or inner
+            return ("text", text)
         return _flat("set", items(braces[1])) if braces[1].strip() else ("text", "\\emptyset")
     if text[:1] in ("(", "[") and closing(text, 0) == len(text) - 1 and len(split(text[1:-1], ",;")) > 1:
-        return ("seq", text[0] + text[-1], tuple(_form(piece, depth + 1) for piece in split(text[1:-1], ",;")))
+        rows = split(text[1:-1], ";")
+        pieces = rows if len(rows) > 1 else _commas(text[1:-1]) if ", " in text else split(text[1:-1], ",")
+        return ("seq", text[0] + text[-1], tuple(_form(piece, depth + 1) for piece in pieces))
     base = _BASE.fullmatch(text)
     if base:
         return ("base", base[1] + base[2], base[3] or base[4])
     if ":" in text and len(ratio_parts := split(text, ":")) > 1 and all(part.strip() for part in ratio_parts):
-        return ("ratio", tuple(_form(part, depth + 1) for part in ratio_parts))
+        padded = tuple(bool(re.match(r"\s*0\d", part)) for part in ratio_parts[1:])  # 1:03 is not 1:3
+        return ("ratio", tuple(_form(part, depth + 1) for part in ratio_parts), padded)
     if "\\pm" in text or "\\mp" in text:
+        if text.count("\\pm") > 1 and "\\mp" not in text:  # together, or each by itself?
+            return ("text", text.replace(" ", ""))
         both = (text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+"))
         return ("list", tuple(_value(one) for one in both))
     return _value(text)
@@ -265,10 +282,12 @@ def _relation(text: str, depth: int) -> Form | None:
         return None
     edges = [0, *(edge for cut in cuts for edge in cut), len(text)]
     texts = [text[edges[i]:edges[i + 1]].strip() for i in range(0, len(edges), 2)]
-    if operators == ["\\in"] and _NAME.fullmatch(texts[0]) and not re.search(NEGATION, texts[0]):
-        return _form(texts[1], depth + 1)
+    if operators == ["\\in"] and _NAME.fullmatch(texts[0]) and not _NO_NAME.search(texts[0]):
+        inside = _form(texts[1], depth + 1)
+        if inside[0] in ("seq", "set", "union", "list") or "mathbb" in texts[1]:
+            return inside
     parts = tuple(_form(part, depth + 1) if part else ("text", "") for part in texts)
-    named = bool(texts[0]) and bool(_NAME.fullmatch(texts[0])) and not re.search(NEGATION, texts[0]) \
+    named = bool(texts[0]) and bool(_NAME.fullmatch(texts[0])) and not _NO_NAME.search(texts[0]) \
         and set(operators) <= {"=", "\\approx"}
     return ("relation", tuple(operators), parts, named)
 
@@ -277,6 +296,9 @@ def _joined_relations(items: tuple[Form, ...], words: set[str]) -> Form:
     """A list; of inequalities it matters which word joins them: a union of intervals for or, what lies in all of them for and."""
     if len(words) != 1 or not all(item[0] == "relation" and set(item[1]) <= set(_FLIPPED) for item in items):
         return _flat("list", items)
+    names = [{part[2] for part in item[2] if part[0] == "value" and part[1] and part[1][0] == "sym"} for item in items]
+    if len(set().union(*names)) != 1:
+        return (next(iter(words)), items)
     intervals = tuple(_interval(item) for item in items)
     if words == {"or"}:
         return ("union", tuple(interval or item for interval, item in zip(intervals, items, strict=True)))
@@ -286,7 +308,7 @@ def _joined_relations(items: tuple[Form, ...], words: set[str]) -> Form:
         above = [x for x in intervals if x[2][1] != infinity and x[2][0] == _value("-\\infty")]
         if len(below) == len(above) == 1:
             return ("seq", below[0][1][0] + above[0][1][1], (below[0][2][0], above[0][2][1]))
-    return ("all", items)
+    return ("and", items)
 
 
 def _interval(form: Form) -> Form | None:
@@ -296,6 +318,8 @@ def _interval(form: Form) -> Form | None:
     operators, parts = form[1], form[2]
     if operators[0] in (">", "\\ge"):
         operators, parts = tuple(_FLIPPED[operator] for operator in operators[::-1]), parts[::-1]
+    if not set(operators) <= {"<", "\\le"}:
+        return None
     named = [part[0] == "value" and part[1] is not None and part[1][0] == "sym" for part in parts]
     infinity = _value("\\infty"), _value("-\\infty")
     if len(parts) == 2 and named == [True, False]:
@@ -310,18 +334,24 @@ def _interval(form: Form) -> Form | None:
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
+def _mixed(match: re.Match[str]) -> str:
+    """2 1/2 as a sum, if its fraction is one."""
+    return f"({match[1]}+{match[2]}/{match[3]})" if int(match[2]) < int(match[3]) else match[0]
+
+
 def _value(text: str) -> Form:
     """A number or expression, with its unit if there is one; or a text."""
     text, unit = take_unit(text)
-    text = re.sub(r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"(\1+\2/\3)", _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text))
+    text = re.sub(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed, _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text))
     bare = text.replace('"', "").strip()
-    if re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", bare) and re.search(r"[A-Za-z]{3}|^(?:no|on|up|or)$", bare, re.IGNORECASE) \
+    if re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", bare) and re.search(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$", bare) \
             and not re.fullmatch(r"theta|alpha|beta", bare):
-        return ("text", re.sub(r"^(?:a|an|the) ", "", " ".join(bare.lower().rstrip(".").split())))
+        words = " ".join(bare.rstrip(".").split())
+        return ("text", re.sub(r"^(?:a|an|the) ", "", words if words.isupper() and len(words) < 4 else words.lower()))
     spelled = re.sub(r"(?<=\d)\s+(?=\d)", "~", text)
-    spelled = re.sub(r"\s+|\"|(?<=[_^])\{(?=\w\})|(?<=[_^]\{\w)\}", "", spelled)
+    spelled = re.sub(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)\}(?!\d)", "", spelled)
     try:
-        node: Node | None = None if re.match(r"0[xob]\w", bare) else parse(text)
+        node: Node | None = None if _WORDED.search(bare) else parse(text)
     except Unsupported:
         node = None
     return ("value", node, spelled, unit)
@@ -343,18 +373,20 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     kinds = {x[0], y[0]}
     if kinds <= {"list", "set"}:
         return _unordered(x[1], y[1], work)
+    if kinds == {"thousands", "list"}:  # 1,234 for 1, 234
+        return _ordered(x[1], y[1], work)
     if x[0] != y[0]:
         return kinds == {"value", "text"} and (x[2] if x[0] == "value" else x[1]) == (y[2] if y[0] == "value" else y[1])
     if x[0] == "value":
         return (x[3] == y[3] or not x[3] or not y[3]) and _same_value(x, y, work)
-    if x[0] in ("union", "all"):
+    if x[0] in ("union", "and", "or"):
         return _unordered(x[1], y[1], work)
     if x[0] == "seq":
         return x[1] == y[1] and _ordered(x[2], y[2], work)
     if x[0] == "matrix":
         return x[1] == y[1] and len(x[2]) == len(y[2]) and all(_ordered(a, b, work) for a, b in zip(x[2], y[2], strict=True))
-    if x[0] == "ratio":
-        return _ordered(x[1], y[1], work)
+    if x[0] in ("ratio", "thousands"):
+        return x[2:] == y[2:] and _ordered(x[1], y[1], work)
     return x[1:] == y[1:]  # texts and bases
 
 
@@ -399,7 +431,7 @@ def _same_relation(x: Form, y: Form, work: Work) -> bool:
     if x[1] == operators and _ordered(x[2], parts, work):
         return True
     flipped = tuple(_FLIPPED.get(operator, operator) for operator in operators[::-1])
-    if x[1] == flipped and _ordered(x[2], parts[::-1], work):
+    if not {"\\to", "\\in"} & set(flipped) and x[1] == flipped and _ordered(x[2], parts[::-1], work):
         return True
     sides = [side for form in (x, y) for side in form[2]]
     if len(sides) != 4 or any(side[0] != "value" or side[1] is None or side[3] for side in sides):
