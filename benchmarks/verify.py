@@ -139,7 +139,7 @@ def main() -> None:
         print(f"\nplain numbers: {plain / theirs:,.0f} times math-verify")
 
     print(
-        "\n| gold solutions | rows | without an answer | right against themselves | equal to the next one's | of these written differently |"
+        "\n| gold solutions | rows | without an answer | right against themselves | same as the next | of these written differently |"
     )
     print("|---|---|---|---|---|---|")
     gold(arguments.data)

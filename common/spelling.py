@@ -9,7 +9,8 @@ _SIGNS = {
     "\u2248": "\\approx ", "\u2208": "\\in ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2205": "\\emptyset ", "\u00b1": "\\pm ",
     "\u2213": "\\mp ", "\u221a": "\\sqrt ", "\u2032": "'", "\u2019": "'", "\u2033": "''", "\u201c": " ", "\u201d": " ", "\u3000": " ",
     "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u03b1": "\\alpha ", "\u03b2": "\\beta ", "\u03b3": "\\gamma ", "\u03b8": "\\theta ",
-    "\u03bb": "\\lambda ", "\u03bc": "\\mu ", "\u03c3": "\\sigma ", "\u03c6": "\\phi ", "\u03c9": "\\omega ", "\u2044": "/",
+    "\u03bb": "\\lambda ", "\u03bc": "\\mu ", "\u03c3": "\\sigma ", "\u03c6": "\\phi ", "\u03c9": "\\omega ",
+    "\u03b4": "\\delta ", "\u03b5": "\\epsilon ", "\u0394": "\\Delta ", "\u2044": "/",
     "\u2010": "-", "\u2011": "-",
     "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}", "\u00be": "\\frac{3}{4}",
     "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u20ac": " ", "\u00a3": " "}
@@ -18,6 +19,13 @@ _UNICODE |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # fullwidth letters,
 _HIGH = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f", "0123456789+-n", strict=True))
 _LOW = {chr(0x2080 + digit): str(digit) for digit in range(10)}
 
+
+
+def _one_line(rows: str) -> str:
+    """The rows of an aligned environment as a list; one that begins with = goes on with the last."""
+    return re.sub(r"\\\\\s*(?!\s*=)", ", ", rows.replace("&", "")).replace("\\\\", "")
+
+
 _MULTIPLES = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
 _SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
     (r"[\u200b\u2060\ufeff]|<\|(?:im_|end|eot|start)[a-z_]*\|>.*$|\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
@@ -25,6 +33,8 @@ _SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
     ("[" + "".join(_LOW) + "]+", lambda m: "_{" + "".join(_LOW[c] for c in m[0]) + "}"),
     ("\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
     (r"\\[dtc]frac(?![a-z])", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\(?:varnothing|oslash)", r"\\emptyset "),
+    (r"\\varphi", r"\\phi"),
+    (r"\{?([^{}\\]+)\\over\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"), (r"\\R(?![a-z])|\u211d", r"\\mathbb{R}"),
     (r"\binfinity\b|(?<![A-Za-z])oo\b", r"\\infty "), (r"\{\\(?:bf|rm|it)\s+([^{}]*)\}", r"{\1}"),
     (r"\\(?:mathrm|text|operatorname\*?|rm)\s*\{\s*(i|e)\s*\}", r" \1 "),
     (r"\\(?:mathrm|text|operatorname\*?)\s*\{\s*((?:arc)?(?:sin|cos|tan|sec|csc|cot)|ln|log|exp|gcd|lcm|max|min|det)\s*\}", r"\\\1 "),
@@ -33,7 +43,7 @@ _SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
     (r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))", ""), (r"\{\s*,\s*\}|,\\[!,]\s*", ", "),
     (r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+", lambda m: re.sub(r"\D", "", m[0])),  # 1\,000
-    (r"\\begin\{(?:aligned|align\*?|gathered|split)\}|\\end\{(?:aligned|align\*?|gathered|split)\}", ""),
+    (r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", lambda m: _one_line(m[2])),
     (r"\\(?:text[a-z]*|mathrm|mathbf|bf|rm|mbox|operatorname|mathit|emph|boldsymbol)\s*\{([^{}]*)\}", r'"\1"'),
     (r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)|~", " "),
     (r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}", r" \1 "),
@@ -122,7 +132,7 @@ _NOT_UNITS = re.compile(NEGATION + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|s
                         r"sinh|cosh|tanh|cosine|sine|reciprocal|negative|inverse|undefined|untrue|unlikely|probably|below|above|greater|fewer|"
                         r"larger|smaller|onwards?|upwards?|percentile|permille|ppm|fails?|also|union|prime|"
                         r"(?:doubl|tripl|quadrupl|halv|negat|invert|reject|disprov|eliminat)ed|infinit[a-z]*|"
-                        r"hal(?:f|ves)|quarters?|double|twice|squared|cubed|divided|over|with|"
+                        r"hal(?:fs?|ves)|quarters?|double|twice|squared|cubed|divided|over|with|"
                         r"which|that|from|by|at|as|factorial|infinity|root|zeros?|tens|ones|remainder|minimum|maximum|one|two|three|four|five|"
                         r"six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|[a-z]*(?:fth|xth|nth|hth|dth)s?)\b",
                         re.IGNORECASE)
@@ -144,11 +154,12 @@ def take_unit(text: str) -> tuple[str, str]:
         return left, "%" if percent else f"deg{degree or ''}"
     names = re.findall(r"[A-Za-z%]+|\d|/", words)
     alone = [name for name in names if len(name) == 1 and name.isalpha()]
-    known = [name for name in names if not name.isalpha() or name in _LONE or name.lower().removesuffix("s") in _UNIT_WORDS]
+    known = [name for name in names if not name.isalpha() or name in _LONE or {name.lower(), name.lower().removesuffix("s")} & _KNOWN]
     # 2ab and \frac12 mv^2 are products: without \text{} a unit is known, or a word that stands apart
     before = text[found.start(3) - 1]
     apart = before == " " and len(names[0]) >= (3 if text[:found.start(3)].rstrip()[-1:].isdigit() else 4)
-    product = words[0] != '"' and not apart and (names[0].lower() not in _KNOWN or before not in " 0123456789")
+    odd = [name for name in names if name not in known and (len(name) < 3 or not re.search("[aeiouyAEIOUY]", name))]  # no word: a product
+    product = bool(odd) or (words[0] != '"' and not apart and (names[0].lower() not in _KNOWN or before not in " 0123456789"))
     if product or _NOT_UNITS.search(words) or not set(alone) <= _LONE or len(names) - len(known) > 3:
         return text, ""
     names = ["/" if name == "per" else name if len(name) <= 3 and not name.islower() and name not in ("AM", "PM") else name.lower()

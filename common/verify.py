@@ -135,7 +135,7 @@ def answers_equal(a: str, b: str) -> bool:
 
 # ---- forms ----------------------------------------------------------------------------------------------------------
 
-_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _JOINED = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
 _PLAIN_WORDS = (r"(?!.*(?:" + NEGATION + r"|\b(?:or|squared?|cubed?|plus|minus|doubled?|tripled?|half|twice|reciprocal|opposite|"
                 r"negative|mod|fails?|eliminated|untrue|union|also)\b))")
@@ -150,9 +150,10 @@ _TALK = re.compile(r"(?:(?:so|thus|therefore|hence|then|we|find|get|have|obtain|
                    r"(?:is\s+(?:the|our|a)\s+(?:final\s+)?(?:solution|answer|result))?[.!\s]*", re.IGNORECASE)
 _RELATION = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
 # what may stand before = as a name for the value: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
-_NAME = re.compile(r"""\\(?:sin|cos|tan)\s*\\?[A-Za-z]+|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
+_NAME = re.compile(r"""\\(?:sin|cos|tan)\s*\\?[A-Za-z]+|\\(?:int|sum|prod|lim)(?![a-z]).*|[a-dk-np-s](?:\s*\+\s*[a-dk-np-s])+|\\sigma\^2|"""
+                   r"""\\frac\{d\^2 ?[a-z]\}\{d[a-z]\^2\}|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
                    r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma)|[A-Za-z|{}: ".'/]|"""
-                   r"""_\{[^{}]*\}|_\w|(?<=[fghP])\([^()]*\)|(?<=[A-Za-z'}])\(\s*-?(?:[A-Za-z]|\d+)(?:\s*,\s*-?(?:[A-Za-z]|\d+))*\s*\)|"""
+                   r"""_\{[^{}]*\}|_\w|(?<=[fghPE])\([^()]*\)|(?<=[EP])\[[^\[\]]*\]|(?<=[A-Za-z'}])\(\s*-?(?:[A-Za-z]|\d+)(?:\s*,\s*-?(?:[A-Za-z]|\d+))*\s*\)|"""
                    r"""\^\{?-1\}?(?=\())++""")
 # and what makes it something else: a denial, an operation in words, a product of variables
 _NO_NAME = re.compile(NEGATION + r"|(?i:\b(?:half|twice|double|triple|squared?|cubed?|minus|plus|times|opposite|reciprocal|negative|bound|"
@@ -224,7 +225,8 @@ def _form(text: str, depth: int = 0) -> Form:
         return relation
     matrix = _MATRIX.fullmatch(text)
     if matrix and "\\begin" not in matrix[3]:
-        rows = [row.split("&") for row in re.sub(r"\\hline", "", matrix[3]).split("\\\\")]
+        between = "&" if "&" in matrix[3] or matrix[2] == "cases" else ","
+        rows = [split(row, between) for row in re.sub(r"\\hline", "", matrix[3]).split("\\\\")]
         rows = rows[:-1] if not "".join(rows[-1]).strip() else rows
         if sum(map(len, rows)) > MAX_ITEMS:
             raise Unsupported("entries")
