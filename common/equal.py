@@ -1,6 +1,7 @@
 """Are two expressions the same? They are if they have the same values, at each of a few points and within a budget of work."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -17,12 +18,13 @@ class TooMuchWork(Exception):
 
 
 class Known(NamedTuple):
-    """The value of a tree at a point, and what its computation met: largest magnitude, cancelling terms, only real numbers?"""
+    """The value of a tree at a point, and what its computation met: largest magnitude, cancelling terms, only reals, a modulus?"""
 
     value: Number
     largest: int
     cancelled: bool
     real: bool
+    modulus: bool
 
 
 class Work:
@@ -47,7 +49,7 @@ class Work:
             evaluator = Evaluator(point, precision, self.spend)
             try:
                 value = evaluator.value(node)
-                self.known[key] = Known(value, evaluator.largest, evaluator.cancelled, evaluator.real)
+                self.known[key] = Known(value, evaluator.largest, evaluator.cancelled, evaluator.real, evaluator.modulus)
             except (Undefined, ZeroDivisionError, libmp.ComplexResult):
                 self.known[key] = Undefined()
             except (Unsupported, TooCoarse) as error:
@@ -68,10 +70,16 @@ def same(a: Node, b: Node, work: Work) -> bool:
     Points at which something is not real do not count if there are others: ln(xy) is ln x + ln y where that exists.
     """
     work.spend(30)
-    pairs = values(a, b, work)
-    strict = "abs" in repr((a, b))  # where it matters what is real: the root of |x| is not that of x
-    real = [pair for pair in pairs if (pair[0].real or pair[1].real if strict else pair[0].real and pair[1].real)]
-    return all(close(*pair) for pair in real or pairs)
+    equal_somewhere, complex_pairs = False, []
+    for x, y, precision in values(a, b, work):
+        # with a modulus it matters what is real: the root of |x| is not that of x
+        if (x.real or y.real) if x.modulus or y.modulus else (x.real and y.real):
+            if not close(x, y, precision):
+                return False
+            equal_somewhere = True
+        else:
+            complex_pairs.append((x, y, precision))
+    return equal_somewhere or all(close(*pair) for pair in complex_pairs)
 
 
 def ratio(a: Node, b: Node, work: Work) -> int | None:
@@ -83,7 +91,7 @@ def ratio(a: Node, b: Node, work: Work) -> int | None:
     for x, y, precision in values(a, b, work):
         evaluator = Evaluator(0, precision, work.spend)
         try:
-            found.append((Known(evaluator.div(x.value, y.value), evaluator.largest, False, x.real and y.real), precision))
+            found.append((Known(evaluator.div(x.value, y.value), evaluator.largest, False, x.real and y.real, False), precision))
         except (Undefined, ZeroDivisionError, TooCoarse):
             return None
     first = found[0][0]
@@ -93,9 +101,9 @@ def ratio(a: Node, b: Node, work: Work) -> int | None:
     return (sign > 0) - (sign < 0) or None
 
 
-def values(a: Node, b: Node, work: Work) -> list[tuple[Known, Known, int]]:
+def values(a: Node, b: Node, work: Work) -> Iterator[tuple[Known, Known, int]]:
     """Both at each point where they have a value, and the precision in bits. Raises Unsupported if that is not what they have."""
-    found = []
+    found = False
     for point in range(POINTS if symbols(a) | symbols(b) else 1):
         precision = PRECISION
         pair = [work.value(node, point, precision) for node in (a, b)]
@@ -110,10 +118,10 @@ def values(a: Node, b: Node, work: Work) -> list[tuple[Known, Known, int]]:
         if isinstance(pair[0], Undefined) != isinstance(pair[1], Undefined):
             raise Unsupported("only one is defined")
         if isinstance(pair[0], Known):
-            found.append((*pair, precision))
+            found = True
+            yield (*pair, precision)
     if not found:
         raise Unsupported("undefined")
-    return found
 
 
 def close(x: Known, y: Known, precision: int) -> bool:

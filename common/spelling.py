@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 _SIGNS = {
     "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ", "\u00f7": "\\div ",
     "\u00b0": "^\\circ ", "\u03c0": "\\pi ", "\u221e": "\\infty ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\neq ",
     "\u2248": "\\approx ", "\u2208": "\\in ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2205": "\\emptyset ", "\u00b1": "\\pm ",
-    "\u2213": "\\mp ", "\u221a": "\\sqrt ", "\u2032": "'", "\u2019": "'", "\u2033": "''", "\u201c": " ", "\u201d": " ", "\u3000": " ",
+    "\u2213": "\\mp ", "\u2032": "'", "\u2019": "'", "\u2033": "''", "\u201c": " ", "\u201d": " ", "\u3000": " ",
     "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u03b1": "\\alpha ", "\u03b2": "\\beta ", "\u03b3": "\\gamma ", "\u03b8": "\\theta ",
     "\u03bb": "\\lambda ", "\u03bc": "\\mu ", "\u03c3": "\\sigma ", "\u03c6": "\\phi ", "\u03c9": "\\omega ",
     "\u03b4": "\\delta ", "\u03b5": "\\epsilon ", "\u0394": "\\Delta ", "\u2044": "/",
@@ -27,43 +28,67 @@ def _one_line(rows: str) -> str:
 
 
 _MULTIPLES = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
-_SPELLINGS = [(re.compile(pattern), new) for pattern, new in [
-    (r"[\u200b\u2060\ufeff]|<\|(?:im_|end|eot|start)[a-z_]*\|>.*$|\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
-    ("[" + "".join(_HIGH) + "]+", lambda m: "^{" + "".join(_HIGH[c] for c in m[0]) + "}"),
-    ("[" + "".join(_LOW) + "]+", lambda m: "_{" + "".join(_LOW[c] for c in m[0]) + "}"),
-    ("\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
-    (r"\\[dtc]frac(?![a-z])", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\(?:varnothing|oslash)", r"\\emptyset "),
-    (r"\\varphi", r"\\phi"),
-    (r"\{?([^{}\\]+)\\over\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"), (r"\\R(?![a-z])|\u211d", r"\\mathbb{R}"),
-    (r"\binfinity\b|(?<![A-Za-z])oo\b", r"\\infty "), (r"\{\\(?:bf|rm|it)\s+([^{}]*)\}", r"{\1}"),
-    (r"\\(?:mathrm|text|operatorname\*?|rm)\s*\{\s*(i|e)\s*\}", r" \1 "),
-    (r"\\(?:mathrm|text|operatorname\*?)\s*\{\s*((?:arc)?(?:sin|cos|tan|sec|csc|cot)|ln|log|exp|gcd|lcm|max|min|det)\s*\}", r"\\\1 "),
-    (r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
-    (r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+)", r'\1 "dollar" '),
-    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
-    (r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))", ""), (r"\{\s*,\s*\}|,\\[!,]\s*", ", "),
-    (r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+", lambda m: re.sub(r"\D", "", m[0])),  # 1\,000
-    (r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", lambda m: _one_line(m[2])),
-    (r"\\(?:text[a-z]*|mathrm|mathbf|bf|rm|mbox|operatorname|mathit|emph|boldsymbol)\s*\{([^{}]*)\}", r'"\1"'),
-    (r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)|~", " "),
-    (r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}", r" \1 "),
-    (r"\\\$|\$|\\[()]|\\\[(?!\d*(?:em|pt|ex)\])|\\\]|^\s*\*\*|\*\*\s*$", " "),
-    (r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *")?', lambda m: _MULTIPLES[m[1].lower()]),
-    (r"\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'), (r"\{:\}", ":"),
-    (r"\\langle", "("), (r"\\rangle", ")"), (r"\\lbrace(?![a-z])", r"\\{"), (r"\\rbrace(?![a-z])", r"\\}"),
-    (r"\\leqslant|\\leqq|\\leq|<=|\\le(?![a-z])", r"\\le "), (r"\\geqslant|\\geqq|\\geq|>=|\\ge(?![a-z])", r"\\ge "),
-    (r"\\lt(?![a-z])", "<"),
-    (r"\\gt(?![a-z])", ">"), (r"\\not\s*=|\\neq|\\ne(?![a-z])|!=|<>", r"\\neq "), (r"\\approx|\\simeq|\\thickapprox", r"\\approx "),
-    (r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'), (r"\\\\\[[^\]]*\]", r"\\\\ "), (r"\s+", " "),
-]]
+# (what a text must have for the rule to matter, the pattern, its replacement), in order; "" matches all, None texts that are not ASCII
+_RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
+    (None, r"[\u200b\u2060\ufeff]", ""),
+    ("<|", r"<\|(?:im_|end|eot|start)[a-z_]*\|>.*$", ""),
+    ("\\", r"\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
+    (None, "[" + "".join(_HIGH) + "]+", lambda m: "^{" + "".join(_HIGH[c] for c in m[0]) + "}"),
+    (None, "[" + "".join(_LOW) + "]+", lambda m: "_{" + "".join(_LOW[c] for c in m[0]) + "}"),
+    (None, "\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
+    (None, "\u211d", r"\\R "),
+    ("frac", r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    ("binom", r"\\[dt]binom", r"\\binom"),
+    ("\\", r"\\(?:varnothing|oslash)", r"\\emptyset "),
+    ("varphi", r"\\varphi", r"\\phi"),
+    ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
+    ("\\R", r"\\R(?![a-z])", r"\\mathbb{R}"),
+    ("infinity", r"\binfinity\b", r"\\infty "),
+    ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
+    ("{\\", r"\{\\(?:bf|rm|it)\s+([^{}]*)\}", r"{\1}"),
+    ("{", r"\\(?:mathrm|text|operatorname\*?|rm)\s*\{\s*(i|e)\s*\}", r" \1 "),
+    ("{", r"\\(?:mathrm|text|operatorname\*?)\s*\{\s*((?:arc)?(?:sin|cos|tan|sec|csc|cot)|ln|log|exp|gcd|lcm|max|min|det)\s*\}", r"\\\1 "),
+    (".", r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
+    ("\\$", r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+)", r'\1 "dollar" '),
+    ("\\", r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
+    (",", r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))", ""),
+    (",", r"\{\s*,\s*\}|,\\[!,]\s*", ", "),
+    ("", r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+", lambda m: re.sub(r"\D", "", m[0])),  # 1\,000
+    ("\\begin", r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", lambda m: _one_line(m[2])),
+    ("{", r"\\(?:text[a-z]*|mathrm|mathbf|bf|rm|mbox|operatorname|mathit|emph|boldsymbol)\s*\{([^{}]*)\}", r'"\1"'),
+    ("\\", r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)", " "),
+    ("~", r"~", " "),
+    ("box", r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}", r" \1 "),
+    ("$", r"\\\$|\$", " "),
+    ("\\", r"\\[()]|\\\[(?!\d*(?:em|pt|ex)\])|\\\]", " "),
+    ("**", r"^\s*\*\*|\*\*\s*$", " "),
+    ("illion", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(million|billion|trillion)\b(?: *")?', lambda m: _MULTIPLES[m[1].lower()]),
+    ("thousand", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand)\b(?: *")?', lambda m: _MULTIPLES[m[1].lower()]),
+    ("mod", r"\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'),
+    ("{:}", r"\{:\}", ":"),
+    ("angle", r"\\langle", "("), ("angle", r"\\rangle", ")"),
+    ("brace", r"\\lbrace(?![a-z])", r"\\{"), ("brace", r"\\rbrace(?![a-z])", r"\\}"),
+    ("", r"\\leqslant|\\leqq|\\leq|<=|\\le(?![a-z])", r"\\le "),
+    ("", r"\\geqslant|\\geqq|\\geq|>=|\\ge(?![a-z])", r"\\ge "),
+    ("\\lt", r"\\lt(?![a-z])", "<"), ("\\gt", r"\\gt(?![a-z])", ">"),
+    ("", r"\\not\s*=|\\neq|\\ne(?![a-z])|!=|<>", r"\\neq "),
+    ("\\", r"\\approx|\\simeq|\\thickapprox", r"\\approx "),
+    ("", r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'),
+    ("\\\\[", r"\\\\\[[^\]]*\]", r"\\\\ "),
+    ("", r"\s+", " "),
+]
+_SPELLINGS = [(needed, re.compile(pattern), new) for needed, pattern, new in _RULES]
 END = re.compile(r"(?:(?<!\.)\.)?[\s,;:]*$")
 
 
 def clean(text: str) -> str:
     """One spelling for what is written in many; \\text{...} becomes "..."."""
-    text = text.replace('"', " ").replace("\u221a", "\u221a ").translate({**_UNICODE, 0x221A: "\u221a"})
-    for pattern, new in _SPELLINGS:
-        text = pattern.sub(new, text)
+    text = text.replace('"', " ")
+    if not text.isascii():
+        text = text.translate(_UNICODE)
+    for needed, pattern, new in _SPELLINGS:
+        if needed in text if needed is not None else not text.isascii():
+            text = pattern.sub(new, text)
     text = END.sub("", text.replace('" "', " ").replace("\u221a", "\\sqrt ")).strip()
     if text[:1] == text[-1:] == '"' and '"' not in text[1:-1]:
         text = text[1:-1].strip()

@@ -55,7 +55,7 @@ class Evaluator:
 
     def __init__(self, point: int, precision: int, spend: Callable[[float], None]) -> None:
         self.point, self.precision, self.spend = point, precision, spend
-        self.largest, self.cancelled, self.real = 0, False, True
+        self.largest, self.cancelled, self.real, self.modulus = 0, False, True, False
 
     def value(self, node: Node) -> Number:
         """The value of a tree. Raises Undefined, ZeroDivisionError, Unsupported."""
@@ -184,6 +184,7 @@ class Evaluator:
         if name in ("lfloor", "lceil") and isinstance(x, Fraction):
             return Fraction(math.floor(x) if name == "lfloor" else math.ceil(x))
         if name == "abs":
+            self.modulus = True
             return abs(x) if isinstance(x, Fraction) else self.kept((libmp.mpc_abs(x, self.precision, "n"), libmp.fzero))
         if name in FUNCTIONS:
             return self.kept(self.elementary(name, self.rounded(x)))

@@ -52,6 +52,11 @@ def extract_answer(completion: str) -> str | None:
 
 def _last_box(text: str) -> str | None:
     """What the last balanced box holds, an outer one rather than those inside it."""
+    if text.count("\\boxed{") == 1 and text.count("box") == 1:  # nearly always: one box, and nothing in it that could nest
+        start = text.find("\\boxed{") + 7
+        inside = text[start:text.find("}", start)]
+        if "{" not in inside and "\\" not in inside and start + len(inside) < len(text) and text[start + len(inside)] == "}":
+            return inside
     answer, opened = None, []
     for match in _BRACES.finditer(text):
         if match[0][-1] == "{" and match[0] != "\\{":
