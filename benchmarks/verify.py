@@ -138,9 +138,7 @@ def main() -> None:
         print(f"| math-verify, first time | {theirs:,.0f} | {len(usual) / sum(verdicts['math-verify'][i][1] for i in usual):,.0f} |")
         print(f"\nplain numbers: {plain / theirs:,.0f} times math-verify")
 
-    print(
-        "\n| gold solutions | rows | without an answer | right against themselves | same as the next | of these written differently |"
-    )
+    print("\n| gold solutions | rows | without an answer | right against themselves | same as the next | of these written differently |")
     print("|---|---|---|---|---|---|")
     gold(arguments.data)
     assert answers_equal("1/2", "0.5")
