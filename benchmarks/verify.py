@@ -107,9 +107,8 @@ def gold(folder: Path) -> None:
         answers = ((reference_answer(a), reference_answer(b)) for a, b in zip(has_answer, others, strict=True))
         equal = [pair for pair in answers if answers_equal(*pair)]
         differently = Counter(pair for pair in equal if pair[0] != pair[1])
-        print(
-            f"| {name} | {len(solutions)} | {len(solutions) - len(has_answer)} | {itself} | {len(equal)} | {dict(differently) or 'none'} |"
-        )
+        told = ", ".join(f"{a} = {b}" for a, b in differently) or "none"
+        print(f"| {name} | {len(solutions)} | {len(solutions) - len(has_answer)} | {itself} | {len(equal)} | {told} |")
 
 
 def main() -> None:
