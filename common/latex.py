@@ -108,8 +108,8 @@ class Parser:
                 node = ("div", node, self.power())
                 signs += negative
             elif self.starts_factor():
-                if kind == "number" and self.tokens[self.at - 1][0] == "number":
-                    raise Unsupported("two numbers side by side")
+                if kind == "number" and self.tokens[self.at - 1][1] != ")":  # 5 5, or \frac121
+                    raise Unsupported("a number beside a factor")
                 node = ("mul", node, self.power())
             else:
                 break

@@ -135,6 +135,8 @@ DIFFERENT = {
     "letters": [("AB", "A"), ("E", "e"), (r"\text{(A) and B}", "A"), (r"(B) \text{ is wrong}", "B"), ("egnaro", "orange"), ("no", "on")],
     "numerals": [
         ("5 5", "55"),
+        (r"\frac121", r"\frac12"),
+        (r"\frac{4}{17}1", r"\frac{4}{17}"),
         ("5.5.5", "5.5"),
         ("0x2A", "0"),
         ("0,123", "123"),
