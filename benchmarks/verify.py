@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common.rewards import _Worker
+from common.rewards import Worker
 from common.verify import answers_equal, is_correct, reference_answer
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ class MathVerify:
     """math-verify in a process of its own; `times` are what it took inside of that process and the pipe."""
 
     def __init__(self, seconds: float = 10.0) -> None:
-        self.worker = _Worker(ROOT / "common" / "second_opinion.py", "math_verify", seconds)
+        self.worker = Worker(ROOT / "common" / "second_opinion.py", "math_verify", seconds)
         answer = self.worker.answer()
         if answer is None or "error" in answer:
             sys.exit(f"math-verify does not load: {answer}")

@@ -69,7 +69,7 @@ class CustomReward:
         if not path.endswith(".py") or not Path(path).is_file():
             raise UserError(f"--reward {where}: give path/to/file.py:function, with a file that exists")
         self.path, self.seconds, self.failures = path, seconds, {"reward/errors": 0, "reward/timeouts": 0}
-        self.workers: list[_Worker] = [_Worker(path, self.name, seconds) for _ in range(min(WORKERS, os.cpu_count() or 1))]
+        self.workers: list[Worker] = [Worker(path, self.name, seconds) for _ in range(min(WORKERS, os.cpu_count() or 1))]
         weakref.finalize(self, _stop, self.workers)
         for worker in self.workers:
             answer = worker.answer()
@@ -92,7 +92,7 @@ class CustomReward:
             tqdm.write(f"note: the reward of {name} is 0: {self.name}: {failure}")
         return rewards
 
-    def _work(self, worker: _Worker, jobs: list[tuple[int, Problem, str]]) -> list[tuple[int, float, str]]:
+    def _work(self, worker: Worker, jobs: list[tuple[int, Problem, str]]) -> list[tuple[int, float, str]]:
         """(place, reward, failure or "") of each job of one process."""
         results = []
         for i, problem, text in jobs:
@@ -102,7 +102,7 @@ class CustomReward:
         return results
 
 
-class _Worker:
+class Worker:
     """A process of `common/reward_worker.py`, started again when it had to be killed."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -141,7 +141,7 @@ class _Worker:
         return answer
 
 
-def _stop(workers: list[_Worker]) -> None:
+def _stop(workers: list[Worker]) -> None:
     for worker in workers:
         worker.process.kill()
         worker.process.wait()

@@ -21,7 +21,6 @@ _HIGH = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u
 _LOW = {chr(0x2080 + digit): str(digit) for digit in range(10)}
 
 
-
 def _one_line(rows: str) -> str:
     """The rows of an aligned environment as a list; one that begins with = goes on with the last."""
     return re.sub(r"\\\\\s*(?!\s*=)", ", ", rows.replace("&", "")).replace("\\\\", "")

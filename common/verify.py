@@ -130,7 +130,7 @@ def answers_equal(a: str, b: str) -> bool:
         if other is not None:
             return plain == other
         left, right = _forms(a), _forms(b)
-        if left and right and left[0][0] == right[0][0] == "relation":  # x > 5 is not y > 5, though both are (5, \\infty)
+        if left and right and left[0][0] == right[0][0] == "relation":  # x > 5 is not y > 5, though both are (5, \infty)
             left, right = left[:1], right[:1]
         work = Work()
         return any(_equal(x, y, work) for x in left for y in right)
@@ -176,7 +176,8 @@ def _forms(answer: str) -> tuple[Form, ...]:
     """What an answer may be read as, mostly one form. Empty for an answer that says nothing.
 
     ("value", node, text, unit), ("list", items), ("set", items), ("seq", brackets, items), ("union", items), ("matrix", kind, rows),
-    ("relation", operators, parts), ("ratio", parts), ("base", digits, base), ("text", text); items and parts are tuples of forms.
+    ("relation", operators, parts, whether the first is a name), ("and", relations), ("or", relations), ("ratio", parts, zero-padded),
+    ("base", digits, base), ("thousands", parts), ("text", text); items and parts are tuples of forms.
     """
     if len(answer) > MAX_ANSWER_LENGTH:
         return ()
@@ -207,24 +208,30 @@ def _forms(answer: str) -> tuple[Form, ...]:
     return (*forms, interval) if interval else tuple(forms)
 
 
+def _each(pieces: list[str], depth: int) -> tuple[Form, ...]:
+    """The forms of the pieces of something. Raises Unsupported for too many, or an empty one."""
+    if len(pieces) > MAX_ITEMS or not all(piece.strip(' "') for piece in pieces):
+        raise Unsupported("items")
+    return tuple(_form(piece, depth + 1) for piece in pieces)
+
+
+def _items(inside: str, thousands: bool, depth: int) -> tuple[Form, ...]:
+    """The forms of what semicolons and commas separate; `thousands`: 5,100 may be one number."""
+    return _each([piece for part in split(inside, ";") for piece in (_commas(part) if thousands else split(part, ","))], depth)
+
+
 def _form(text: str, depth: int = 0) -> Form:
     """The form of a cleaned text. Raises Unsupported if it is nested too deeply."""
     if depth > 8:
         raise Unsupported("too deep")
     text = END.sub("", text).strip()
 
-    def items(inside: str) -> tuple[Form, ...]:
-        thousands = ", " in inside or inside is joined  # {5,100} is a set of two
-        pieces = [piece for part in split(inside, ";") for piece in (_commas(part) if thousands else split(part, ","))]
-        if len(pieces) > MAX_ITEMS or not all(piece.strip(' "') for piece in pieces):
-            raise Unsupported("items")
-        return tuple(_form(piece, depth + 1) for piece in pieces)
-
     words = {word.lower() for word in re.findall(r"\b(?:and|or)\b", text, re.IGNORECASE)}
     joined = _JOINED.sub(";", text) if words else text
     joined = joined if all(piece.strip(' "') for piece in joined.split(";")) else text
     if len(split(joined, ";")) > 1 or len(_commas(joined)) > 1:
-        return _joined_relations(items(joined), words) if joined != text else _flat("list", items(joined))
+        listed = _items(joined, True, depth)
+        return _joined_relations(listed, words) if joined != text else _flat("list", listed)
     relation = _relation(text, depth)
     if relation:
         return relation
@@ -240,9 +247,7 @@ def _form(text: str, depth: int = 0) -> Form:
         return ("matrix", kind, tuple(tuple(_form(entry, depth + 1) for entry in row) for row in rows))
     unions = re.split(r"\\cup(?![a-z])|(?<=[)\]])\s*U\s*(?=[(\[])", text)
     if len(unions) > 1:
-        if len(unions) > MAX_ITEMS:
-            raise Unsupported("items")
-        return ("union", tuple(_form(piece, depth + 1) for piece in unions))
+        return ("union", _each(unions, depth))
     braces = re.fullmatch(r"\\?\{(.*?)\\?\}", text, re.DOTALL)
     if braces and (text[0] == "\\" or len(split(braces[1], ",;")) > 1) and closing(text.replace("\\{", "{").replace("\\}", "}"), 0) >= 0:
         if builder := re.fullmatch(r"\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|:|\||\\vert)\s*(.+)", braces[1]):
@@ -250,7 +255,8 @@ def _form(text: str, depth: int = 0) -> Form:
             if inner[0] == "relation" and any(part[0] == "value" and part[2] == builder[1] for part in inner[2]):
                 return _interval(inner) or inner
             return ("text", text)
-        return _flat("set", items(braces[1])) if braces[1].strip() else ("text", "\\emptyset")
+        # {5,100} is a set of two, {1,000, 2} is one as well
+        return _flat("set", _items(braces[1], ", " in braces[1], depth)) if braces[1].strip() else ("text", "\\emptyset")
     if text[:1] in ("(", "[") and closing(text, 0) == len(text) - 1 and len(split(text[1:-1], ",;")) > 1:
         rows = split(text[1:-1], ";")
         pieces = rows if len(rows) > 1 else _commas(text[1:-1]) if ", " in text else split(text[1:-1], ",")
@@ -276,8 +282,11 @@ def _commas(text: str) -> list[str]:
 
 
 def _flat(kind: str, items: tuple[Form, ...]) -> Form:
-    """A list in a list is one list: 1, 2 \\pm 3. Of a name given once, as in n = 1, 2, 3, the values count."""
-    return (kind, tuple(part for item in items for part in (item[1] if item[0] == "list" else (item,))))
+    """A list in a list is one list: 1, 2 \\pm 3. Raises Unsupported for one that is too long."""
+    flat = tuple(part for item in items for part in (item[1] if item[0] == "list" else (item,)))
+    if len(flat) > MAX_ITEMS:
+        raise Unsupported("items")
+    return (kind, flat)
 
 
 def _relation(text: str, depth: int) -> Form | None:
