@@ -122,7 +122,6 @@ def train(config: Config) -> None:
     sampler = ProblemSampler(problems, config.seed)
     run.start(policy, {"optimizer": optimizer, "sampler": sampler})
     engine.connect(policy)
-    clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
     if config.eval_steps and run.step == 0:
         run.log(evaluate(engine, held_out, config, reward))
 
@@ -161,6 +160,7 @@ def train(config: Config) -> None:
         # 6 update
         with run.timer("update"):
             means, norms = TokenMeans(), []
+            clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
             for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
                 divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)
                 losses = []

@@ -55,14 +55,18 @@ class TokenMeans:
 
 
 def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
-    """What a rollout batch says of itself, TRL's names: rewards (B,) and their spread within groups, lengths, cut-offs."""
+    """What a rollout batch says of itself, TRL's names: rewards (B,) and their spread within groups, lengths, cut-offs.
+
+    `neg_logp`: -log p of all sampled tokens, nats per token: what the sampling policy's entropy is on average, estimated.
+    """
     groups = [rewards[batch.group_ids == group] for group in batch.group_ids.unique()]
     # equal rewards have spread 0; their computed standard deviation may be 1e-9
     spread = torch.stack([group.std(correction=0) if group.min() < group.max() else torch.tensor(0.0) for group in groups])
     return {"reward": rewards.mean().item(), "reward_std": spread.mean().item(),
             "frac_reward_zero_std": (spread == 0).float().mean().item(),
             "completions/mean_length": batch.lengths.float().mean().item(),
-            "completions/clipped_ratio": batch.truncated.float().mean().item()}
+            "completions/clipped_ratio": batch.truncated.float().mean().item(),
+            "neg_logp": -sum(sum(completion.logps) for completion in batch.completions) / int(batch.lengths.sum())}
 
 
 class Run:

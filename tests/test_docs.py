@@ -56,3 +56,31 @@ def test_only_the_engine_imports_vllm_and_common_names_no_algorithm():
             for node in ast.walk(ast.parse(text)):
                 for field in ("id", "attr", "arg", "name"):
                     assert not names.search(str(getattr(node, field, ""))), (path, node.lineno)
+
+
+def parts(script):
+    """The text of a script's imports, of `train` before its loop, and of each numbered phase, titles included."""
+    text = (ROOT / f"{script}.py").read_text()
+    imports = text[text.index("from __future__") : text.index("@dataclass")].replace("from typing import Literal\n", "")
+    setup, *phases = re.split(r"\n +# (?=\d )", text[text.index("def train(") :])
+    return {"imports": imports, "setup": setup, **{phase[0]: phase for phase in phases}}
+
+
+def test_the_scripts_share_their_loop_as_text():
+    """What a diff of two scripts shows is the algorithm."""
+    pieces = {script: parts(script) for script in SCRIPTS}
+    first = pieces["train_grpo"]
+    assert len(first) == 10 and all(len(text) > 30 for text in first.values())
+    for script, piece in pieces.items():
+        assert [piece[number].splitlines()[0] for number in "12345678"] == [
+            "1 choose problems",
+            "2 sample completions",
+            "3 verify",
+            "4 advantages",
+            "5 log-probs before the update",
+            "6 update",
+            "7 sync the sampler",
+            "8 evaluate, log, save",
+        ]
+        shared = ["imports", "setup", *"12378"] if script == "train_nft" else list("1237")
+        assert [piece[name] for name in shared] == [first[name] for name in shared], script
