@@ -232,7 +232,19 @@ def test_rewards_of_minus_one_and_one_mean_the_same_as_none_and_one(tmp_path, mo
 def test_with_the_roots_weight_and_one_update_per_batch_it_is_grpo_token_for_token(tmp_path, monkeypatch):
     """For as long as the adapters differ by rounding alone, which here is all the way."""
     steps = 6
-    flags = ["--max_steps", str(steps), "--save_total_limit", "0", "--eval_steps", "0"]
+    # the default batch: where a weight's gradient is nearly nothing Adam makes a full step of its rounding, the more the fewer completions
+    flags = [
+        "--max_steps",
+        str(steps),
+        "--problems_per_step",
+        "16",
+        "--num_generations",
+        "8",
+        "--save_total_limit",
+        "0",
+        "--eval_steps",
+        "0",
+    ]
     assert run("train_grpo", tmp_path / "grpo", *flags, monkeypatch=monkeypatch) == 0
     assert run("train_nft", tmp_path / "nft", "--prompt_weight", "sqrt", *flags, monkeypatch=monkeypatch) == 0
     told = [[json.loads(line) for line in (tmp_path / name / "completions.jsonl").read_text().splitlines()] for name in ("grpo", "nft")]
@@ -244,5 +256,5 @@ def test_with_the_roots_weight_and_one_update_per_batch_it_is_grpo_token_for_tok
         left, right = (load_file(tmp_path / name / f"checkpoint-{step}" / "adapter_model.safetensors") for name in ("grpo", "nft"))
         if max((left[key] - right[key]).abs().max() for key in left) >= 1e-5:
             break
-    assert compared >= 3 and any(value.abs().max() > 1e-3 for key, value in left.items() if "lora_B" in key)
+    assert compared == steps and any(value.abs().max() > 1e-3 for key, value in left.items() if "lora_B" in key)
     assert_close(*(torch.tensor([row["advantage"] for row in rows if row["step"] <= compared]) for rows in told))
