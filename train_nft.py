@@ -157,7 +157,6 @@ def train(config: Config) -> None:
         with run.timer("sample"):
             requests = make_requests(chosen, config, "rollouts", step, config.num_generations, config.temperature)
             batch = make_batch(chosen, engine.generate(requests))
-            engine.sleep()
 
         # 3 verify
         with run.timer("verify"):
@@ -174,6 +173,7 @@ def train(config: Config) -> None:
         needs_pass = mask.any(dim=1) & ((advantages != 0) | (config.beta > 0))  # (B,)
 
         # 5 log-probs before the update
+        engine.sleep()  # from here to the sync its memory is the update's
         old_logps = ref_logps = None  # (B, T)
         with run.timer("update"):
             trained = needs_pass.nonzero()[:, 0]
@@ -203,7 +203,7 @@ def train(config: Config) -> None:
                     losses.append((micro, loss.detach()))
                     means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
                               clipped=floored_tokens(logps, start, *answers, clip=config.nft_clip))
-                norms.append(clip_gradients(optimizer, config.max_grad_norm))
+                norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
                 run.stop_if_not_finite(losses, norms[-1], batch)
                 take_step(optimizer, learning_rate_at(step, config))
 

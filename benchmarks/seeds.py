@@ -71,7 +71,7 @@ def plot(curves: dict[str, list[dict[int, float]]], entropy: dict[str, list[dict
     figure, panels = pyplot.subplots(1, 2 if several else 1, figsize=(10 if several else 7, 3.6), dpi=110, squeeze=False)
     shown = [("sampled pass@1, 400 unseen problems", curves)]
     if several:
-        shown.append((f"-log p of sampled tokens, nats", entropy))
+        shown.append(("-log p of sampled tokens, nats", entropy))
     for axes, (label, lines) in zip(panels[0], shown, strict=True):
         for m, (name, seeds) in enumerate(lines.items()):
             for s, curve in enumerate(seeds):

@@ -4,7 +4,7 @@ Micro-batches are a matter of memory and speed alone: sums over them do not depe
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,10 @@ class MicroBatch:
         part = per_row[self.rows.to(per_row.device)].to(self.input_ids.device)
         return part[:, :self.completion_mask.shape[1]] if part.ndim == 2 else part
 
+    def spread(self, values: Tensor) -> Tensor:
+        """(b, T): one value (N,) for each completion token, row by row, at its place; 0 where masked."""
+        return values.new_zeros(self.completion_mask.shape).index_put(self.completion_mask.nonzero(as_tuple=True), values)
+
 
 def microbatches(batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) -> Iterator[MicroBatch]:
     """Micro-batches over `rows` of the batch, longest first, each at most `max_tokens` padded tokens (or one row).
@@ -113,10 +117,15 @@ def minibatches(size: int, num_iterations: int, num_minibatches: int, seed: int,
         yield from torch.randperm(size, generator=generator).tensor_split(num_minibatches)
 
 
-@torch.no_grad()
 def all_logps(policy: Policy, batch: Batch, rows: Tensor, max_tokens: int) -> Tensor:
     """Log-probs (B, T) of the given rows of a batch, in float32 on the CPU, without gradient; 0 elsewhere."""
-    logps = torch.zeros(len(batch), int(batch.lengths.max()))
-    for micro in microbatches(batch, rows, max_tokens, policy.device):
-        logps[micro.rows, :micro.completion_mask.shape[1]] = policy.logps(micro)[0].cpu()
-    return logps
+    return per_token(lambda micro: policy.logps(micro)[0], batch, rows, max_tokens, policy.device)
+
+
+@torch.no_grad()
+def per_token(function: Callable[[MicroBatch], Tensor], batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) -> Tensor:
+    """(B, T) of a function that gives (b, T) for a micro-batch: the given rows, float32 on the CPU, no gradient; 0 elsewhere."""
+    result = torch.zeros(len(batch), int(batch.lengths.max()))
+    for micro in microbatches(batch, rows, max_tokens, device):
+        result[micro.rows, :micro.completion_mask.shape[1]] = function(micro).float().cpu()
+    return result

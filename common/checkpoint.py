@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 
 from common.config import UserError
-from common.policy import Policy
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.pt"
@@ -44,7 +43,15 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str, Stateful], keep: int, card: str) -> Path:
+class Saved(Protocol):
+    """Anything that is kept as files of its own: the policy's adapter, a critic."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dict[str, Stateful], keep: int, card: str) -> Path:
     """Writes checkpoint-`step`, `card` as its README.md, then deletes all but the newest `keep` (0: none).
 
     Raises OSError, leaving older ones.
@@ -54,7 +61,8 @@ def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str
     try:
         temporary.mkdir()
         try:
-            policy.save(temporary)
+            for model in models:
+                model.save(temporary)
         except SafetensorError as error:  # hides the system's error in its text
             found = re.search(r"os error (\d+)", str(error))
             raise OSError(int(found[1]) if found else errno.EIO, str(error), str(temporary)) from error
@@ -65,7 +73,7 @@ def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
         write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
-        for path in [*files, temporary]:
+        for path in [*files, *{path.parent for path in files}]:
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
         temporary.rename(final)
@@ -77,12 +85,13 @@ def save_checkpoint(run_folder: Path, step: int, policy: Policy, parts: dict[str
     return final
 
 
-def load_checkpoint(folder: Path, policy: Policy, parts: dict[str, Stateful]) -> int:
-    """Puts a checkpoint's state into policy and parts; the step it was made at. Raises UserError if it is not whole."""
+def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful]) -> int:
+    """Puts a checkpoint's state into models and parts; the step it was made at. Raises UserError if it is not whole."""
     problem = what_is_missing(folder)
     if problem:
         raise UserError(f"{folder} is not a whole checkpoint ({problem}); resume from an older one")
-    policy.load(folder)
+    for model in models:
+        model.load(folder)
     state = torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True)
     torch.set_rng_state(state["rng"])
     for name, part in parts.items():

@@ -69,6 +69,18 @@ def truncated_importance_weights(old_logps: Tensor, sampling_logps: Tensor, cap:
     return torch.exp((old_logps - sampling_logps).detach().clamp(max=MAX_LOG_RATIO)).clamp(max=cap)
 
 
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """x (B, T) to mean 0 and variance 1 over the masked tokens (variance with ddof 1, plus 1e-8); 0 where the mask is False.
+
+    As in PPO (arXiv 1707.06347)'s code and in VinePPO's (2410.01679). All values equal, or only one: all 0.
+    [0.5, 0.4, 0.2, -0.3] -> [0.842927, 0.561951, 0, -1.404879].
+    """
+    values = x[mask]
+    if len(values) < 2 or values.min() == values.max():  # else rounding of the mean would be blown up
+        return torch.zeros_like(x)
+    return torch.zeros_like(x).masked_scatter(mask, (values - values.mean()) / (values.var() + 1e-8).sqrt())
+
+
 def selected_logps(hidden: Tensor, weight: Tensor, tokens: Tensor, *, temperature: float, softcap: float | None = None,
                    entropy: bool = False, chunk_elements: int = CHUNK_ELEMENTS) -> tuple[Tensor, Tensor | None]:
     """log softmax(logits / temperature) of one token per row: (N,) float32, nats; and the entropy (N,), without gradient.

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from common.batching import Batch, MicroBatch
 from common.card import model_card
-from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, write_atomically
+from common.checkpoint import Saved, Stateful, checkpoints, load_checkpoint, save_checkpoint, write_atomically
 from common.config import CommonConfig, UserError, config_record, run_prefix
 from common.policy import Policy
+from common.rollout import Completion
 from common.trackers import Tracker, check_login
 
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
@@ -94,13 +95,16 @@ class Run:
         self.tracker: Tracker | None = None
         config.output_dir = str(self._claim_folder())
 
-    def start(self, policy: Policy, parts: dict[str, Stateful]) -> None:
-        """Writes config.json; on resume, first puts everything back to the checkpoint and cuts both jsonl files to its step."""
-        self.policy, self.parts = policy, {"run": self, **parts}
+    def start(self, policy: Policy, parts: dict[str, Stateful], *others: Saved) -> None:
+        """Writes config.json; on resume, first puts everything back to the checkpoint and cuts both jsonl files to its step.
+
+        `others`: what is saved as files of its own beside the policy, as a critic.
+        """
+        self.models, self.parts = [policy, *others], {"run": self, **parts}
         self.progress = tqdm(total=self.config.max_steps, desc=self.script, dynamic_ncols=True, file=sys.stderr, disable=None)
         if self.resumed:
             self.saved = Path(self.config.resume_from_checkpoint or "")
-            load_checkpoint(self.saved, policy, self.parts)
+            load_checkpoint(self.saved, self.models, self.parts)
             for name in (METRICS, COMPLETIONS):
                 self._cut_back(self.folder / name)
             for later in checkpoints(self.folder):
@@ -177,14 +181,18 @@ class Run:
             self.progress.update(1)
             self._announce(row)
 
-    def log_completions(self, batch: Batch, rewards: Tensor, advantages: Tensor) -> None:
-        """Appends every completion of the step to completions.jsonl. rewards, advantages (B,)."""
-        self.num_tokens += int(batch.lengths.sum())
-        self.num_completions += len(batch)
+    def count(self, completions: list[Completion]) -> None:
+        """Adds to the run's completions and tokens what was generated to learn from, in whatever way."""
+        self.num_tokens += sum(len(completion.ids) for completion in completions)
+        self.num_completions += len(completions)
+
+    def log_completions(self, batch: Batch, rewards: Tensor, advantages: Tensor, **more: list[Any]) -> None:
+        """Appends every completion of the step to completions.jsonl. rewards, advantages (B,); `more`: a field each, by row."""
+        self.count(batch.completions)
         rows = [
             {"step": self.step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer, "reward": r, "advantage": a,
-             "finish_reason": c.finish_reason, "tokens": len(c.ids)}
-            for p, c, r, a in zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True)]
+             "finish_reason": c.finish_reason, "tokens": len(c.ids), **{name: values[i] for name, values in more.items()}}
+            for i, (p, c, r, a) in enumerate(zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True))]
         self._append(COMPLETIONS, rows)
         if self.due_for_evaluation and self.tracker is not None:
             self.tracker.log_completions(rows, self.step)
@@ -255,7 +263,7 @@ class Run:
 
     def _save(self) -> None:
         card = model_card(self.config, self.file, self.record, self.evaluations, self.step)
-        self.saved = save_checkpoint(self.folder, self.step, self.policy, self.parts, self.config.save_total_limit, card)
+        self.saved = save_checkpoint(self.folder, self.step, self.models, self.parts, self.config.save_total_limit, card)
         write_atomically(self.folder / "README.md", card)
         self.saved_step = self.step
 

@@ -25,15 +25,15 @@ def learning_rate_at(step: int, config: CommonConfig) -> float:
     return config.learning_rate * factor
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """The gradient norm before clipping to `max_norm`.
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, passes: int) -> Tensor:
+    """The gradient norm before clipping to `max_norm`, after `passes` backward passes.
 
-    Raises RuntimeError if some parameters got a gradient and others did not: an adapter was switched before its backward.
-    No gradient anywhere (nothing needed a pass) counts as zero gradients.
+    Raises RuntimeError if a parameter got no gradient from them: an adapter was switched before its backward. No passes
+    (no completion needed one) count as zero gradients.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     missing = [p for p in parameters if p.grad is None]
-    if missing and len(missing) < len(parameters):
+    if missing and (passes or len(missing) < len(parameters)):
         raise RuntimeError(f"{len(missing)} of {len(parameters)} parameters got no gradient: was the adapter switched before backward?")
     for parameter in missing:  # Adam moves on its momentum, as it would after a pass that gave zeros
         parameter.grad = torch.zeros_like(parameter)

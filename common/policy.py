@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import re
 import sys
 from collections.abc import Iterator
@@ -76,17 +77,18 @@ class Policy:
 
         With `entropy`, also the policy's entropy (B, T), nats, without gradient.
         """
+        hidden, tokens = self.states_before(batch)
+        chosen, entropies = selected_logps(hidden, self.base.get_output_embeddings().weight, tokens,
+                                           temperature=self.temperature, softcap=self.softcap, entropy=entropy)
+        return batch.spread(chosen), batch.spread(entropies) if entropies is not None else None
+
+    def states_before(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Hidden states (N, H) from which a MicroBatch's N completion tokens were chosen, row by row, and these tokens (N,)."""
         with self._recompute(torch.is_grad_enabled()):
             hidden = self.hidden_states(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-        # only what predicts a completion token goes through the head: (N, H) of the (b, L, H) hidden states
         rows, columns = batch.completion_mask.nonzero(as_tuple=True)
         before = batch.prompt_lengths[rows] + columns - 1  # logits at position j are about token j + 1
-        chosen, entropies = selected_logps(
-            hidden[rows, before], self.base.get_output_embeddings().weight, batch.input_ids[rows, before + 1],
-            temperature=self.temperature, softcap=self.softcap, entropy=entropy)
-        shape = batch.completion_mask.shape  # (b, T): the N values go back to their places, the rest stays 0
-        logps = chosen.new_zeros(shape).index_put((rows, columns), chosen)
-        return logps, chosen.new_zeros(shape).index_put((rows, columns), entropies) if entropies is not None else None
+        return hidden[rows, before], batch.input_ids[rows, before + 1]
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -96,11 +98,17 @@ class Policy:
                 with self.adapters_off():
                     yield
                 return
-            self._activate(REFERENCE)
-            try:
+            with self.using(REFERENCE):
                 yield
-            finally:
-                self._activate("default")
+
+    @contextlib.contextmanager
+    def using(self, adapter: str) -> Iterator[None]:
+        """Inside, the model runs with this adapter, and it alone takes gradients: its backward() belongs inside as well."""
+        self._activate(adapter)
+        try:
+            yield
+        finally:
+            self._activate("default")
 
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[None]:
@@ -147,19 +155,27 @@ class Policy:
         """The adapter's parameters by name. By name, not by requires_grad, which PEFT flips when adapters are switched."""
         return {name: p for name, p in self.model.named_parameters() if f".{adapter}." in name and "lora_" in name}
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Writes the policy's adapter as a plain PEFT folder."""
-        weights = {name: parameter.detach().to(dtype) for name, parameter in self.parameters_of().items()}
-        self.model.save_pretrained(str(folder), state_dict=weights, selected_adapters=["default"], save_embedding_layers=False)
+    def add_adapter(self, adapter: str, seed: int) -> None:
+        """A second adapter of the policy's shape, freshly started and switched off."""
+        torch.manual_seed(seed)
+        shape = copy.copy(self.model.peft_config["default"])
+        shape.init_lora_weights, shape.inference_mode = True, False  # of an adapter that was read from a folder they differ
+        self.model.add_adapter(adapter, shape)
+        self._activate("default")
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32, adapter: str = "default") -> None:
+        """Writes an adapter as a plain PEFT folder: the policy's is `folder` itself, another is `folder`/its name."""
+        weights = {name: parameter.detach().to(dtype) for name, parameter in self.parameters_of(adapter).items()}
+        self.model.save_pretrained(str(folder), state_dict=weights, selected_adapters=[adapter], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form with a path of this machine in it
 
-    def load(self, folder: Path) -> None:
-        """Puts the weights of a folder written by `save` into the policy's adapter."""
+    def load(self, folder: Path, adapter: str = "default") -> None:
+        """Puts the weights of a PEFT folder written by `save` into an adapter."""
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         with torch.no_grad():
-            for name, parameter in self.parameters_of().items():
-                parameter.copy_(saved[name.replace(".default.", ".")])
+            for name, parameter in self.parameters_of(adapter).items():
+                parameter.copy_(saved[name.replace(f".{adapter}.", ".")])
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
@@ -168,9 +184,9 @@ class Policy:
 
     def _activate(self, adapter: str) -> None:
         self.model.set_adapter(adapter)
-        for name in ("default", REFERENCE):  # set_adapter has flipped these
+        for name in self.model.peft_config:  # set_adapter flips these too, the reference's included
             for parameter in self.parameters_of(name).values():
-                parameter.requires_grad_(name == "default")
+                parameter.requires_grad_(name == adapter != REFERENCE)
 
     @contextlib.contextmanager
     def _recompute(self, wanted: bool) -> Iterator[None]:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -124,6 +125,17 @@ def stop_at(text: str, stop: tuple[str, ...]) -> int | None:
     return min((text.find(end) for end in stop if end in text), default=None)
 
 
+def join(tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...], rest: Completion, stop: list[str] | None) -> Completion:
+    """The completion that `prefix` and its continuation `rest` make, as if it had been sampled whole: for scoring, without log-probs.
+
+    A stop string that began in the prefix ends it here, though the engine, which saw its end alone, went on.
+    """
+    ids = [*prefix, *rest.ids]
+    text = decode(tokenizer, ids)
+    end = stop_at(text, tuple(stop or ()))
+    return Completion(ids, [], "stop" if end is not None else rest.finish_reason, text[:end])
+
+
 def mix(values: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
     """The splitmix64 hash of (value, counter), elementwise, uint64. Overflow wraps, as it should."""
     with np.errstate(over="ignore"):
@@ -165,7 +177,6 @@ class _Rows:
 
     requests: list[Request]  # one per row
     where: list[tuple[int, int]]  # (request, sample) in the caller's list
-    prompt: list[int]  # row -> index into the batch's different prompts
     seeds: np.ndarray = field(init=False)
     ids: list[list[int]] = field(init=False)
     logps: list[list[float]] = field(init=False)
@@ -182,7 +193,7 @@ class TransformersEngine:
     """Samples from the trainer's own model: adapter merged into separate float32 tensors, or left on where that would round.
 
     Requests are sorted by length and batched by the memory of their keys and values. Each prompt of a batch is prefilled
-    once for all its samples; finished rows are dropped.
+    once for all its samples, and a prompt with which another one begins not at all; finished rows are dropped.
     """
 
     def connect(self, policy: Policy) -> None:
@@ -191,6 +202,8 @@ class TransformersEngine:
         self.device = policy.device
         self.chunk = MAX_ROWS[self.device.type]
         config = policy.base.config.get_text_config()
+        # a layer that sees a window of the last tokens keeps no others: no prompt can be taken out of a cache longer than that
+        self.window = min((layer.sliding_window for layer in DynamicCache(config=config).layers if layer.is_sliding), default=sys.maxsize)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         width = 2 if policy.dtype == torch.bfloat16 else 4
@@ -221,20 +234,33 @@ class TransformersEngine:
         """Rows of similar length, as many as the memory for keys and values allows."""
         budget = CPU_CACHE_BYTES if self.device.type == "cpu" else int(GPU_CACHE_SHARE * self._free_gpu_bytes())
         tokens = max(1, budget // self.cache_bytes_per_token)
+        trunks = self._trunks([request.prompt_ids for request in requests])
         # by seed last: the caller's order does not show even in the last bits of the log-probs
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, len(requests[i].prompt_ids), requests[i].seed))
+        place = [(request.max_tokens, len(request.prompt_ids), request.seed) for request in requests]
+        families: dict[tuple[int, ...], list[int]] = {}  # what one prefill is for stays together
+        for i, request in enumerate(requests):
+            families.setdefault(trunks[request.prompt_ids], []).append(i)
+        order = [i for family in sorted(families.values(), key=lambda family: max(place[i] for i in family))
+                 for i in sorted(family, key=place.__getitem__)]
         waiting = [(i, sample) for i in order for sample in range(requests[i].n)]
         while waiting:
             count, prompt_length, new, distinct = 0, 0, 0, set()
             for i, _ in waiting[:MAX_ROWS[self.device.type]]:
                 prompt_length, new = max(prompt_length, len(requests[i].prompt_ids)), max(new, requests[i].max_tokens)
-                distinct.add(i)
+                distinct.add(trunks[requests[i].prompt_ids])
                 if count and ((count + 1) * (prompt_length + new) > tokens or len(distinct) * prompt_length > PREFILL_TOKENS):
                     break
                 count += 1
             where, waiting = waiting[:count], waiting[count:]
-            prompts = {i: k for k, i in enumerate(dict.fromkeys(i for i, _ in where))}
-            yield _Rows([requests[i] for i, _ in where], where, [prompts[i] for i, _ in where])
+            yield _Rows([requests[i] for i, _ in where], where)
+
+    def _trunks(self, prompts: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """For each prompt one that begins with it and is not the beginning of another: its keys and values hold the prompt's."""
+        trunks, longer, shares = {}, (), max(map(len, prompts), default=0) < self.window
+        for prompt in sorted(set(prompts), reverse=True):  # in this order a prompt comes right after those that begin with it
+            longer = longer if shares and longer[:len(prompt)] == prompt else prompt
+            trunks[prompt] = longer
+        return trunks
 
     def _free_gpu_bytes(self) -> int:
         """What sampling may use: what the device has left, and what torch's allocator holds unused after an update."""
@@ -243,13 +269,9 @@ class TransformersEngine:
 
     def _run(self, rows: _Rows) -> None:
         """Grows every row of a batch to its end."""
-        prompts = list({k: request.prompt_ids for k, request in zip(rows.prompt, rows.requests, strict=True)}.values())
         cache = DynamicCache(config=self.policy.base.config.get_text_config())
-        hidden, attention, positions = self._prefill(prompts, cache)
+        hidden, attention, positions = self._prefill([request.prompt_ids for request in rows.requests], cache)
         alive = np.arange(len(rows.requests))  # the rows still in the tensors below, in their order
-        select = torch.tensor(rows.prompt, device=self.device)
-        cache.batch_select_indices(select)
-        hidden, attention, positions = hidden[select], attention[select], positions[select]
         temperature = torch.tensor([request.temperature for request in rows.requests], device=self.device)
         top_p = torch.tensor([request.top_p for request in rows.requests], device=self.device)
         position = 0
@@ -266,20 +288,33 @@ class TransformersEngine:
                 alive, tokens, attention, positions = alive[going], tokens[kept], attention[kept], positions[kept]
                 temperature, top_p = temperature[kept], top_p[kept]
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
-            hidden = self._forward(tokens[:, None], attention, positions[:, None], cache)
+            hidden = self._forward(tokens[:, None], attention, positions[:, None], cache)[:, -1]
             positions = positions + 1
 
     def _prefill(self, prompts: list[tuple[int, ...]], cache: DynamicCache) -> tuple[Tensor, Tensor, Tensor]:
-        """Last hidden state (P, H), attention mask (P, L) and next position (P,) of the prompts, padded on the left."""
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=self.device)
-        attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        hidden = self._forward(ids, attention, (attention.cumsum(-1) - 1).clamp(min=0), cache)
-        return hidden, attention, attention.sum(-1)
+        """Last hidden state (R, H), attention mask (R, L) and next position (R,) of a prompt per row, padded on the left."""
+        trunks = self._trunks(prompts)
+        run = {trunk: k for k, trunk in enumerate(dict.fromkeys(trunks.values()))}  # what goes through the model
+        longest = max(map(len, run))
+        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in run], device=self.device)
+        attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in run], device=self.device)
+        hidden = self._forward(ids, attention, (attention.cumsum(-1) - 1).clamp(min=0), cache)  # (P, L, H)
+        rows = torch.tensor([run[trunks[p]] for p in prompts], device=self.device)
+        beyond = torch.tensor([len(trunks[p]) - len(p) for p in prompts], device=self.device)  # (R,) tokens of the trunk alone
+        if not beyond.any():
+            cache.batch_select_indices(rows)
+            return hidden[rows, -1], attention[rows], attention.sum(-1)[rows]
+        columns = torch.arange(longest, device=self.device)[None] - beyond[:, None]  # (R, L): each prompt moves to the right end
+        attention = torch.where(columns >= 0, attention[rows[:, None], columns.clamp(min=0)], 0)
+        for layer in cache.layers:  # (P, heads, L, D) -> (R, heads, L, D)
+            layer.keys, layer.values = (x.transpose(1, 2)[rows[:, None], columns.clamp(min=0)].transpose(1, 2)
+                                        for x in (layer.keys, layer.values))
+        return hidden[rows, longest - 1 - beyond], attention, attention.sum(-1)
 
     def _forward(self, ids: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        output = self.policy.hidden_states(ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True)
-        return output.last_hidden_state[:, -1]
+        """Hidden states (R, L, H) of the tokens `ids` (R, L), whose keys and values join the cache."""
+        return self.policy.hidden_states(ids, attention_mask=attention, position_ids=positions, past_key_values=cache,
+                                         use_cache=True).last_hidden_state
 
     def _sample(self, hidden: Tensor, seeds: np.ndarray, position: int, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
         """Next tokens (R,) and their log-probs (R,), a bounded number of rows at a time."""

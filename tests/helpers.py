@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -117,3 +118,10 @@ def random_batch(tokenizer, sizes=((5, 7), (3, 1), (9, 4))):
         problems.append(Problem(str(i), "", tuple(ids[:prompt]), ""))
         groups.append([Completion(ids[prompt:], [0.0] * completion, "stop", "")])
     return make_batch(problems, groups)
+
+
+def documented_flag_sets(page: str) -> dict[str, list[str]]:
+    """The first code span of each row of the table of flag sets in docs/`page`.md, by method; B stands for a buffer."""
+    table = (ROOT / "docs" / f"{page}.md").read_text().partition("## Flag sets")[2].partition("## ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and "`--" in line]
+    return {name.strip(): re.search("`(--[^`]*)`", flags)[1].replace(" B ", " 4 ").split() for name, flags in rows}

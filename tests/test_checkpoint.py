@@ -39,14 +39,14 @@ def test_a_checkpoint_brings_everything_back(policy, tmp_path):
     optimizer, counter = make_optimizer(policy.parameters_of(), 0.1), Counter()
     train_a_little(policy, optimizer)
     counter.value = 7
-    folder = save_checkpoint(tmp_path, 4, policy, {"optimizer": optimizer, "counter": counter}, keep=2, card="# card")
+    folder = save_checkpoint(tmp_path, 4, [policy], {"optimizer": optimizer, "counter": counter}, keep=2, card="# card")
     weights = {name: p.detach().clone() for name, p in policy.parameters_of().items()}
     moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
     random_before = torch.rand(3)
     train_a_little(policy, optimizer)
     counter.value = 0
     fresh = make_optimizer(policy.parameters_of(), 0.1)
-    assert load_checkpoint(folder, policy, {"optimizer": fresh, "counter": counter}) == 4
+    assert load_checkpoint(folder, [policy], {"optimizer": fresh, "counter": counter}) == 4
     assert all(torch.equal(p, weights[name]) for name, p in policy.parameters_of().items())
     assert all(torch.equal(state["exp_avg"], moment) for state, moment in zip(fresh.state.values(), moments, strict=True))
     assert counter.value == 7 and torch.equal(torch.rand(3), random_before)
@@ -54,7 +54,7 @@ def test_a_checkpoint_brings_everything_back(policy, tmp_path):
 
 
 def test_cut_off_at_any_byte_it_never_loads(policy, tmp_path):
-    folder = save_checkpoint(tmp_path, 1, policy, {"counter": Counter()}, keep=0, card="# card")
+    folder = save_checkpoint(tmp_path, 1, [policy], {"counter": Counter()}, keep=0, card="# card")
     assert what_is_missing(folder) is None
     rng = random.Random(0)
     for path in sorted(folder.iterdir()):
@@ -72,14 +72,14 @@ def test_cut_off_at_any_byte_it_never_loads(policy, tmp_path):
         path.unlink()
         assert what_is_missing(folder) is not None, path.name
         with pytest.raises(UserError, match="not a whole checkpoint"):
-            load_checkpoint(folder, policy, {})
+            load_checkpoint(folder, [policy], {})
         path.write_bytes(whole)
     assert what_is_missing(folder) is None
 
 
 @pytest.mark.parametrize("where", ["save", "torch.save", "_flush", "rename"])
 def test_a_save_that_breaks_off_leaves_the_older_one(where, policy, tmp_path, monkeypatch):
-    first = save_checkpoint(tmp_path, 1, policy, {"counter": Counter()}, keep=1, card="# card")
+    first = save_checkpoint(tmp_path, 1, [policy], {"counter": Counter()}, keep=1, card="# card")
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -92,7 +92,7 @@ def test_a_save_that_breaks_off_leaves_the_older_one(where, policy, tmp_path, mo
     }[where]
     monkeypatch.setattr(owner, name, full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, 2, policy, {"counter": Counter()}, keep=1, card="# card")
+        save_checkpoint(tmp_path, 2, [policy], {"counter": Counter()}, keep=1, card="# card")
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"] and what_is_missing(first) is None
 
@@ -101,7 +101,7 @@ def test_only_the_newest_are_kept_and_auto_finds_the_newest_whole_one(policy, tm
     run = tmp_path / "run-1"
     run.mkdir()
     for step in (2, 10, 9):
-        save_checkpoint(run, step, policy, {"counter": Counter()}, keep=2, card="# card")
+        save_checkpoint(run, step, [policy], {"counter": Counter()}, keep=2, card="# card")
     assert [p.name for p in checkpoints(run)] == ["checkpoint-9", "checkpoint-10"]
     (run / "checkpoint-11.tmp").mkdir()
     assert newest_checkpoint("auto", str(run), "") == run / "checkpoint-10"
@@ -118,6 +118,6 @@ def test_only_the_newest_are_kept_and_auto_finds_the_newest_whole_one(policy, tm
 
 
 def test_trainer_state_holds_nothing_that_runs_code_when_loaded(policy, tmp_path):
-    folder = save_checkpoint(tmp_path, 1, policy, {"optimizer": make_optimizer(policy.parameters_of(), 0.1)}, keep=0, card="# card")
+    folder = save_checkpoint(tmp_path, 1, [policy], {"optimizer": make_optimizer(policy.parameters_of(), 0.1)}, keep=0, card="# card")
     assert torch.load(folder / "trainer_state.pt", weights_only=True)["step"] == 1
     assert set(json.loads((folder / checkpoint.MANIFEST).read_text())) == {p.name for p in folder.iterdir()} - {checkpoint.MANIFEST}

@@ -1,8 +1,6 @@
-import re
-
 import pytest
 import torch
-from helpers import ROOT, metrics, run
+from helpers import documented_flag_sets, metrics, run
 from torch.testing import assert_close
 
 from common.config import UserError
@@ -84,16 +82,9 @@ def test_what_makes_no_sense_for_this_algorithm_is_refused():
             Config(**flags).check()
 
 
-def documented_flag_sets():
-    """The first code span of each row of docs/grpo.md's table of flag sets; B stands for a buffer."""
-    table = (ROOT / "docs" / "grpo.md").read_text().partition("## Flag sets")[2].partition("## ")[0]
-    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and "`--" in line]
-    return {name.strip(): re.search("`(--[^`]*)`", flags)[1].replace(" B ", " 4 ").split() for name, flags in rows}
-
-
-@pytest.mark.parametrize("name", documented_flag_sets())
+@pytest.mark.parametrize("name", documented_flag_sets("grpo"))
 def test_every_documented_flag_set_trains(name, tmp_path, monkeypatch):
-    assert len(documented_flag_sets()) == 4
-    flags = [*documented_flag_sets()[name], "--num_generations", "8", "--num_minibatches", "1", "--max_steps", "2"]
+    assert len(documented_flag_sets("grpo")) == 4
+    flags = [*documented_flag_sets("grpo")[name], "--num_generations", "8", "--num_minibatches", "1", "--max_steps", "2"]
     assert run("train_grpo", tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
     assert all(row["grad_norm"] > 0 for row in metrics(tmp_path / "run")[1:])

@@ -1,10 +1,9 @@
 import json
 import math
-import re
 
 import pytest
 import torch
-from helpers import ROOT, make_policy, metrics, random_batch, run, save_random_model
+from helpers import documented_flag_sets, make_policy, metrics, random_batch, run, save_random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -198,17 +197,10 @@ def test_what_makes_no_sense_for_this_algorithm_is_refused():
             Config(**flags).check()
 
 
-def documented_flag_sets():
-    """The first code span of each row of docs/nft.md's table of flag sets."""
-    table = (ROOT / "docs" / "nft.md").read_text().partition("## Flag sets")[2].partition("## ")[0]
-    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and "`--" in line]
-    return {name.strip(): re.search("`(--[^`]*)`", flags)[1].split() for name, flags in rows}
-
-
-@pytest.mark.parametrize("name", documented_flag_sets())
+@pytest.mark.parametrize("name", documented_flag_sets("nft"))
 def test_every_documented_flag_set_trains(name, tmp_path, monkeypatch):
-    assert len(documented_flag_sets()) == 6
-    flags = [*documented_flag_sets()[name], "--problems_per_step", "4", "--num_generations", "8", "--max_completion_length", "40"]
+    assert len(documented_flag_sets("nft")) == 6
+    flags = [*documented_flag_sets("nft")[name], "--problems_per_step", "4", "--num_generations", "8", "--max_completion_length", "40"]
     flags += ["--num_minibatches", "2", "--max_steps", "2"]
     assert run("train_nft", tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
     assert all(row["grad_norm"] > 0 for row in metrics(tmp_path / "run")[1:])

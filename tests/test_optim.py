@@ -32,7 +32,7 @@ def test_the_norm_is_that_before_clipping_and_gradients_are_clipped():
     named = parameters()
     optimizer = make_optimizer(named, 0.1)
     (named["a"].sum() * 3 + named["b"].sum() * 4).backward()
-    assert clip_gradients(optimizer, 1.0).item() == pytest.approx((2 * 9 + 2 * 16) ** 0.5)
+    assert clip_gradients(optimizer, 1.0, 1).item() == pytest.approx((2 * 9 + 2 * 16) ** 0.5)
     assert torch.cat([p.grad for p in named.values()]).norm().item() == pytest.approx(1.0, abs=1e-5)
     take_step(optimizer, 0.5)
     assert named["a"].grad is None and named["a"][0].item() == pytest.approx(0.5)  # Adam's first step is the learning rate
@@ -43,7 +43,14 @@ def test_a_lost_gradient_stops_the_run():
     optimizer = make_optimizer(named, 0.1)
     named["a"].sum().backward()
     with pytest.raises(RuntimeError, match="1 of 2 parameters got no gradient"):
-        clip_gradients(optimizer, 1.0)
+        clip_gradients(optimizer, 1.0, 1)
+
+
+def test_a_pass_that_leaves_no_gradient_anywhere_stops_the_run():
+    optimizer = make_optimizer(parameters(), 0.1)
+    with pytest.raises(RuntimeError, match="2 of 2 parameters got no gradient"):
+        clip_gradients(optimizer, 1.0, 1)
+    assert clip_gradients(optimizer, 1.0, 0) == 0
 
 
 def test_a_step_in_which_nothing_needed_a_pass_is_a_step_with_zero_gradients():
@@ -52,11 +59,11 @@ def test_a_step_in_which_nothing_needed_a_pass_is_a_step_with_zero_gradients():
         named = parameters()
         optimizer = make_optimizer(named, 0.1)
         sum(p.sum() for p in named.values()).backward()
-        clip_gradients(optimizer, 1.0)
+        clip_gradients(optimizer, 1.0, 1)
         take_step(optimizer, 0.1)
         if zero:
             (sum(p.sum() for p in named.values()) * 0).backward()
-        assert clip_gradients(optimizer, 1.0) == 0
+        assert clip_gradients(optimizer, 1.0, int(zero)) == 0
         take_step(optimizer, 0.1)
         steps.append(torch.cat([p.detach() for p in named.values()]))
     assert torch.equal(*steps)

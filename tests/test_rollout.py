@@ -1,4 +1,5 @@
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -177,3 +178,34 @@ def test_long_prompts_are_not_prefilled_all_at_once(engine, tokenizer, monkeypat
     for rows in engine._batches(requests):
         prompts = {where[0]: request.prompt_ids for where, request in zip(rows.where, rows.requests, strict=True)}
         assert len(prompts) == 1 or len(prompts) * max(map(len, prompts.values())) <= 100
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_that_begin_others_are_taken_from_their_cache(architecture, random_models, tokenizer, monkeypatch):
+    """As in Monte-Carlo values: prefixes of a few trajectories. The same samples, with each trajectory run once."""
+    engine = connected(make_policy(random_models[architecture], tokenizer))
+    generator = random.Random(0)
+    trajectories = [tuple(generator.choices(range(3, len(tokenizer)), k=length)) for length in (40, 31, 22)]
+    cuts = [(40, 33, 20, 6), (31, 30, 9), (22,)]
+    prompts = [trajectory[:cut] for trajectory, ends in zip(trajectories, cuts, strict=True) for cut in ends]
+    requests = [Request(prompt, derive_seed(0, "prefix", i), 3, 45 - len(prompt)) for i, prompt in enumerate(prompts)]
+    requests += [Request(prompts[1], derive_seed(0, "again"), 2, 5, temperature=0.0)]  # a prompt twice: one prefill too
+    random.Random(1).shuffle(requests)
+    prefilled, real = [], engine.policy.hidden_states
+
+    def counted(input_ids, **inputs):
+        if input_ids.shape[1] > 1:
+            prefilled.append(int(inputs["attention_mask"].sum()))
+        return real(input_ids, **inputs)
+
+    monkeypatch.setattr(engine.policy, "hidden_states", counted)
+    together = engine.generate(requests)
+    alone = [engine.generate([request])[0] for request in requests]
+    assert ids_of(together) == ids_of(alone)
+    for ours, theirs in zip(together, alone, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.logps == pytest.approx(b.logps, abs=2e-5)
+    windowed = architecture.startswith("gemma")  # layers that keep 16 tokens; Mistral's keep 4,096
+    assert engine.window == {"gemma2": 16, "gemma3_text": 16, "mistral": 4096}.get(architecture, sys.maxsize)
+    assert prefilled[0] == sum(map(len, set(prompts) if windowed else trajectories))
+    assert engine._trunks(prompts[:1]) == {prompts[0]: prompts[0]}

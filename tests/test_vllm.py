@@ -267,6 +267,31 @@ def test_a_run_resumes_and_goes_on_from_an_adapter(tmp_path, monkeypatch):
     assert metrics(tmp_path / "next")[1].get("sampling/sampling_logp_difference/mean", 0) < 0.05
 
 
+def test_monte_carlo_values_agree_with_the_transformers_engine(tmp_path, monkeypatch):
+    """Continuations from token prefixes: the same states are valued, and the values of the first step differ by noise alone."""
+    rows = {}
+    for engine in ("vllm", "transformers"):
+        flags = ["--engine", engine, "--max_steps", "2", "--problems_per_step", "24", "--mc_samples", "9", "--eval_steps", "0"]
+        assert run("train_vineppo", tmp_path / engine, *flags, monkeypatch=monkeypatch) == 0
+        rows[engine] = [json.loads(line) for line in (tmp_path / engine / "completions.jsonl").read_text().splitlines()]
+        assert all(len(row["state_values"]) == len(row["step_starts"]) for row in rows[engine])
+    # of the bare prompt, nine continuations each: the same 24 problems in both
+    first = {
+        engine: {row["problem"]: row["state_values"][0] for row in told if row["step"] == 1 and not row["step_starts"][0]}
+        for engine, told in rows.items()
+    }
+    assert first["vllm"].keys() == first["transformers"].keys() and len(first["vllm"]) == 24
+    apart = [first["vllm"][name] - first["transformers"][name] for name in first["vllm"]]
+    assert sum(map(abs, apart)) > 0 and abs(sum(apart)) / 24 < 4 * (2 * 0.25 / (24 * 9)) ** 0.5
+
+
+def test_a_critics_adapter_stays_out_of_what_vllm_samples_from(tmp_path, monkeypatch):
+    flags = ["--engine", "vllm", "--max_steps", "3", "--dtype", "bfloat16", "--learning_rate", "5e-3"]
+    assert run("train_ppo", tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
+    rows = metrics(tmp_path / "run")
+    assert all(row["sampling/sampling_logp_difference/mean"] < 0.05 for row in rows[1:]) and rows[-1]["value/loss"] > 0
+
+
 def greedy_texts(folder):
     return [json.loads(line)["greedy"]["completion"] for line in (folder / "problems.jsonl").read_text().splitlines()]
 
