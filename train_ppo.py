@@ -232,6 +232,14 @@ def train(config: Config) -> None:
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
                 run.stop_if_not_finite(losses, norms[-1], batch)
                 take_step(optimizer, rate)
+            metrics = {
+                "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
+                "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item() if norms else None,
+                "learning_rate": learning_rate_at(step, config),
+                "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                "sampling/sampling_logp_difference/max": means.max("difference"),
+                "value/loss": value_means.mean("loss"), "value/mean": old_values[mask].mean().item() if len(rows) else None,
+                "value/explained_variance": explained_variance(old_values, returns, mask)}
 
         # 7 sync the sampler
         with run.timer("sync"):
@@ -240,13 +248,7 @@ def train(config: Config) -> None:
         # 8 evaluate, log, save
         with run.timer("evaluate"):
             evaluation = evaluate(engine, held_out, config, reward) if run.due_for_evaluation else {}
-        run.log({**batch_metrics(batch, rewards), "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
-                 "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item() if norms else None,
-                 "learning_rate": learning_rate_at(step, config),
-                 "sampling/sampling_logp_difference/mean": means.mean("difference"),
-                 "sampling/sampling_logp_difference/max": means.max("difference"),
-                 "value/loss": value_means.mean("loss"), "value/mean": old_values[mask].mean().item() if len(rows) else None,
-                 "value/explained_variance": explained_variance(old_values, returns, mask), **reward.failures, **evaluation})
+        run.log({**batch_metrics(batch, rewards), **metrics, **reward.failures, **evaluation})
         run.save_if_due()
 
 

@@ -246,6 +246,15 @@ def train(config: Config) -> None:
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
                 run.stop_if_not_finite(losses, norms[-1], batch)
                 take_step(optimizer, learning_rate_at(step, config))
+            metrics = {
+                "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
+                "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item(),
+                "learning_rate": learning_rate_at(step, config),
+                "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                "sampling/sampling_logp_difference/max": means.max("difference"),
+                "value/states": len(values), "value/continuations": len(values) * config.mc_samples,
+                "value/frac_mixed": sum(0 < value < 1 for value in values.values()) / max(1, len(values)),
+                "value/mean_abs_advantage": sum(abs(a) for row in steps for a in row) / sum(map(len, steps))}
 
         # 7 sync the sampler
         with run.timer("sync"):
@@ -254,15 +263,7 @@ def train(config: Config) -> None:
         # 8 evaluate, log, save
         with run.timer("evaluate"):
             evaluation = evaluate(engine, held_out, config, reward) if run.due_for_evaluation else {}
-        run.log({**batch_metrics(batch, rewards), "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
-                 "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item(),
-                 "learning_rate": learning_rate_at(step, config),
-                 "sampling/sampling_logp_difference/mean": means.mean("difference"),
-                 "sampling/sampling_logp_difference/max": means.max("difference"),
-                 "value/states": len(values), "value/continuations": len(values) * config.mc_samples,
-                 "value/frac_mixed": sum(0 < value < 1 for value in values.values()) / max(1, len(values)),
-                 "value/mean_abs_advantage": sum(abs(a) for row in steps for a in row) / sum(map(len, steps)),
-                 **reward.failures, **evaluation})
+        run.log({**batch_metrics(batch, rewards), **metrics, **reward.failures, **evaluation})
         run.save_if_due()
 
 
