@@ -8,9 +8,9 @@ taking turns: every continuation prefills its own prompt and prefix; every state
 and as the engine does it, where states along a completion share as well. vLLM is kept from sharing by a salt on what it looks
 up in its prefix cache, which is empty before each turn.
 
-Prints tokens prefilled (with padding, too, where the engine pads), seconds, and where they go. The transformers engine must
-sample the same tokens in every way; the share that agrees is printed for both. The default is the embedded task with chains of 8
-to 12 sums.
+Prints tokens prefilled and seconds, against the first way; of the transformers engine also where they go: forward passes of
+prompts, forward passes of sampled tokens, and the rest. It must sample the same tokens in every way on CPU; the share that
+agrees is printed for both engines. The default is the embedded task with chains of 8 to 12 sums.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class Recorder:
     """An engine that keeps what it was asked."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.requests = engine, []
+        self.engine = engine
+        self.requests: list[Request] = []
 
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         self.requests += requests
@@ -157,17 +158,18 @@ def prepare(config: Config) -> tuple[Engine, Policy, list[Completion], list[Requ
     chosen = ProblemSampler(problems, config.seed).choose(config.problems_per_step)
     requests = make_requests(chosen, config, "rollouts", 1, config.num_generations, config.temperature)
     batch = make_batch(chosen, engine.generate(requests))
-    states = [
-        state
-        for p, c in zip(batch.problems, batch.completions, strict=True)
-        for state in states_of(p, c.ids, step_starts(c.text, token_offsets(tokenizer, c.ids), config.step_split), config.mc_max_states)
-    ]
+    states = []
+    for p, c in zip(batch.problems, batch.completions, strict=True):
+        starts = step_starts(c.text, token_offsets(tokenizer, c.ids), config.step_split)
+        states += states_of(p, c.ids, starts, config.mc_max_states)[config.v0 == "group" :]  # then bare prompts need none
     recorder, run = Recorder(engine), SimpleNamespace(step=1, count=lambda completions: None)
     estimate_values(states, recorder, reward, tokenizer, config, run)  # an untimed turn, too
     return engine, policy, batch.completions, recorder.requests
 
 
-def measure(start: Callable[[str], contextlib.AbstractContextManager[Turn]], engine: Engine, requests: list[Request], rounds: int) -> dict:
+def measure(
+    start: Callable[[str], contextlib.AbstractContextManager[Turn]], engine: Engine, requests: list[Request], rounds: int
+) -> dict[str, list[Turn]]:
     """Of each way the turns that it took; the ways take turns, in an order that moves on by one each round."""
     turns: dict[str, list[Turn]] = {way: [] for way in WAYS}
     for i in range(rounds):
@@ -183,19 +185,18 @@ def measure(start: Callable[[str], contextlib.AbstractContextManager[Turn]], eng
 
 
 def report(turns: dict[str, list[Turn]], pads: bool) -> str:
-    """The table of all ways."""
-    header = ["way", "prefilled tokens", *(["with padding"] if pads else []), "seconds", "of each continuation by itself"]
-    header += ["prefill, s", "decode, s", "rest, s"] if pads else []
-    whole, rows = {}, []
+    """The table of all ways; seconds are medians over the rounds, and from the fastest to the slowest."""
+    header = ["way", "prefilled tokens", "times fewer", "seconds", "times faster"]
+    header += ["tokens with padding", "prefill, s", "decode, s", "rest, s"] if pads else []
+    first, rows = turns[WAYS[0]], []
     for way, own in turns.items():
-        seconds = [turn.seconds for turn in own]
-        whole[way] = statistics.median(seconds)
-        row = [way, f"{own[0].tokens:,}", *([f"{own[0].padded:,}"] if pads else [])]
-        row += [f"{whole[way]:.2f} ({min(seconds):.2f} - {max(seconds):.2f})"]
-        row += [f"{own[0].tokens / turns[WAYS[0]][0].tokens:.3f} of the tokens, {whole[way] / whole[WAYS[0]]:.2f} of the time"]
+        tokens, seconds = own[0].tokens, [turn.seconds for turn in own]
+        median = statistics.median(seconds)
+        row = [way, f"{tokens:,}", f"{first[0].tokens / tokens:.1f}", f"{median:.2f} ({min(seconds):.2f} - {max(seconds):.2f})"]
+        row.append(f"{statistics.median(turn.seconds for turn in first) / median:.2f}")
         if pads:
-            parts = [(turn.prefill, turn.decode, turn.seconds - turn.prefill - turn.decode) for turn in own]
-            row += [f"{statistics.median(part):.2f}" for part in zip(*parts, strict=True)]
+            parts = zip(*((turn.prefill, turn.decode, turn.seconds - turn.prefill - turn.decode) for turn in own), strict=True)
+            row += [f"{own[0].padded:,}", *(f"{statistics.median(part):.2f}" for part in parts)]
         rows.append(row)
     return table(header, rows)
 

@@ -3,6 +3,7 @@
     python benchmarks/seeds.py "GRPO: train_grpo.py" --plot docs/grpo_seeds.png
     python benchmarks/seeds.py "NFT: train_nft.py --num_minibatches 4" "RFT: train_nft.py --num_minibatches 4 --neg_weight 0
         --prompt_weight none" "GRPO: train_grpo.py --num_minibatches 4" --evaluate 4 --plot docs/nft_seeds.png
+        --panels steps entropy
 
 Prints every evaluation of every run, wall time from process start to exit, and the policy's entropy over the steps, as
 estimated from all sampled tokens (`neg_logp`). `--evaluate N` adds eval.py on the last checkpoint: all 1,000 test
@@ -24,6 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BIN = 10  # steps over which entropies are averaged
+STEP = "step (16 problems x 8 completions each)"
+LABELS = {"steps": STEP, "entropy": STEP, "tokens": "generated tokens", "seconds": "seconds of steps, evaluations apart"}
 
 
 def run_seed(folder: Path, command: list[str], seed: int) -> None:
@@ -60,31 +63,39 @@ def entropies(rows: list[dict[str, Any]]) -> dict[int, float]:
     return {part[-1]["step"]: statistics.mean(row["neg_logp"] for row in part) for part in parts}
 
 
-def plot(curves: dict[str, list[dict[int, float]]], entropy: dict[str, list[dict[int, float]]], path: str) -> None:
-    """One method: a line per seed. Several: a colour per method, a thin line per seed, and entropy beside it."""
+def curves_of(rows: list[dict[str, Any]]) -> dict[str, dict[float, float]]:
+    """What each panel shows of one run: pass@1 by step, by generated tokens, by seconds of steps; and entropy by step."""
+    seconds, curves = 0.0, {"steps": {}, "tokens": {}, "seconds": {}, "entropy": entropies(rows)}
+    for row in rows:
+        seconds += row.get("step_time", 0.0)
+        if "eval/pass@1" in row:
+            for axis, x in (("steps", row["step"]), ("tokens", row.get("num_tokens", 0)), ("seconds", seconds)):
+                curves[axis][x] = row["eval/pass@1"]
+    return curves
+
+
+def plot(runs: dict[str, list[dict[str, dict[float, float]]]], shown: list[str], path: str) -> None:
+    """A panel for each of `shown`. One method: a line per seed. Several: a colour per method, a thin line per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    several = len(curves) > 1
-    figure, panels = pyplot.subplots(1, 2 if several else 1, figsize=(10 if several else 7, 3.6), dpi=110, squeeze=False)
-    shown = [("sampled pass@1, 400 unseen problems", curves)]
-    if several:
-        shown.append(("-log p of sampled tokens, nats", entropy))
-    for axes, (label, lines) in zip(panels[0], shown, strict=True):
-        for m, (name, seeds) in enumerate(lines.items()):
-            for s, curve in enumerate(seeds):
+    several = len(runs) > 1
+    figure, panels = pyplot.subplots(1, len(shown), figsize=(max(7, 5 * len(shown)), 3.6), dpi=110, squeeze=False)
+    for panel, axes in zip(shown, panels[0], strict=True):
+        for m, (name, seeds) in enumerate(runs.items()):
+            for s, curves in enumerate(seeds):
                 style = {"color": f"C{m}", "alpha": 0.6} if several else {"label": f"seed {s}", "marker": "o", "markersize": 3}
-                axes.plot(curve.keys(), curve.values(), linewidth=1.4, **style)
+                axes.plot(curves[panel].keys(), curves[panel].values(), linewidth=1.4, **style)
             if several:
                 axes.plot([], [], color=f"C{m}", label=name)
-        axes.set(xlabel="step (16 problems x 8 completions each)", ylabel=label)
+        axes.set(
+            xlabel=LABELS[panel], ylabel="-log p of sampled tokens, nats" if panel == "entropy" else "sampled pass@1, 400 unseen problems"
+        )
+        axes.set_ylim(0, None if panel == "entropy" else 1.02)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    panels[0][0].set_ylim(0, 1.02)
-    if several:
-        panels[0][1].set_ylim(0)
     figure.tight_layout()
     figure.savefig(path)
 
@@ -96,10 +107,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "seeds")
     parser.add_argument("--evaluate", type=int, default=0, metavar="N")
     parser.add_argument("--plot")
+    parser.add_argument("--panels", nargs="+", default=["steps"], choices=LABELS)
     arguments = parser.parse_args()
     methods = {name.strip(): shlex.split(command) for name, _, command in (text.partition(":") for text in arguments.methods)}
-    curves: dict[str, list[dict[int, float]]] = {name: [] for name in methods}
-    entropy: dict[str, list[dict[int, float]]] = {name: [] for name in methods}
+    runs: dict[str, list[dict[str, dict[float, float]]]] = {name: [] for name in methods}
     final: dict[str, list[float]] = {name: [] for name in methods}
     lines = []
     for seed in arguments.seeds:
@@ -108,9 +119,8 @@ def main() -> None:
             run_seed(folder, command, seed)
             rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             evaluations = [row for row in rows if "eval/pass@1" in row]
-            curve = {row["step"]: row["eval/pass@1"] for row in evaluations}
-            curves[name].append(curve)
-            entropy[name].append(entropies(rows))
+            runs[name].append(curves_of(rows))
+            curve = runs[name][-1]["steps"]
             final[name].append(statistics.mean(list(curve.values())[-3:]))
             line = [name, str(seed), *(f"{value:.3f}" for value in curve.values()), f"**{final[name][-1]:.3f}**"]
             if arguments.evaluate:
@@ -121,15 +131,15 @@ def main() -> None:
             line += [f"{rows[-1]['num_tokens'] / 1e3:.0f}k", f"{sum(row.get('step_time', 0) for row in rows):.0f}"]
             lines.append([*line, f"{json.loads((folder / 'seconds.json').read_text())['seconds']:.0f}"])
     lines.sort(key=lambda line: list(methods).index(line[0]))
-    steps = [f"step {step}" for step in next(iter(curves.values()))[0]]
+    steps = [f"step {step}" for step in next(iter(runs.values()))[0]["steps"]]
     scored = [f"eval.py, mean@{arguments.evaluate}"] if arguments.evaluate else []
     print("\n" + table(["method", "seed", *steps, "last three", *scored, "greedy", "tokens", "steps, s", "whole process, s"], lines))
     rows = [
-        [name, str(seed), *(f"{value:.4f}" for value in curve.values())]
+        [name, str(seed), *(f"{value:.4f}" for value in curves["entropy"].values())]
         for name in methods
-        for seed, curve in zip(arguments.seeds, entropy[name], strict=True)
+        for seed, curves in zip(arguments.seeds, runs[name], strict=True)
     ]
-    print("\n" + table(["method", "seed", *(f"to step {step}" for step in entropy[next(iter(methods))][0])], rows))
+    print("\n" + table(["method", "seed", *(f"to step {step}" for step in runs[next(iter(methods))][0]["entropy"])], rows))
     first = next(iter(methods))
     print()
     for name in methods:
@@ -140,7 +150,7 @@ def main() -> None:
             print(f"; {name} - {first}: {statistics.mean(apart):+.4f}, standard error {error:.4f} over seeds", end="")
         print()
     if arguments.plot:
-        plot(curves, entropy, arguments.plot)
+        plot(runs, arguments.panels, arguments.plot)
 
 
 if __name__ == "__main__":
