@@ -2,14 +2,12 @@
 PYTHON ?= python3
 # Where a machine without a GPU looks for torch besides pip's own index; empty: only there.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# The first of these that is there
-DEMO := $(firstword $(wildcard train_vineppo.py) train_grpo.py)
 REQUIREMENTS := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo requirements.txt || echo requirements-cpu.txt)
 
 .PHONY: demo test test-vllm clean
 
 demo: .venv/installed
-	.venv/bin/python $(DEMO)
+	.venv/bin/python train_vineppo.py
 
 # Style, then all tests, with ../shared/acceptance where it is there; skipped tests are listed by name
 test: .venv/installed-for-tests

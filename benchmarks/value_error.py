@@ -53,9 +53,9 @@ ESTIMATORS = ("critic", "MC 1", "MC 3", "MC 9")
 CANDIDATES = 5  # next steps sampled from a state
 APART = 0.1  # a choice counts if V* of its best and its worst candidate differ by more
 PAPER = (
-    "VinePPO's paper on its own tasks (from a secondary source and the official analysis code; not re-read in the paper): mean absolute "
-    "error about 0.11\nfor the value network, 0.03 for Monte-Carlo; best of 5 right about 25 % with the value network, 70-90 % with "
-    "Monte-Carlo."
+    "VinePPO's paper on its own tasks (from a secondary source and the official analysis code; not re-read in the paper):\n"
+    "mean absolute error about 0.11 for the value network, 0.03 for Monte-Carlo; best of 5 right about 25 % (near chance) with the\n"
+    "value network, 70-90 % with Monte-Carlo."
 )
 
 
@@ -237,12 +237,12 @@ def summarise(result: dict[str, Any], tie: float) -> dict[str, Any]:
 
 
 def spread(values: list[float | None], form: str = ".3f") -> str:
-    """The mean over seeds, and from the lowest to the highest; "-" where there is nothing."""
+    """The mean over seeds, and the lowest and the highest where they differ; "-" where there is nothing."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    apart = f" ({min(known):{form}} - {max(known):{form}})" if len(known) > 1 else ""
-    return f"{statistics.mean(known):{form}}{apart}"
+    low, high = f"{min(known):{form}}", f"{max(known):{form}}"
+    return f"{statistics.mean(known):{form}}" + (f" ({low} to {high})" if low != high else "")
 
 
 def report(summaries: dict[int, list[dict[str, Any]]]) -> str:

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from common.attention import register
 from common.config import CommonConfig, UserError
 from common.loss import head_logits, selected_logps
 from common.pretrained import load_tokenizer, model_folder, stop_token_ids
@@ -225,7 +226,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
     # sdpa leaves out the soft-cap on attention scores (Gemma 2) without a word
-    attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+    attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else register()
     try:
         base = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=dtype, quantization_config=quantization,
                                                     device_map={"": device}, attn_implementation=attention)

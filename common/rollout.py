@@ -287,6 +287,11 @@ class TransformersEngine:
                 cache.batch_select_indices(kept)
                 alive, tokens, attention, positions = alive[going], tokens[kept], attention[kept], positions[kept]
                 temperature, top_p = temperature[kept], top_p[kept]
+                unused = int(attention.any(dim=0).int().argmax())  # columns that only rows with a longer prompt had
+                if unused and self.window == sys.maxsize:
+                    attention = attention[:, unused:]
+                    for layer in cache.layers:
+                        layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
             hidden = self._forward(tokens[:, None], attention, positions[:, None], cache)[:, -1]
             positions = positions + 1
