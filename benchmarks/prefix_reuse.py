@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import prefill, rollout
 from common.batching import make_batch
 from common.config import UserError, parse_config
 from common.data import load_rows, load_template, make_problems
@@ -69,17 +70,26 @@ def now() -> float:
 # ---- the transformers engine ----------------------------------------------------------------------------------------
 
 
-def prefill_apart(engine: TransformersEngine, prompts: list[tuple[int, ...]], cache: DynamicCache) -> tuple[Tensor, Tensor, Tensor]:
-    """As the engine's `_prefill`, but every row's prompt goes through the model."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=engine.device)
-    attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=engine.device)
-    hidden = engine._forward(ids, attention, (attention.cumsum(-1) - 1).clamp(min=0), cache)  # (R, L, H)
-    return hidden[:, -1], attention, attention.sum(-1)
+class Apart:
+    """As the engine's Prompts, but nothing is held: every row's prompt goes through the model when it is taken."""
+
+    tokens = 0
+
+    def __init__(self, policy: Policy, prompts: list[tuple[int, ...]]) -> None:
+        self.policy = policy
+
+    def take(self, wanted: list[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor, DynamicCache]:
+        longest = max(map(len, wanted))
+        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in wanted], device=self.policy.device)
+        attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in wanted], device=self.policy.device)
+        cache = DynamicCache(config=self.policy.base.config.get_text_config())
+        positions = (attention.cumsum(-1) - 1).clamp(min=0)
+        output = self.policy.hidden_states(ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True)
+        return output.last_hidden_state[:, -1], attention, attention.sum(-1), cache
 
 
 @contextlib.contextmanager
-def transformers_turn(engine: TransformersEngine, policy: Policy, way: str) -> Iterator[Turn]:
+def transformers_turn(policy: Policy, way: str) -> Iterator[Turn]:
     """Inside, the engine samples in this way; tokens and seconds of its forward passes are added up."""
     turn, forward = Turn(), policy.hidden_states
 
@@ -94,16 +104,16 @@ def transformers_turn(engine: TransformersEngine, policy: Policy, way: str) -> I
         return output
 
     policy.hidden_states = timed
-    if way != WAYS[2]:
-        engine._trunks = lambda prompts: {prompt: prompt for prompt in prompts}  # none is taken out of another one's cache
+    kept = rollout.Prompts, rollout.trunks_of, prefill.trunks_of
+    if way != WAYS[2]:  # no prompt is taken out of another one's cache
+        rollout.trunks_of = prefill.trunks_of = lambda prompts, window: {prompt: prompt for prompt in prompts}
     if way == WAYS[0]:
-        engine._prefill = MethodType(prefill_apart, engine)
+        rollout.Prompts = Apart
     try:
         yield turn
     finally:
         del policy.hidden_states  # the class's own is there again
-        for name in ("_trunks", "_prefill"):
-            engine.__dict__.pop(name, None)
+        rollout.Prompts, rollout.trunks_of, prefill.trunks_of = kept
 
 
 # ---- vLLM -----------------------------------------------------------------------------------------------------------
@@ -211,9 +221,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     pads = isinstance(engine, TransformersEngine)
-    turns = measure(
-        lambda way: transformers_turn(engine, policy, way) if pads else vllm_turn(engine, way), engine, requests, arguments.rounds
-    )
+    turns = measure(lambda way: transformers_turn(policy, way) if pads else vllm_turn(engine, way), engine, requests, arguments.rounds)
     sampled = turns[WAYS[2]][0].ids
     lengths = [len(request.prompt_ids) for request in requests]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -21,11 +20,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.config import SamplingConfig, UserError
 from common.parity import check_parity
 from common.policy import Policy
+from common.prefill import Prompts, drop_padding, trunks_of, window_of
 from common.pretrained import adapter_settings, load_generation_config, model_folder, stop_token_ids
 
 # Keys and values of one batch may take: on CPU a constant, so that batches do not depend on what else runs (2 GiB is 256 rows
@@ -192,8 +192,8 @@ class _Rows:
 class TransformersEngine:
     """Samples from the trainer's own model: adapter merged into separate float32 tensors, or left on where that would round.
 
-    Requests are sorted by length and batched by the memory of their keys and values. Each prompt of a batch is prefilled
-    once for all its samples, and a prompt with which another one begins not at all; finished rows are dropped.
+    Each prompt is prefilled once for all its samples, and a prompt with which another one begins not at all. Samples are
+    sorted by length and batched by the memory of their keys and values; finished rows are dropped.
     """
 
     def connect(self, policy: Policy) -> None:
@@ -202,8 +202,6 @@ class TransformersEngine:
         self.device = policy.device
         self.chunk = MAX_ROWS[self.device.type]
         config = policy.base.config.get_text_config()
-        # a layer that sees a window of the last tokens keeps no others: no prompt can be taken out of a cache longer than that
-        self.window = min((layer.sliding_window for layer in DynamicCache(config=config).layers if layer.is_sliding), default=sys.maxsize)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         width = 2 if policy.dtype == torch.bfloat16 else 4
@@ -222,55 +220,60 @@ class TransformersEngine:
         """completions[i] are the `n` samples of requests[i]."""
         results: list[list[Completion | None]] = [[None] * request.n for request in requests]
         with self.policy.merged(self.weights):
-            for rows in self._batches(requests):
-                self._run(rows)
-                for (i, sample), completion in zip(rows.where, self._completions(rows), strict=True):
-                    results[i][sample] = completion
+            for some in self._parts(requests):
+                prompts = Prompts(self.policy, [requests[i].prompt_ids for i in some])
+                for rows in self._batches(requests, some, prompts.tokens):
+                    self._run(rows, prompts)
+                    for (i, sample), completion in zip(rows.where, self._completions(rows), strict=True):
+                        results[i][sample] = completion
         return results  # type: ignore[return-value]  # every place has been filled
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
-    def _batches(self, requests: list[Request]) -> Iterator[_Rows]:
-        """Rows of similar length, as many as the memory for keys and values allows."""
-        budget = CPU_CACHE_BYTES if self.device.type == "cpu" else int(GPU_CACHE_SHARE * self._free_gpu_bytes())
-        tokens = max(1, budget // self.cache_bytes_per_token)
-        trunks = self._trunks([request.prompt_ids for request in requests])
-        # by seed last: the caller's order does not show even in the last bits of the log-probs
-        place = [(request.max_tokens, len(request.prompt_ids), request.seed) for request in requests]
-        families: dict[tuple[int, ...], list[int]] = {}  # what one prefill is for stays together
+    def _parts(self, requests: list[Request]) -> Iterator[list[int]]:
+        """Indices of requests whose prompts are prefilled together; those that one forward serves are not parted."""
+        trunks = trunks_of([request.prompt_ids for request in requests], window_of(self.policy))
+        families: dict[tuple[int, ...], list[int]] = {}
         for i, request in enumerate(requests):
             families.setdefault(trunks[request.prompt_ids], []).append(i)
-        order = [i for family in sorted(families.values(), key=lambda family: max(place[i] for i in family))
-                 for i in sorted(family, key=place.__getitem__)]
+        # by seed last: the caller's order does not show even in the last bits of the log-probs
+        order = sorted(families, key=lambda trunk: (len(trunk), min(requests[i].seed for i in families[trunk])))
+        limit = min(PREFILL_TOKENS, self._room() // 4)  # of what there is for keys and values, rows need the most
+        while order:
+            count = 1
+            while count < len(order) and (count + 1) * len(order[count]) <= limit:  # the longest so far: they are padded to it
+                count += 1
+            part, order = order[:count], order[count:]
+            yield [i for trunk in part for i in families[trunk]]
+
+    def _batches(self, requests: list[Request], some: list[int], held: int) -> Iterator[_Rows]:
+        """Rows of similar length of some of the requests, as many as the memory for keys and values allows beside `held` tokens."""
+        tokens = self._room() - held
+        order = sorted(some, key=lambda i: (requests[i].max_tokens, len(requests[i].prompt_ids), requests[i].seed))
         waiting = [(i, sample) for i in order for sample in range(requests[i].n)]
         while waiting:
-            count, prompt_length, new, distinct = 0, 0, 0, set()
+            count, prompt_length, new = 0, 0, 0
             for i, _ in waiting[:MAX_ROWS[self.device.type]]:
                 prompt_length, new = max(prompt_length, len(requests[i].prompt_ids)), max(new, requests[i].max_tokens)
-                distinct.add(trunks[requests[i].prompt_ids])
-                if count and ((count + 1) * (prompt_length + new) > tokens or len(distinct) * prompt_length > PREFILL_TOKENS):
+                if count and (count + 1) * (prompt_length + new) > tokens:
                     break
                 count += 1
             where, waiting = waiting[:count], waiting[count:]
             yield _Rows([requests[i] for i, _ in where], where)
 
-    def _trunks(self, prompts: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-        """For each prompt one that begins with it and is not the beginning of another: its keys and values hold the prompt's."""
-        trunks, longer, shares = {}, (), max(map(len, prompts), default=0) < self.window
-        for prompt in sorted(set(prompts), reverse=True):  # in this order a prompt comes right after those that begin with it
-            longer = longer if shares and longer[:len(prompt)] == prompt else prompt
-            trunks[prompt] = longer
-        return trunks
+    def _room(self) -> int:
+        """Tokens whose keys and values may be in memory at once."""
+        budget = CPU_CACHE_BYTES if self.device.type == "cpu" else int(GPU_CACHE_SHARE * self._free_gpu_bytes())
+        return max(1, budget // self.cache_bytes_per_token)
 
     def _free_gpu_bytes(self) -> int:
         """What sampling may use: what the device has left, and what torch's allocator holds unused after an update."""
         held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return torch.cuda.mem_get_info(self.device)[0] + held
 
-    def _run(self, rows: _Rows) -> None:
-        """Grows every row of a batch to its end."""
-        cache = DynamicCache(config=self.policy.base.config.get_text_config())
-        hidden, attention, positions = self._prefill([request.prompt_ids for request in rows.requests], cache)
+    def _run(self, rows: _Rows, prompts: Prompts) -> None:
+        """Grows every row of a batch to its end, from its prompt's keys and values."""
+        hidden, attention, positions, cache = prompts.take([request.prompt_ids for request in rows.requests])
         alive = np.arange(len(rows.requests))  # the rows still in the tensors below, in their order
         temperature = torch.tensor([request.temperature for request in rows.requests], device=self.device)
         top_p = torch.tensor([request.top_p for request in rows.requests], device=self.device)
@@ -287,39 +290,11 @@ class TransformersEngine:
                 cache.batch_select_indices(kept)
                 alive, tokens, attention, positions = alive[going], tokens[kept], attention[kept], positions[kept]
                 temperature, top_p = temperature[kept], top_p[kept]
-                unused = int(attention.any(dim=0).int().argmax())  # columns that only rows with a longer prompt had
-                if unused and self.window == sys.maxsize:
-                    attention = attention[:, unused:]
-                    for layer in cache.layers:
-                        layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+                attention = drop_padding(attention, cache)
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
-            hidden = self._forward(tokens[:, None], attention, positions[:, None], cache)[:, -1]
+            hidden = self.policy.hidden_states(tokens[:, None], attention_mask=attention, position_ids=positions[:, None],
+                                               past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
             positions = positions + 1
-
-    def _prefill(self, prompts: list[tuple[int, ...]], cache: DynamicCache) -> tuple[Tensor, Tensor, Tensor]:
-        """Last hidden state (R, H), attention mask (R, L) and next position (R,) of a prompt per row, padded on the left."""
-        trunks = self._trunks(prompts)
-        run = {trunk: k for k, trunk in enumerate(dict.fromkeys(trunks.values()))}  # what goes through the model
-        longest = max(map(len, run))
-        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in run], device=self.device)
-        attention = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in run], device=self.device)
-        hidden = self._forward(ids, attention, (attention.cumsum(-1) - 1).clamp(min=0), cache)  # (P, L, H)
-        rows = torch.tensor([run[trunks[p]] for p in prompts], device=self.device)
-        beyond = torch.tensor([len(trunks[p]) - len(p) for p in prompts], device=self.device)  # (R,) tokens of the trunk alone
-        if not beyond.any():
-            cache.batch_select_indices(rows)
-            return hidden[rows, -1], attention[rows], attention.sum(-1)[rows]
-        columns = torch.arange(longest, device=self.device)[None] - beyond[:, None]  # (R, L): each prompt moves to the right end
-        attention = torch.where(columns >= 0, attention[rows[:, None], columns.clamp(min=0)], 0)
-        for layer in cache.layers:  # (P, heads, L, D) -> (R, heads, L, D)
-            layer.keys, layer.values = (x.transpose(1, 2)[rows[:, None], columns.clamp(min=0)].transpose(1, 2)
-                                        for x in (layer.keys, layer.values))
-        return hidden[rows, longest - 1 - beyond], attention, attention.sum(-1)
-
-    def _forward(self, ids: Tensor, attention: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """Hidden states (R, L, H) of the tokens `ids` (R, L), whose keys and values join the cache."""
-        return self.policy.hidden_states(ids, attention_mask=attention, position_ids=positions, past_key_values=cache,
-                                         use_cache=True).last_hidden_state
 
     def _sample(self, hidden: Tensor, seeds: np.ndarray, position: int, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
         """Next tokens (R,) and their log-probs (R,), a bounded number of rows at a time."""

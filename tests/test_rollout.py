@@ -9,6 +9,7 @@ from helpers import ARCHITECTURES, make_policy
 import common.rollout as rollout
 from common.batching import make_batch, microbatches
 from common.data import Problem
+from common.prefill import Prompts, trunks_of, window_of
 from common.rollout import Request, TransformersEngine, derive_seed, mix, sample_tokens, uniforms
 
 
@@ -50,7 +51,7 @@ def test_rollouts_do_not_depend_on_order_or_batching(engine, tokenizer, monkeypa
     assert [shuffled[i] for i in range(30)] == whole  # log-probs too, to the last bit
     assert ids_of([engine.generate([request])[0] for request in requests]) == ids_of(whole)
     monkeypatch.setattr(rollout, "CPU_CACHE_BYTES", 40 * engine.cache_bytes_per_token)  # about one row at a time
-    assert sum(1 for _ in engine._batches(requests)) > 60
+    assert sum(1 for some in engine._parts(requests) for _ in engine._batches(requests, some, 0)) > 60
     assert ids_of(engine.generate(requests)) == ids_of(whole)
     # sample i is the same whether or not the others are asked for
     fewer = engine.generate([Request(r.prompt_ids, r.seed, 2, r.max_tokens) for r in requests])
@@ -61,10 +62,13 @@ def test_batches_keep_within_the_memory_for_keys_and_values(engine, tokenizer, m
     monkeypatch.setattr(rollout, "CPU_CACHE_BYTES", 200 * engine.cache_bytes_per_token)
     requests = make_requests(40, len(tokenizer), n=4)
     seen = []
-    for rows in engine._batches(requests):
-        longest = max(len(r.prompt_ids) for r in rows.requests) + max(r.max_tokens for r in rows.requests)
-        assert len(rows.where) == 1 or longest * len(rows.where) <= 200
-        seen += rows.where
+    for some in engine._parts(requests):
+        held = Prompts(engine.policy, [requests[i].prompt_ids for i in some]).tokens
+        assert held <= 50 or len({requests[i].prompt_ids for i in some}) == 1
+        for rows in engine._batches(requests, some, held):
+            longest = max(len(r.prompt_ids) for r in rows.requests) + max(r.max_tokens for r in rows.requests)
+            assert len(rows.where) == 1 or longest * len(rows.where) <= 200 - held
+            seen += rows.where
     assert sorted(seen) == [(i, k) for i in range(40) for k in range(4)]
 
 
@@ -175,9 +179,11 @@ def test_a_special_token_can_be_a_stop_string(engine, tokenizer):
 def test_long_prompts_are_not_prefilled_all_at_once(engine, tokenizer, monkeypatch):
     monkeypatch.setattr(rollout, "PREFILL_TOKENS", 100)
     requests = make_requests(40, len(tokenizer), n=2)
-    for rows in engine._batches(requests):
-        prompts = {where[0]: request.prompt_ids for where, request in zip(rows.where, rows.requests, strict=True)}
-        assert len(prompts) == 1 or len(prompts) * max(map(len, prompts.values())) <= 100
+    parts = list(engine._parts(requests))
+    assert sorted(i for some in parts for i in some) == list(range(40))
+    for some in parts:
+        prompts = {requests[i].prompt_ids for i in some}
+        assert len(prompts) == 1 or Prompts(engine.policy, list(prompts)).tokens <= 100
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -200,12 +206,25 @@ def test_prompts_that_begin_others_are_taken_from_their_cache(architecture, rand
 
     monkeypatch.setattr(engine.policy, "hidden_states", counted)
     together = engine.generate(requests)
+    monkeypatch.setattr(rollout, "MAX_ROWS", {"cpu": 4})  # rows of a batch are shorter than the prompts that were run
+    assert ids_of(engine.generate(requests)) == ids_of(together)
     alone = [engine.generate([request])[0] for request in requests]
     assert ids_of(together) == ids_of(alone)
     for ours, theirs in zip(together, alone, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert a.logps == pytest.approx(b.logps, abs=2e-5)
     windowed = architecture.startswith("gemma")  # layers that keep 16 tokens; Mistral's keep 4,096
-    assert engine.window == {"gemma2": 16, "gemma3_text": 16, "mistral": 4096}.get(architecture, sys.maxsize)
+    assert window_of(engine.policy) == {"gemma2": 16, "gemma3_text": 16, "mistral": 4096}.get(architecture, sys.maxsize)
     assert prefilled[0] == sum(map(len, set(prompts) if windowed else trajectories))
-    assert engine._trunks(prompts[:1]) == {prompts[0]: prompts[0]}
+
+
+def test_trunks():
+    assert trunks_of([(1,), (1, 2), (1, 3)], 9) == {(1,): (1, 2), (1, 2): (1, 2), (1, 3): (1, 3)}
+    assert trunks_of([(1,), (1, 2), (1, 3)], 2) == {p: p for p in [(1,), (1, 2), (1, 3)]}
+    generator = random.Random(0)
+    prompts = [tuple(generator.choices((3, 4), k=generator.randint(1, 9))) for _ in range(300)]
+    trunks = trunks_of(prompts, 100)
+    assert trunks.keys() == set(prompts)
+    for prompt, trunk in trunks.items():
+        assert trunk[: len(prompt)] == prompt and trunks[trunk] == trunk
+        assert not any(other[: len(trunk)] == trunk for other in trunks if other != trunk)
