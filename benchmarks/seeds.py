@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 BIN = 10  # steps over which entropies are averaged
 STEP = "step (16 problems x 8 completions each)"
-LABELS = {"steps": STEP, "entropy": STEP, "tokens": "generated tokens", "seconds": "seconds of steps, evaluations apart"}
+LABELS = {"steps": STEP, "entropy": STEP, "tokens": "generated tokens, thousands", "seconds": "seconds of steps, evaluations apart"}
 
 
 def run_seed(folder: Path, command: list[str], seed: int) -> None:
@@ -69,7 +69,7 @@ def curves_of(rows: list[dict[str, Any]]) -> dict[str, dict[float, float]]:
     for row in rows:
         seconds += row.get("step_time", 0.0)
         if "eval/pass@1" in row:
-            for axis, x in (("steps", row["step"]), ("tokens", row.get("num_tokens", 0)), ("seconds", seconds)):
+            for axis, x in (("steps", row["step"]), ("tokens", row.get("num_tokens", 0) / 1000), ("seconds", seconds)):
                 curves[axis][x] = row["eval/pass@1"]
     return curves
 
