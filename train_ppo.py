@@ -72,7 +72,7 @@ MAX_KL = 10.0  # of a token, in the loss: as in VinePPO's code
 
 def terminal_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
     """(B, T): each completion's reward (B,) at its last token, 0 elsewhere."""
-    columns = torch.arange(mask.shape[1])
+    columns = torch.arange(mask.shape[1], device=mask.device)
     last = mask & (columns == (mask.sum(dim=1, keepdim=True) - 1))  # the mask of a row is a run of True
     return torch.where(last, rewards[:, None], 0.0)
 
@@ -85,7 +85,7 @@ def gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, *, gamma: floa
     """
     rewards, values = (torch.where(completion_mask, x, 0.0) for x in (rewards, values))
     advantages = torch.zeros_like(values)
-    advantage = next_value = torch.zeros(len(values))
+    advantage = next_value = values.new_zeros(len(values))
     for t in range(values.shape[1] - 1, -1, -1):
         # masked positions come after the last token, where everything is still 0
         delta = rewards[:, t] + gamma * next_value - values[:, t]
@@ -122,7 +122,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the masked tokens: 1 is a perfect critic, 0 a constant. 0 if all are equal."""
     values, returns = values[mask], returns[mask]
     variance = returns.var(correction=0)
-    return float(1 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0
+    # returns are advantage + value: equal ones differ by rounding
+    return float(1 - (returns - values).var(correction=0) / variance) if variance > 1e-8 else 0.0
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -178,7 +179,8 @@ def train(config: Config) -> None:
         old_logps = ref_logps = None  # (B, T)
         token_rewards = terminal_rewards(rewards, mask)  # (B, T)
         if config.kl_in_reward:  # the only part of a reward that needs phase 5
-            old_logps, ref_logps = logps_before(policy, batch, rows, config)
+            with run.timer("update"):
+                old_logps, ref_logps = logps_before(policy, batch, rows, config)
             token_rewards -= config.beta * kl_estimate(old_logps, ref_logps, "k1")
         with run.timer("value"):
             old_values = critic.all_values(batch, rows, config.max_tokens_per_microbatch)  # (B, T)
@@ -239,7 +241,7 @@ def train(config: Config) -> None:
                 "sampling/sampling_logp_difference/mean": means.mean("difference"),
                 "sampling/sampling_logp_difference/max": means.max("difference"),
                 "value/loss": value_means.mean("loss"), "value/mean": old_values[mask].mean().item() if len(rows) else None,
-                "value/explained_variance": explained_variance(old_values, returns, mask)}
+                "value/explained_variance": explained_variance(old_values, returns, mask) if len(rows) else None}
 
         # 7 sync the sampler
         with run.timer("sync"):

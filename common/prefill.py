@@ -50,6 +50,7 @@ class Prompts:
         # each prompt's trunk, and how many tokens that goes on after it
         self.where = {p: (run[trunk], len(trunk) - len(p)) for p, trunk in trunks.items()}
         self.tokens = ids.numel()  # whose keys and values are held, padding included
+        self.least = longest if longest >= self.window else 0  # columns that a row has at least when it is taken
 
     def take(self, wanted: list[Ids]) -> tuple[Tensor, Tensor, Tensor, DynamicCache]:
         """A row for each of `wanted`: last hidden state (R, H), attention mask (R, L), next position (R,), and a cache of their own."""

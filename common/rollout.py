@@ -222,7 +222,7 @@ class TransformersEngine:
         with self.policy.merged(self.weights):
             for some in self._parts(requests):
                 prompts = Prompts(self.policy, [requests[i].prompt_ids for i in some])
-                for rows in self._batches(requests, some, prompts.tokens):
+                for rows in self._batches(requests, some, prompts.tokens, prompts.least):
                     self._run(rows, prompts)
                     for (i, sample), completion in zip(rows.where, self._completions(rows), strict=True):
                         results[i][sample] = completion
@@ -246,13 +246,16 @@ class TransformersEngine:
             part, order = order[:count], order[count:]
             yield [i for trunk in part for i in families[trunk]]
 
-    def _batches(self, requests: list[Request], some: list[int], held: int) -> Iterator[_Rows]:
-        """Rows of similar length of some of the requests, as many as the memory for keys and values allows beside `held` tokens."""
-        tokens = self._room() - held
+    def _batches(self, requests: list[Request], some: list[int], held: int, least: int = 0) -> Iterator[_Rows]:
+        """Rows of similar length of some of the requests, as many as the memory for keys and values allows beside `held` tokens.
+
+        Each starts with `least` columns or more.
+        """
+        tokens = self._room() - (held if self.device.type == "cpu" else 0)  # on a GPU they are not free any more as it is
         order = sorted(some, key=lambda i: (requests[i].max_tokens, len(requests[i].prompt_ids), requests[i].seed))
         waiting = [(i, sample) for i in order for sample in range(requests[i].n)]
         while waiting:
-            count, prompt_length, new = 0, 0, 0
+            count, prompt_length, new = 0, least, 0
             for i, _ in waiting[:MAX_ROWS[self.device.type]]:
                 prompt_length, new = max(prompt_length, len(requests[i].prompt_ids)), max(new, requests[i].max_tokens)
                 if count and (count + 1) * (prompt_length + new) > tokens:

@@ -93,6 +93,9 @@ def test_explained_variance():
     assert explained_variance(torch.full((1, 5), 0.3), returns, mask) == pytest.approx(0, abs=1e-6)
     assert explained_variance(1 - returns, returns, mask) < 0
     assert explained_variance(returns, torch.ones(1, 5), mask) == 0
+    values, whole = 0.1 * torch.randn(64, 200, generator=torch.Generator().manual_seed(0)), torch.ones(64, 200, dtype=torch.bool)
+    _, equal = gae(terminal_rewards(torch.ones(64), whole), values, whole)
+    assert 0 < equal.var() < 1e-10 and explained_variance(values, equal, whole) == 0  # equal but for rounding
 
 
 def test_with_a_zero_critic_and_lambda_1_it_is_reinforce(tmp_path, tokenizer):
