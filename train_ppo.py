@@ -193,7 +193,7 @@ def train(config: Config) -> None:
         needs_pass = mask.any(dim=1) & ((advantages != 0).any(dim=1) | (kl_weight > 0))  # (B,)
 
         # 5 log-probs before the update
-        if not config.kl_in_reward:
+        if not config.kl_in_reward and step > config.critic_warmup_steps:  # else there already, or of no use
             with run.timer("update"):
                 old_logps, ref_logps = logps_before(policy, batch, needs_pass.nonzero()[:, 0], config)
 
