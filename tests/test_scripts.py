@@ -177,7 +177,7 @@ def test_a_second_signal_ends_at_once(script, tmp_path):
         "--eval_steps",
         "0",
         "--num_generations",
-        "600",
+        "3000",
         "--max_completion_length",
         "200",
     )
