@@ -22,12 +22,13 @@ from torch import Tensor
 from common.batching import all_logps, make_batch, microbatches, minibatches
 from common.config import CommonConfig, UserError, flag, run_script
 from common.data import load_rows, load_template, make_problems
+from common.groups import sample, verify
 from common.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
 from common.metrics import Run, TokenMeans, batch_metrics
 from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 from common.policy import load_policy
 from common.pretrained import context_length, load_tokenizer
-from common.rewards import evaluate, make_requests, make_reward
+from common.rewards import evaluate, make_reward
 from common.rollout import make_engine
 from common.sampling import ProblemSampler
 
@@ -143,7 +144,7 @@ def train(config: Config) -> None:
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate)
-    sampler = ProblemSampler(problems, config.seed)
+    sampler = ProblemSampler(problems, config, engine, reward, run)
     run.start(policy, {"optimizer": optimizer, "sampler": sampler})
     engine.connect(policy)
     if config.eval_steps and run.step == 0:
@@ -151,16 +152,17 @@ def train(config: Config) -> None:
 
     for step in run.steps():
         # 1 choose problems
-        chosen = sampler.choose(config.problems_per_step)
+        chosen = sampler.choose(step)  # groups: a problem, and what choosing it took in completions and rewards
 
         # 2 sample completions
         with run.timer("sample"):
-            requests = make_requests(chosen, config, "rollouts", step, config.num_generations, config.temperature)
-            batch = make_batch(chosen, engine.generate(requests))
+            run.count(sample(chosen, engine, config))
+            batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])
 
         # 3 verify
         with run.timer("verify"):
-            rewards = reward(batch.problems, batch.completions)  # (B,)
+            rewards = verify(chosen, reward)  # (B,)
+            sampler.record()
 
         # 4 advantages
         correct = rewards > CORRECT_ABOVE  # (B,)
@@ -220,7 +222,7 @@ def train(config: Config) -> None:
         # 8 evaluate, log, save
         with run.timer("evaluate"):
             evaluation = evaluate(engine, held_out, config, reward) if run.due_for_evaluation else {}
-        run.log({**batch_metrics(batch, rewards), **metrics, **reward.failures, **evaluation})
+        run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
         run.save_if_due()
 
 

@@ -40,7 +40,7 @@ from common.policy import Policy, load_policy
 from common.pretrained import context_length, load_tokenizer
 from common.rewards import make_requests, make_reward
 from common.rollout import Completion, Engine, Request, TransformersEngine, VLLMEngine, make_engine
-from common.sampling import ProblemSampler
+from common.sampling import Epochs
 from common.steps import token_offsets
 from train_vineppo import Config, estimate_values, states_of, step_starts
 
@@ -165,7 +165,7 @@ def prepare(config: Config) -> tuple[Engine, Policy, list[Completion], list[Requ
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)
     engine.connect(policy)
-    chosen = ProblemSampler(problems, config.seed).choose(config.problems_per_step)
+    chosen = Epochs(problems, config.seed).take(config.problems_per_step)
     requests = make_requests(chosen, config, "rollouts", 1, config.num_generations, config.temperature)
     batch = make_batch(chosen, engine.generate(requests))
     states = []

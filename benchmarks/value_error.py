@@ -42,7 +42,7 @@ from common.policy import Policy, load_policy
 from common.pretrained import context_length, load_tokenizer
 from common.rewards import Reward, make_requests, make_reward
 from common.rollout import Completion, Engine, Request, derive_seed, join, make_engine
-from common.sampling import ProblemSampler
+from common.sampling import Epochs
 from common.steps import token_offsets
 from train_vineppo import State, step_starts
 
@@ -154,7 +154,7 @@ def measure(run: Rebuilt, checkpoint: Path, arguments: argparse.Namespace) -> di
     step = load_checkpoint(checkpoint, [run.policy, run.critic], {})
     run.engine.sync()
     config, rule = run.config, arguments.step_split
-    problems = ProblemSampler(run.held_out, config.seed).choose(arguments.problems)  # the same ones at every step of the run
+    problems = Epochs(run.held_out, config.seed).take(arguments.problems)  # the same ones at every step of the run
     groups = run.engine.generate(make_requests(problems, config, "value error", step, 1, config.temperature))
     found: dict[State, Place] = {}
     for problem, group in zip(problems, groups, strict=True):

@@ -93,6 +93,15 @@ class CommonConfig(SamplingConfig):
 
     problems_per_step: int = flag(16, "sampling", "Problems in a step.")
     num_generations: int = flag(8, "sampling", "Completions per problem.")
+    sampling: Literal["uniform", "lilo", "adaptive", "dynamic", "buffer"] = flag(
+        "uniform", "sampling", "How a step's problems are chosen; all but uniform look for those that are sometimes solved.")
+    candidate_factor: int | None = flag(
+        None, "sampling", "Problems tried are this many times those of the step. Default: 4; adaptive 2; dynamic 1, and again until full.")
+    candidate_generations: int | None = flag(
+        None, "sampling", "lilo, buffer: completions of each candidate. Default: --num_generations, which lilo then trains on.")
+    candidate_choice: Literal["epochs", "memory"] = flag(
+        "epochs", "sampling", "Problems to try: the next of the epoch, or those that promise most by what the run saw of them.")
+    buffer_steps: int = flag(10, "sampling", "buffer: steps between renewals.")
     vllm_enable_sleep_mode: bool = flag(False, "sampling", "vLLM moves its weights to host memory during the update (level 1).")
 
     max_steps: int = flag(200, "update", "Training steps: each samples, verifies, updates.")
@@ -137,6 +146,7 @@ class CommonConfig(SamplingConfig):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("learning_rate", "max_grad_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        self._check_sampling()
         completions = self.problems_per_step * self.num_generations
         _require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches,
                  f"at most the {completions} completions of a step")
@@ -147,6 +157,32 @@ class CommonConfig(SamplingConfig):
             raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
         if self.vllm_enable_sleep_mode and (self.engine == "transformers" or not torch.cuda.is_available()):
             raise UserError("--vllm_enable_sleep_mode frees the memory of vLLM on a CUDA GPU, which is not what samples here; leave it out")
+
+
+    @property
+    def candidates_per_step(self) -> int:
+        """Problems tried at once to choose those of a step, for `--sampling` other than uniform."""
+        return self.problems_per_step * (self.candidate_factor or {"adaptive": 2, "dynamic": 1}.get(self.sampling, 4))
+
+    def _check_sampling(self) -> None:
+        for name in ("candidate_factor", "candidate_generations", "buffer_steps"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "a whole number from 1 up")
+        read = {"candidate_factor": ("lilo", "adaptive", "dynamic", "buffer"), "candidate_generations": ("lilo", "buffer")}
+        if self.candidate_choice != "epochs" and self.sampling == "uniform":
+            raise UserError("--candidate_choice memory does nothing with --sampling uniform: give lilo, adaptive, dynamic or buffer; "
+                            "--sampling lilo --candidate_factor 1 trains on all that it chooses")
+        for name, modes in read.items():
+            if getattr(self, name) is not None and self.sampling not in modes:
+                raise UserError(f"--{name} does nothing with --sampling {self.sampling}: leave it out, or give --sampling "
+                                f"{' or '.join(modes)}")
+        if self.sampling != "uniform" and min(self.num_generations, self.candidate_generations or self.num_generations) < 2:
+            raise UserError(f"--sampling {self.sampling} compares a problem's completions: give --num_generations, and "
+                            "--candidate_generations if at all, 2 or more")
+        completions = self.problems_per_step * self.num_generations
+        if self.sampling == "adaptive" and 2 * self.candidates_per_step >= completions:
+            raise UserError(f"--sampling adaptive tries {self.candidates_per_step} problems twice, which leaves none of the step's "
+                            f"{completions} completions for the learnable ones: give a lower --candidate_factor or more --num_generations")
 
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:

@@ -188,7 +188,6 @@ class Run:
 
     def log_completions(self, batch: Batch, rewards: Tensor, advantages: Tensor, **more: list[Any]) -> None:
         """Appends every completion of the step to completions.jsonl. rewards, advantages (B,); `more`: a field each, by row."""
-        self.count(batch.completions)
         rows = [
             {"step": self.step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer, "reward": r, "advantage": a,
              "finish_reason": c.finish_reason, "tokens": len(c.ids), **{name: values[i] for name, values in more.items()}}

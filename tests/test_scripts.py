@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,66 @@ def test_three_steps(script, flags, tmp_path, monkeypatch):
     assert {row["reward"] for row in told} <= {0.0, 1.0} and all(row["finish_reason"] == "stop" or row["reward"] == 0 for row in told)
     assert (tmp_path / "run" / "checkpoint-3" / "adapter_model.safetensors").exists()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["flags"]["max_steps"] == 3
+
+
+SAMPLING = {
+    "lilo": ["--sampling", "lilo"],
+    "adaptive": ["--sampling", "adaptive", "--candidate_factor", "1"],
+    "dynamic": ["--sampling", "dynamic", "--candidate_factor", "2"],
+    "buffer": ["--sampling", "buffer", "--buffer_steps", "3"],
+    "memory": ["--sampling", "lilo", "--candidate_factor", "2", "--candidate_generations", "2", "--candidate_choice", "memory"],
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_three_steps_of_each_way_to_choose_problems(script, sampling, tmp_path, monkeypatch):
+    assert run(script, tmp_path / "run", "--max_steps", "3", *SAMPLING[sampling], monkeypatch=monkeypatch) == 0
+    rows, told = metrics(tmp_path / "run")[1:], completions(tmp_path / "run")
+    assert any(row["grad_norm"] > 0 for row in rows) and [row["step"] for row in rows] == [1, 2, 3]
+    continued = sum(row.get("value/continuations", 0) for row in rows)
+    candidates = sum(row["sampling/candidates"] for row in rows)
+    tried = {
+        "lilo": 3 * 4 * 16,
+        "adaptive": 3 * 16,
+        "dynamic": 4 * candidates,
+        "buffer": 4 * 16 + 3 * 16,
+        "memory": 3 * 2 * 4 * 2 + 3 * 4 * 2,
+    }
+    assert rows[-1]["num_completions"] - continued == tried[sampling]  # dropped candidates are counted
+    assert len(told) == 3 * 16 and rows[-1]["num_tokens"] >= sum(row["tokens"] for row in told)
+    for row in rows:
+        outcomes = [row[f"sampling/frac_{name}"] for name in ("solved", "hopeless", "mixed")]
+        assert sum(outcomes) == pytest.approx(1) and min(outcomes) >= 0
+        assert 0 <= row["sampling/learnability_candidates"] <= 0.5 and 0 <= row["sampling/learnability_batch"] <= 0.5
+    if sampling in ("lilo", "dynamic"):
+        assert all(
+            row["frac_reward_zero_std"] < 1 and row["sampling/learnability_batch"] > row["sampling/learnability_candidates"] for row in rows
+        )
+    if "value/states" in rows[0]:  # values are asked for what is kept alone: one state a step of the completion, the prompt's included
+        for row in rows:
+            kept = [c for c in told if c["step"] == row["step"]]
+            assert row["value/states"] <= sum(len(c["step_starts"]) for c in kept)
+
+
+def test_resume_in_the_middle_of_a_buffer_period_is_exact(script, tmp_path, monkeypatch):
+    flags = ["--max_steps", "5", "--sampling", "buffer", "--buffer_steps", "3", "--save_total_limit", "0", "--eval_steps", "0"]
+    assert run(script, tmp_path / "whole", *flags, monkeypatch=monkeypatch) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    where = str(tmp_path / "resumed" / "checkpoint-2")
+    assert run(script, tmp_path / "resumed", "--resume_from_checkpoint", where, monkeypatch=monkeypatch, quick=[]) == 0
+    assert metrics(tmp_path / "resumed") == metrics(tmp_path / "whole")
+    assert completions(tmp_path / "resumed") == completions(tmp_path / "whole")
+    assert_same_checkpoint(tmp_path / "resumed" / "checkpoint-5", tmp_path / "whole" / "checkpoint-5")
+
+
+@pytest.mark.parametrize("habits", ["0:0:0", "1:1:1"], ids=["solved", "hopeless"])
+def test_dynamic_sampling_survives_steps_without_a_mixed_group(script, habits, tmp_path, monkeypatch, capsys):
+    """The teacher never or always uses the wrong operator, so that hardly a group is mixed, and greedy sampling does the rest."""
+    data = ["--dataset", f"arithmetic:warm_steps=80,values=18,tiers=plus:1:1-1,habits={habits},train=60,test=30"]
+    flags = ["--max_steps", "2", "--sampling", "dynamic", "--temperature", "0.01"]
+    assert run(script, tmp_path / "run", *flags, monkeypatch=monkeypatch, quick=data + QUICK[2:]) == 0
+    assert "had both right and wrong completions; going on with" in capsys.readouterr().out
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2]
 
 
 def test_the_microbatch_budget_does_not_change_the_run(script, tmp_path, monkeypatch):
