@@ -21,8 +21,9 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import sha256, write_atomically
-from common.config import CommonConfig, SamplingConfig, UserError, config_record, flag, run_prefix, run_script
+from common.config import CommonConfig, SamplingConfig, UserError, config_record, flag, run_prefix
 from common.data import Problem, load_split, load_template, make_eval_problems
+from common.launch import run_script
 from common.policy import load_policy
 from common.pretrained import context_length, load_tokenizer
 from common.rewards import CustomReward, make_requests

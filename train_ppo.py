@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from common.batching import Batch, all_logps, make_batch, microbatches, minibatches
-from common.config import CommonConfig, UserError, flag, run_script
+from common.config import CommonConfig, UserError, flag
 from common.critic import Critic
 from common.data import load_rows, load_template, make_problems
 from common.groups import sample, verify
+from common.launch import run_script
 from common.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights, whiten
+from common.memory import preflight
 from common.metrics import Run, TokenMeans, batch_metrics
 from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 from common.policy import Policy, load_policy
@@ -48,6 +50,7 @@ class Config(CommonConfig):
 
     tiny_defaults: ClassVar[dict[str, Any]] = {
         **CommonConfig.tiny_defaults, "num_iterations": 1, "num_minibatches": 4, "critic_learning_rate": 1e-3}
+    trained_adapters: ClassVar[int] = 2
     resumable: ClassVar[set[str]] = CommonConfig.resumable | {"critic_learning_rate"}
 
     def check(self) -> None:
@@ -151,12 +154,13 @@ def train(config: Config) -> None:
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)
-    optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate)
+    optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     critic = Critic(policy, config.seed)
-    critic_optimizer = make_optimizer(critic.parameters(), config.critic_learning_rate)
+    critic_optimizer = make_optimizer(critic.parameters(), config.critic_learning_rate, config.optim)
     sampler = ProblemSampler(problems, config, engine, reward, run)
     run.start(policy, {"optimizer": optimizer, "critic_optimizer": critic_optimizer, "sampler": sampler}, critic)
     engine.connect(policy)
+    preflight(engine, policy, config, problems + held_out, critic)
     if config.eval_steps and run.step == 0:
         run.log(evaluate(engine, held_out, config, reward))
 

@@ -30,8 +30,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.batching import make_batch, microbatches
 from common.checkpoint import write_atomically
-from common.config import CommonConfig, UserError, run_script
+from common.config import CommonConfig, UserError
 from common.data import Problem
+from common.launch import run_script
 from common.parity import ALLOWED
 from common.policy import Policy, load_policy
 from common.pretrained import load_tokenizer

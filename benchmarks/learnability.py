@@ -43,10 +43,10 @@ FRESH = ["uniform", "lilo", "lilo, 2x", "lilo, 8x pairs", "adaptive", "dynamic"]
 EXPERIMENTS = {
     "grpo": (f"{GRPO} --dataset arithmetic:train=4000,{TASK}", FRESH),
     "vineppo": (
-        f"train_vineppo.py --learning_rate 7e-4 --max_steps 40 --dataset arithmetic:train=4000,{TASK}",
+        f"train_vineppo.py --learning_rate 3e-4 --max_steps 30 --dataset arithmetic:train=4000,{TASK}",
         ["uniform", "lilo", "adaptive", "dynamic"],
     ),
-    "repeated": (f"{GRPO} --dataset arithmetic:train=200,{TASK}", ["uniform", "lilo", "memory", "adaptive", "adaptive, memory"]),
+    "repeated": (f"{GRPO} --dataset arithmetic:train=200,{TASK}", ["uniform", "lilo", "memory", "adaptive, memory"]),
 }
 AXES = ("steps", "tokens", "seconds")
 DRAWS = 2000  # of the bootstrap

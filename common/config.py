@@ -5,8 +5,6 @@ run that is resumed), the command line.
 """
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib.metadata
 import importlib.util
 import json
@@ -16,7 +14,6 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -109,6 +106,8 @@ class CommonConfig(SamplingConfig):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = flag("constant", "update", "Learning rate after the warm-up.")
     warmup_steps: int = flag(5, "update", "Steps over which the learning rate rises.")
     max_grad_norm: float = flag(1.0, "update", "Gradient norm is clipped to this.")
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = flag(
+        "adamw_torch", "update", "AdamW, or bitsandbytes' with its state in 8 bits; paged: which moves to the host if memory is short.")
     num_iterations: int = flag(1, "update", "Passes over each rollout batch.")
     num_minibatches: int = flag(1, "update", "Optimiser steps per pass.")
     max_tokens_per_microbatch: int = flag(4096, "update", "Padded tokens in one forward and backward: sets memory, never the update.")
@@ -123,12 +122,14 @@ class CommonConfig(SamplingConfig):
     save_steps: int = flag(50, "run", "Steps between checkpoints (0: only the last).")
     save_total_limit: int = flag(2, "run", "Checkpoints kept (0: all).")
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "run", "Tracker that gets the metrics as well.")
+    plan_memory: float | None = flag(None, "run", "GB of a card: print what the run takes on it and settings that fit, and end.")
     resume_from_checkpoint: str | None = flag(
         None, "run", "A checkpoint folder, or auto: the newest of --output_dir, else of the newest matching run.")
 
     tiny_defaults: ClassVar[dict[str, Any]] = {
         **SamplingConfig.tiny_defaults, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "max_steps": 60,
         "eval_steps": 10, "eval_problems": 400, "save_steps": 20, "max_tokens_per_microbatch": 2048}
+    trained_adapters: ClassVar[int] = 1  # each with gradients and optimiser state
     # what a resumed run may change
     resumable: ClassVar[set[str]] = {
         "output_dir", "config", "resume_from_checkpoint", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
@@ -153,6 +154,9 @@ class CommonConfig(SamplingConfig):
         heads = {"lm_head", "embed_tokens"} & set(self.lora_target_modules or ())
         if heads:
             raise UserError(f"--lora_target_modules {' '.join(heads)}: the output head and the embeddings stay frozen; leave them out")
+        if self.optim != "adamw_torch" and not importlib.util.find_spec("bitsandbytes"):
+            raise UserError(f"--optim {self.optim} needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
+        _require(self.plan_memory is None or self.plan_memory > 0, "plan_memory", self.plan_memory, "the GB of a card, as 24")
         if self.report_to != "none" and not importlib.util.find_spec(self.report_to):
             raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
         if self.vllm_enable_sleep_mode and (self.engine == "transformers" or not torch.cuda.is_available()):
@@ -203,8 +207,7 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
 
     parser = Parser(config_class)
     typed = config_class(**vars(parser.parse(argv)))
-    given = {arg[2:].split("=")[0].replace("-", "_") for arg in argv if arg.startswith("--")}
-    given |= {name.removeprefix("no_") for name in given}
+    given = flags_given(argv)
 
     def with_defaults(saved: dict[str, Any]) -> C:
         """The command line over `saved` over tiny's defaults over the dataclass."""
@@ -241,6 +244,12 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
         config.output_dir, config.resume_from_checkpoint = str(checkpoint.parent), str(checkpoint)
     config.check()
     return config
+
+
+def flags_given(argv: list[str]) -> set[str]:
+    """Names of the flags on a command line; `--no_x` counts as x."""
+    names = {arg[2:].split("=")[0].replace("-", "_") for arg in argv if arg.startswith("--")}
+    return names | {name.removeprefix("no_") for name in names}
 
 
 def _tiny_defaults(config: SamplingConfig) -> dict[str, Any]:
@@ -287,23 +296,3 @@ def config_record(config: SamplingConfig, script: str) -> dict[str, Any]:
     return {"script": script, "flags": asdict(config), "command": sys.argv, "commit": commit,
             "versions": {"python": platform.python_version(), **versions},
             "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}}
-
-
-def run_script(config_class: type[C], train: Callable[[C], None], file: str) -> None:
-    """What `python train_X.py ...` does: parse, train, and end with one line instead of a stack trace where that helps."""
-    config = None
-    try:
-        config = parse_config(config_class, sys.argv[1:], Path(file).stem)
-        train(config)
-    except UserError as error:
-        with contextlib.suppress(OSError):  # a run folder with nothing in it
-            Path(config.output_dir if config and config.output_dir else "").rmdir()
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        remedy = ("older checkpoints are whole: free some space and go on with --resume_from_checkpoint auto"
-                  if hasattr(config, "resume_from_checkpoint") else "free some space; the same command with its --output_dir goes on")
-        sys.exit(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")

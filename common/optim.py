@@ -8,11 +8,14 @@ import torch.nn as nn
 from torch import Tensor
 
 from common.config import CommonConfig
+from common.policy import adamw_8bit
 
 
-def make_optimizer(parameters: dict[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW over the named parameters, without weight decay: that would pull the policy to the base."""
-    return torch.optim.AdamW(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
+def make_optimizer(parameters: dict[str, nn.Parameter], learning_rate: float, name: str = "adamw_torch") -> torch.optim.Optimizer:
+    """AdamW over the named parameters, without weight decay: that would pull the policy to the base. `name`: as `--optim`."""
+    if name == "adamw_torch":
+        return torch.optim.AdamW(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
+    return adamw_8bit(paged=name.startswith("paged"))(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
 
 
 def learning_rate_at(step: int, config: CommonConfig) -> float:

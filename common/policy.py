@@ -24,6 +24,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -54,6 +55,9 @@ class Policy:
         self.stop_ids = stop_token_ids(tokenizer, self.base.generation_config)
         self.checkpointing = checkpointing
         model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
+        for layer in self._lora_layers():
+            # PEFT would take inputs to the adapter's float32, and autocast back, to a copy for each layer that backward keeps
+            layer.cast_input_dtype_enabled = self.dtype != torch.bfloat16
         for layer in model.modules():
             if type(layer).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks it for a CPU kernel without a gradient
                 layer.training = True
@@ -180,7 +184,7 @@ class Policy:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
-    def _lora_layers(self, adapter: str) -> list[nn.Module]:
+    def _lora_layers(self, adapter: str = "default") -> list[nn.Module]:
         return [m for m in self.model.modules() if hasattr(m, "lora_A") and adapter in m.lora_A]
 
     def _activate(self, adapter: str) -> None:
@@ -216,6 +220,14 @@ class Policy:
                             f"{difference:.3g}); Llama, Qwen 2/2.5/3, Mistral and Gemma 2/3 work")
 
 
+def with_adapter(base: PreTrainedModel, config: CommonConfig) -> PeftModel:
+    """The base with a fresh LoRA adapter of the run's shape, named "default"."""
+    sees = any(re.fullmatch(NOT_LANGUAGE, name) for name, _ in base.named_modules())
+    return get_peft_model(base, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
+                                           target_modules=config.lora_target_modules or "all-linear",
+                                           exclude_modules=NOT_LANGUAGE if sees else None))
+
+
 def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig) -> Policy:
     """The policy of a run: base in `--dtype` or 4 bit, and a fresh adapter or the one in `--adapter`.
 
@@ -241,13 +253,17 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
         if config.beta > 0:
             model.load_adapter(config.adapter, REFERENCE)
     else:
-        sees = any(re.fullmatch(NOT_LANGUAGE, name) for name, _ in base.named_modules())
-        model = get_peft_model(base, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
-                                                target_modules=config.lora_target_modules or "all-linear",
-                                                exclude_modules=NOT_LANGUAGE if sees else None))
+        model = with_adapter(base, config)
     policy = Policy(model, tokenizer, config.temperature, config.gradient_checkpointing)
     policy._activate("default")
     return policy
+
+
+def adamw_8bit(paged: bool) -> type[torch.optim.Optimizer]:
+    """bitsandbytes' AdamW with its state in 8 bits; paged, the state moves to the host while the GPU is short of memory."""
+    import bitsandbytes  # only where it is wanted: not everyone has it
+
+    return bitsandbytes.optim.PagedAdamW8bit if paged else bitsandbytes.optim.AdamW8bit
 
 
 def merge(model: str, adapter: str, out: str) -> None:

@@ -32,15 +32,24 @@ def model_folder(config: SamplingConfig) -> str:
 
 def load_tokenizer(config: SamplingConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     """The tokenizer and the model's config. Raises UserError for a model that is not there, or an adapter that does not fit it."""
-    folder = model_folder(config)
+    model_config = load_model_config(config)
+    tokenizer = _loaded(config, AutoTokenizer)
+    check_against_shapes(config, model_config)
+    return tokenizer, model_config
+
+
+def load_model_config(config: SamplingConfig) -> PretrainedConfig:
+    """The model's config alone. Raises UserError for a model that is not there."""
+    return _loaded(config, AutoConfig)
+
+
+def _loaded(config: SamplingConfig, kind: Any) -> Any:
     try:
-        tokenizer, model_config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+        return kind.from_pretrained(model_folder(config))
     except (OSError, ValueError) as error:
         cause = str(error).strip().split("\n")[0].rstrip(".")
         raise UserError(f"--model {config.model} could not be loaded: {cause}; give a hub id, or a folder with config.json "
                         "and a tokenizer") from error
-    check_against_shapes(config, model_config)
-    return tokenizer, model_config
 
 
 def context_length(model_config: PretrainedConfig) -> int:

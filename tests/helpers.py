@@ -12,8 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.batching import make_batch
-from common.config import CommonConfig, run_script
+from common.config import CommonConfig
 from common.data import Problem
+from common.launch import run_script
 from common.policy import Policy, load_policy
 from common.rollout import Completion
 

@@ -18,7 +18,7 @@ from helpers import QUICK, ROOT, SCRIPTS, metrics, run, save_random_model
 from safetensors.torch import load_file
 
 from common.checkpoint import what_is_missing
-from common.config import run_script
+from common.launch import run_script
 
 pytestmark = pytest.mark.parametrize("script", SCRIPTS)
 

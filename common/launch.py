@@ -1,0 +1,36 @@
+"""What `python train_X.py ...` does around an algorithm: flags, memory plan, and an end in one line where that helps."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from common.config import C, CommonConfig, UserError, flags_given, parse_config
+from common.memory import plan_run, table
+
+
+def run_script(config_class: type[C], train: Callable[[C], None], file: str) -> None:
+    """What `python train_X.py ...` does: parse, plan, train, and end with one line instead of a stack trace where that helps."""
+    config = None
+    try:
+        config = parse_config(config_class, sys.argv[1:], Path(file).stem)
+        plan = plan_run(config, flags_given(sys.argv[1:])) if isinstance(config, CommonConfig) else None
+        if plan is not None:
+            print(table(plan, config), flush=True)
+        if plan is not None and config.plan_memory is not None:
+            sys.exit(0 if plan.settings is not None else 1)
+        train(config)
+    except UserError as error:
+        with contextlib.suppress(OSError):  # a run folder with nothing in it
+            Path(config.output_dir if config and config.output_dir else "").rmdir()
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        remedy = ("older checkpoints are whole: free some space and go on with --resume_from_checkpoint auto"
+                  if hasattr(config, "resume_from_checkpoint") else "free some space; the same command with its --output_dir goes on")
+        sys.exit(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")
