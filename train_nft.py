@@ -194,7 +194,7 @@ def train(config: Config) -> None:
             for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
                 divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)
                 losses = []
-                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy.device):
+                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy):
                     logps, entropy = policy.logps(micro, entropy=True)  # (b, T)
                     old = logps.detach() if old_logps is None else micro.take(old_logps)
                     start = completion_old_logps(logps, old, micro.completion_mask) if config.ratio_level == "sequence" else old

@@ -211,7 +211,7 @@ def train(config: Config) -> None:
                 with critic.active():  # forward, backward and step of one adapter, before the other is switched on
                     divisor, losses = loss_divisor(mask[minibatch], "token-mean"), []
                     present = minibatch[mask[minibatch].any(dim=1)]
-                    for micro in microbatches(batch, present, config.max_tokens_per_microbatch, policy.device):
+                    for micro in microbatches(batch, present, config.max_tokens_per_microbatch, policy):
                         token_loss = value_token_loss(critic.values(micro), micro.take(old_values), micro.take(returns),
                                                       epsilon=config.cliprange_value)
                         loss = aggregate(token_loss, micro.completion_mask, "token-mean", divisor)
@@ -224,7 +224,7 @@ def train(config: Config) -> None:
                     continue
                 divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)
                 sequences, losses = loss_divisor(mask[minibatch], "seq-mean-token-sum"), []
-                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy.device):
+                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy):
                     logps, entropy = policy.logps(micro, entropy=True)  # (b, T)
                     old = logps.detach() if old_logps is None else micro.take(old_logps)
                     token_loss = ppo_token_loss(logps, old, micro.take(advantages), epsilon=config.epsilon)

@@ -158,7 +158,7 @@ def difference(policy: Policy, requests: list[Request], groups: list[list[Comple
     batch = make_batch([Problem(str(i), "", r.prompt_ids, "") for i, r in enumerate(requests)], groups)
     parts = []
     with torch.no_grad():
-        for micro in microbatches(batch, torch.arange(len(batch)), 4096, policy.device):
+        for micro in microbatches(batch, torch.arange(len(batch)), 4096, policy):
             parts.append((policy.logps(micro)[0] - micro.sampling_logps).abs()[micro.completion_mask].cpu())
     return torch.cat(parts)
 

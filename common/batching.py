@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,59 +53,80 @@ def make_batch(problems: list[Problem], completions: list[list[Completion]]) -> 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """b rows of a Batch as right-padded tensors: L = longest prompt + completion, T = longest completion among them."""
+    """b rows of a Batch, T = the longest completion among them; padded on the right to (b, L), or packed one after the other to (1, L).
+
+    Which tokens are whose was worked out on the CPU: nothing here makes a GPU wait.
+    """
 
     rows: Tensor  # (b,) int64, into the Batch
-    input_ids: Tensor  # (b, L) int64
-    attention_mask: Tensor | None  # (b, L) int64; None where no row is padded: the causal mask alone is faster
-    prompt_lengths: Tensor  # (b,) int64
+    input_ids: Tensor  # (b, L) or (1, L) int64
+    inputs: dict[str, Any]  # what the model needs beside them
+    before: Tensor  # (N,) int64: into the flattened input_ids, the token before each of the N completion tokens, row by row
+    places: Tensor  # (N,) int64: where each of them stands in a flattened (b, T)
     completion_mask: Tensor  # (b, T) bool
     sampling_logps: Tensor  # (b, T) float32, 0 where masked
 
     def take(self, per_row: Tensor) -> Tensor:
         """The micro-batch's part of a (B,) or (B, T of the batch) tensor, on its device: (b,) or (b, T)."""
-        part = per_row[self.rows.to(per_row.device)].to(self.input_ids.device)
-        return part[:, :self.completion_mask.shape[1]] if part.ndim == 2 else part
+        part = per_row[self.rows]
+        return on_device((part[:, :self.completion_mask.shape[1]] if part.ndim == 2 else part).contiguous(), self.input_ids.device)
 
     def spread(self, values: Tensor) -> Tensor:
         """(b, T): one value (N,) for each completion token, row by row, at its place; 0 where masked."""
-        return values.new_zeros(self.completion_mask.shape).index_put(self.completion_mask.nonzero(as_tuple=True), values)
+        shape = self.completion_mask.shape
+        return values.new_zeros(shape.numel()).index_copy(0, self.places, values).reshape(shape)
 
 
-def microbatches(batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) -> Iterator[MicroBatch]:
-    """Micro-batches over `rows` of the batch, longest first, each at most `max_tokens` padded tokens (or one row).
+def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Policy) -> Iterator[MicroBatch]:
+    """Micro-batches over `rows` of the batch, longest first, each at most `max_tokens` tokens, padding included (or one row).
 
-    Sorted by length, so that little is padding; longest first, so that what does not fit in memory fails at once.
+    Sorted by length, so that little is padding; longest first, so that what does not fit in memory fails at once. Packed where the
+    policy's attention can tell the rows apart, which leaves no padding at all.
     """
     def length(row: int) -> int:
         return len(batch.problems[row].prompt_ids) + len(batch.completions[row].ids)
 
     order = sorted(rows.tolist(), key=length, reverse=True)
-    start = 0
-    while start < len(order):
-        count = max(1, max_tokens // length(order[start]))
-        yield _pad(batch, order[start:start + count], device)
-        start += count
+    while order:
+        count, total = 1, length(order[0])
+        while count < len(order) and total + length(order[count if policy.packs else 0]) <= max_tokens:
+            total += length(order[count if policy.packs else 0])
+            count += 1
+        yield _together(batch, order[:count], policy.device, policy.packs)
+        order = order[count:]
 
 
-def _pad(batch: Batch, rows: list[int], device: torch.device) -> MicroBatch:
-    prompts = [batch.problems[row].prompt_ids for row in rows]
-    completions = [batch.completions[row] for row in rows]
+def _together(batch: Batch, rows: list[int], device: torch.device, packed: bool) -> MicroBatch:
+    prompts, completions = [batch.problems[row].prompt_ids for row in rows], [batch.completions[row] for row in rows]
     lengths = np.array([len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)])
-    longest = max(len(c.ids) for c in completions)
-    ids = np.zeros((len(rows), lengths.max()), dtype=np.int64)
+    longest, widest = max(len(c.ids) for c in completions), int(lengths.max())
+    starts = np.concatenate([[0], lengths.cumsum()]) if packed else np.arange(len(rows) + 1) * widest  # of each row, in flat ids
+    ids = np.zeros(starts[-1], dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=bool)
     logps = np.zeros((len(rows), longest), dtype=np.float32)
+    before = []
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        ids[i, :lengths[i]] = [*prompt, *completion.ids]
+        ids[starts[i]:starts[i] + lengths[i]] = [*prompt, *completion.ids]
         mask[i, :len(completion.ids)] = True
         logps[i, :len(completion.ids)] = completion.logps
-    attention = torch.from_numpy((np.arange(lengths.max())[None] < lengths[:, None]).astype(np.int64))
+        before.append(starts[i] + len(prompt) - 1 + np.arange(len(completion.ids)))  # logits at position j are about token j + 1
+    inputs: dict[str, Any] = {}  # padding on the right is behind everything that looks back: the causal mask hides it
+    if packed:
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        inputs = {"position_ids": on_device(torch.from_numpy(positions)[None], device),
+                  "cu_seq_lens_q": on_device(torch.from_numpy(starts.astype(np.int32)), device), "max_length_q": widest,
+                  # of four dimensions, so that transformers takes it as it is and reads no numbers that a GPU is still working on
+                  "attention_mask": torch.zeros(1, 1, 1, 1, device=device)}
     return MicroBatch(
-        rows=torch.tensor(rows), input_ids=torch.from_numpy(ids).to(device),
-        attention_mask=None if attention.all() else attention.to(device),
-        prompt_lengths=torch.tensor([len(p) for p in prompts], device=device),
-        completion_mask=torch.from_numpy(mask).to(device), sampling_logps=torch.from_numpy(logps).to(device))
+        rows=torch.tensor(rows), input_ids=on_device(torch.from_numpy(ids).reshape(1 if packed else len(rows), -1), device), inputs=inputs,
+        before=on_device(torch.from_numpy(np.concatenate(before)), device),
+        places=on_device(torch.from_numpy(np.flatnonzero(mask)), device),
+        completion_mask=on_device(torch.from_numpy(mask), device), sampling_logps=on_device(torch.from_numpy(logps), device))
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor's copy on the device, for which nobody waits: through memory that the GPU can read by itself."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def minibatches(size: int, num_iterations: int, num_minibatches: int, seed: int, step: int) -> Iterator[Tensor]:
@@ -119,13 +141,13 @@ def minibatches(size: int, num_iterations: int, num_minibatches: int, seed: int,
 
 def all_logps(policy: Policy, batch: Batch, rows: Tensor, max_tokens: int) -> Tensor:
     """Log-probs (B, T) of the given rows of a batch, in float32 on the CPU, without gradient; 0 elsewhere."""
-    return per_token(lambda micro: policy.logps(micro)[0], batch, rows, max_tokens, policy.device)
+    return per_token(lambda micro: policy.logps(micro)[0], batch, rows, max_tokens, policy)
 
 
 @torch.no_grad()
-def per_token(function: Callable[[MicroBatch], Tensor], batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) -> Tensor:
+def per_token(function: Callable[[MicroBatch], Tensor], batch: Batch, rows: Tensor, max_tokens: int, policy: Policy) -> Tensor:
     """(B, T) of a function that gives (b, T) for a micro-batch: the given rows, float32 on the CPU, no gradient; 0 elsewhere."""
     result = torch.zeros(len(batch), int(batch.lengths.max()))
-    for micro in microbatches(batch, rows, max_tokens, device):
+    for micro in microbatches(batch, rows, max_tokens, policy):
         result[micro.rows, :micro.completion_mask.shape[1]] = function(micro).float().cpu()
     return result

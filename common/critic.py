@@ -47,7 +47,7 @@ class Critic:
     def all_values(self, batch: Batch, rows: Tensor, max_tokens: int) -> Tensor:
         """Values (B, T) of the given rows of a batch, float32 on the CPU, without gradient; 0 elsewhere."""
         with self.active():
-            return per_token(self.values, batch, rows, max_tokens, self.policy.device)
+            return per_token(self.values, batch, rows, max_tokens, self.policy)
 
     def save(self, folder: Path) -> None:
         """Writes `critic/` into the folder: a PEFT adapter, and the head beside it."""

@@ -291,7 +291,7 @@ def longest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int,
     problem = Problem("trial", "", (policy.vocabulary - 1,) * prompt_length, "")
     completion = Completion([policy.vocabulary - 1] * config.max_completion_length, [0.0] * config.max_completion_length, "length", "")
     batch = make_batch([problem], [[completion] * rows])
-    for micro in microbatches(batch, torch.arange(rows), config.max_tokens_per_microbatch, policy.device):
+    for micro in microbatches(batch, torch.arange(rows), config.max_tokens_per_microbatch, policy):
         logps, _ = policy.logps(micro, entropy=True)
         logps.sum().backward()
         if critic is not None:

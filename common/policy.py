@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from common.attention import register
+from common.attention import can_pack, register
 from common.config import CommonConfig, UserError
 from common.loss import head_logits, selected_logps
 from common.pretrained import load_tokenizer, model_folder, stop_token_ids
@@ -54,6 +54,7 @@ class Policy:
         self.vocabulary = self.base.get_output_embeddings().weight.shape[0]
         self.stop_ids = stop_token_ids(tokenizer, self.base.generation_config)
         self.checkpointing = checkpointing
+        self.packs = self.device.type == "cuda" and self.dtype == torch.bfloat16 and can_pack(text_config)
         model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
         for layer in self._lora_layers():
             # PEFT would take inputs to the adapter's float32, and autocast back, to a copy for each layer that backward keeps
@@ -90,10 +91,8 @@ class Policy:
     def states_before(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Hidden states (N, H) from which a MicroBatch's N completion tokens were chosen, row by row, and these tokens (N,)."""
         with self._recompute(torch.is_grad_enabled()):
-            hidden = self.hidden_states(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-        rows, columns = batch.completion_mask.nonzero(as_tuple=True)
-        before = batch.prompt_lengths[rows] + columns - 1  # logits at position j are about token j + 1
-        return hidden[rows, before], batch.input_ids[rows, before + 1]
+            hidden = self.hidden_states(batch.input_ids, use_cache=False, **batch.inputs).last_hidden_state
+        return hidden.flatten(0, 1)[batch.before], batch.input_ids.flatten()[batch.before + 1]
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:

@@ -1,45 +1,96 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import make_policy, random_batch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig
 
+from common.attention import can_pack
 from common.batching import all_logps, microbatches, minibatches
-from common.loss import aggregate, loss_divisor
+from common.loss import aggregate, loss_divisor, truncated_importance_weights
+from common.metrics import TokenMeans
 
+PADDED = SimpleNamespace(device=torch.device("cpu"), packs=False)
 SIZES = ((5, 7), (3, 1), (9, 4), (20, 11), (2, 2), (8, 8))
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"])
 def test_the_update_does_not_depend_on_the_microbatches(mode, random_models, tokenizer):
-    """Budgets of one sequence, two, and everything: the same gradient to 1e-6."""
+    """Budgets of one sequence, two, and everything, padded and packed: the same gradient to 1e-6."""
     policy = make_policy(random_models["qwen3"], tokenizer)
     batch = random_batch(tokenizer, SIZES)
     divisor = loss_divisor(batch.loss_mask(), mode, 16)
     gradients, counts = [], []
-    for budget in (1, 62, 10_000):
-        losses = []
-        for micro in microbatches(batch, torch.arange(len(SIZES)), budget, policy.device):
-            losses.append(aggregate(-policy.logps(micro)[0], micro.completion_mask, mode, divisor))
-            losses[-1].backward()
-        counts.append(len(losses))
-        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters_of().values()]))
-        policy.model.zero_grad()
-    assert counts[0] == 6 and counts[2] == 1 and counts[0] > counts[1] > 1
+    for policy.packs in (False, True):
+        for budget in (1, 62, 10_000):
+            losses = []
+            for micro in microbatches(batch, torch.arange(len(SIZES)), budget, policy):
+                losses.append(aggregate(-policy.logps(micro)[0], micro.completion_mask, mode, divisor))
+                losses[-1].backward()
+            counts.append(len(losses))
+            gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters_of().values()]))
+            policy.model.zero_grad()
+    assert counts[0] == counts[3] == 6 and counts[2] == counts[5] == 1 and 6 > counts[1] >= counts[4] > 1
     for gradient in gradients[1:]:
         assert ((gradient - gradients[0]).norm() / gradients[0].norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_packed_rows_do_not_see_each_other(architecture, random_models, tokenizer):
+    policy = make_policy(random_models[architecture], tokenizer)
+    batch = random_batch(tokenizer, SIZES)
+    padded = all_logps(policy, batch, torch.arange(6), 10_000)
+    policy.packs = True
+    assert_close(all_logps(policy, batch, torch.arange(6), 10_000), padded, atol=1e-5, rtol=0)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the program needs a number that, on a GPU, it would have to wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2"), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_packed_microbatches_never_wait_for_the_gpu(random_models, tokenizer):
+    """All that the scripts do with a micro-batch; checkpointed, too."""
+    for checkpointing in (False, True):
+        policy = make_policy(random_models["qwen2"], tokenizer, gradient_checkpointing=checkpointing)
+        policy.packs = True
+        batch = random_batch(tokenizer, SIZES)
+        advantages, means = torch.linspace(-1, 1, len(SIZES)), TokenMeans()
+        for micro in microbatches(batch, torch.arange(len(SIZES)), 40, policy):
+            with NoWaiting():
+                logps, entropy = policy.logps(micro, entropy=True)
+                token_loss = -logps * micro.take(advantages)[:, None] * truncated_importance_weights(logps, micro.sampling_logps, 2.0)
+                aggregate(token_loss, micro.completion_mask, "token-mean", 33.0).backward()
+                means.add(micro.completion_mask, entropy=entropy)
+        assert means.mean("entropy") > 0 and all(p.grad is not None for p in policy.parameters_of().values())
+    with pytest.raises(AssertionError, match="nonzero"), NoWaiting():
+        torch.ones(3).nonzero()
+
+
+def test_models_whose_attention_cannot_be_packed_are_padded(random_models):
+    able = {name: can_pack(AutoConfig.from_pretrained(folder).get_text_config()) for name, folder in random_models.items()}
+    assert able == {"llama": True, "qwen2": True, "qwen3": True, "mistral": False, "gemma2": False, "gemma3_text": False}
 
 
 def test_microbatches_hold_every_row_once_within_the_budget(tokenizer):
     batch = random_batch(tokenizer, SIZES)
     rows = torch.tensor([5, 0, 3, 2])
     seen = []
-    for micro in microbatches(batch, rows, 30, torch.device("cpu")):
+    for micro in microbatches(batch, rows, 30, PADDED):
         assert len(micro.rows) == 1 or micro.input_ids.numel() <= 30
         for i, row in enumerate(micro.rows.tolist()):
             prompt, ids = list(batch.problems[row].prompt_ids), batch.completions[row].ids
             assert micro.input_ids[i, : len(prompt) + len(ids)].tolist() == prompt + ids
             assert micro.completion_mask[i].sum() == len(ids) and micro.completion_mask[i, : len(ids)].all()
-            assert micro.prompt_lengths[i] == len(prompt)
+        ids = [token for row in micro.rows.tolist() for token in batch.completions[row].ids]
+        assert micro.input_ids.flatten()[micro.before + 1].tolist() == ids
+        assert micro.completion_mask.flatten()[micro.places].all() and len(micro.places) == len(ids) == micro.completion_mask.sum()
         seen += micro.rows.tolist()
     assert seen[0] == 3  # the longest first: what does not fit in memory fails at once
     assert sorted(seen) == sorted(rows.tolist())
@@ -48,7 +99,7 @@ def test_microbatches_hold_every_row_once_within_the_budget(tokenizer):
 def test_take_picks_the_rows_of_a_microbatch(tokenizer):
     batch = random_batch(tokenizer, SIZES)
     per_token = torch.arange(6 * 11).reshape(6, 11)
-    for micro in microbatches(batch, torch.arange(6), 30, torch.device("cpu")):
+    for micro in microbatches(batch, torch.arange(6), 30, PADDED):
         width = micro.completion_mask.shape[1]
         assert micro.take(per_token).tolist() == [per_token[row, :width].tolist() for row in micro.rows.tolist()]
         assert micro.take(torch.arange(6)).tolist() == micro.rows.tolist()

@@ -153,7 +153,7 @@ def test_on_policy_the_parameter_gradients_are_grpos_and_dr_grpos(weight, mode, 
     def gradients(token_loss):
         for parameter in policy.parameters_of("default").values():
             parameter.grad = None
-        for micro in microbatches(batch, torch.arange(12), 60, policy.device):
+        for micro in microbatches(batch, torch.arange(12), 60, policy):
             logps, _ = policy.logps(micro)
             aggregate(token_loss(micro, logps, logps.detach()), micro.completion_mask, mode, divisor).backward()
         return torch.cat([parameter.grad.flatten() for parameter in policy.parameters_of("default").values()])

@@ -40,7 +40,7 @@ def test_a_model_that_can_see_is_adapted_where_text_goes(tokenizer, tmp_path):
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
     policy = make_policy(tmp_path, tokenizer)
     assert len(policy.parameters_of()) == 2 * 2 * 7 and not [name for name in policy.parameters_of() if "vision" in name]
-    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy)
     policy.logps(micro)[0].sum().backward()
     assert all(p.grad is not None for p in policy.parameters_of().values())
 
@@ -60,7 +60,7 @@ def full_logps(model, batch):
 def test_logps_match_a_full_logits_computation(architecture, random_models, tokenizer):
     policy = make_policy(random_models[architecture], tokenizer, temperature=TEMPERATURE)
     batch = random_batch(tokenizer)
-    (micro,) = microbatches(batch, torch.arange(3), 10_000, policy.device)  # one padded micro-batch
+    (micro,) = microbatches(batch, torch.arange(3), 10_000, policy)  # one padded micro-batch
     with torch.no_grad():
         logps, entropy = policy.logps(micro, entropy=True)
         on, off = full_logps(policy.model, batch), None
@@ -131,7 +131,7 @@ def test_only_the_adapter_is_trained_and_checkpointing_changes_nothing(random_mo
     gradients = []
     for checkpointing in (False, True):
         policy = make_policy(random_models["llama"], tokenizer, gradient_checkpointing=checkpointing)
-        (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+        (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy)
         policy.logps(micro)[0].sum().backward()
         gradients.append({name: p.grad for name, p in policy.parameters_of().items()})
         assert all(p.grad is None for name, p in policy.model.named_parameters() if "lora_" not in name)
@@ -143,7 +143,7 @@ def test_only_the_adapter_is_trained_and_checkpointing_changes_nothing(random_mo
 def test_a_run_can_start_from_an_adapter_which_is_then_its_reference(random_models, tokenizer, tmp_path):
     make_policy(random_models["llama"], tokenizer).save(tmp_path)
     policy = make_policy(random_models["llama"], tokenizer, adapter=str(tmp_path), beta=0.1)
-    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy)
     start = policy.logps(micro)[0].detach()
     with policy.reference():
         assert_close(policy.logps(micro)[0], start)
@@ -210,7 +210,7 @@ def test_4bit_base_trains_as_its_dequantised_copy_does_and_its_reference_repeats
             layer.base_layer.weight.data = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
     for name, parameter in plain.parameters_of().items():
         parameter.data = policy.parameters_of()[name].data.clone()
-    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy.device)
+    (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy)
     with policy.reference():
         first, second = policy.logps(micro)[0], policy.logps(micro)[0]
     assert torch.equal(first, second)

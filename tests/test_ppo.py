@@ -23,7 +23,7 @@ def policy(random_models, tokenizer):
 
 def micro_of(tokenizer, policy, sizes=((5, 7), (3, 1), (9, 4))):
     batch = random_batch(tokenizer, sizes)
-    (micro,) = microbatches(batch, torch.arange(len(batch)), 10_000, policy.device)
+    (micro,) = microbatches(batch, torch.arange(len(batch)), 10_000, policy)
     return batch, micro
 
 

@@ -81,7 +81,7 @@ def test_sampler_and_trainer_agree(architecture, random_models, tokenizer):
     batch = make_batch([Problem(str(i), "", r.prompt_ids, "") for i, r in enumerate(requests)], groups)
     on, off = [], []
     with torch.no_grad():
-        for micro in microbatches(batch, torch.arange(len(batch)), 300, policy.device):
+        for micro in microbatches(batch, torch.arange(len(batch)), 300, policy):
             on.append((policy.logps(micro)[0] - micro.sampling_logps).abs().max())
             with policy.reference():
                 off.append((policy.logps(micro)[0] - micro.sampling_logps).abs().max())

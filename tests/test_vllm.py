@@ -67,7 +67,7 @@ def largest_difference(policy, requests, groups):
     with torch.no_grad():
         return max(
             (policy.logps(micro)[0] - micro.sampling_logps).abs().max().item()
-            for micro in microbatches(batch, torch.arange(len(batch)), 300, policy.device)
+            for micro in microbatches(batch, torch.arange(len(batch)), 300, policy)
         )
 
 
