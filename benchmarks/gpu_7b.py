@@ -121,15 +121,16 @@ def measure(script: str, card: float, arguments: argparse.Namespace, model: Path
     watcher.join()
     row |= {"peak_gb": peak, "result": "ok" if code == 0 else f"FAILED: code {code}, see {log.name}"}
     if code == 0:
+        text = AutoConfig.from_pretrained(model).get_text_config()
+        head = text.vocab_size * text.hidden_size
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        row |= speeds(rows, plan, shape, folder, AutoTokenizer.from_pretrained(model), arguments.peak_tflops)
+        row |= speeds(rows, shape.linear + head, folder, AutoTokenizer.from_pretrained(model), arguments.peak_tflops)
     return row
 
 
 def speeds(
     rows: list[dict[str, Any]],
-    plan: Plan,
-    shape: Shape,
+    weights: int,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     peak_tflops: float | None,
@@ -141,15 +142,19 @@ def speeds(
     # nearly every completion of a coin-flip group has an advantage: all are counted as trained on
     lengths = dict(zip(prompts := sorted({c["prompt"] for c in told}), map(len, tokenizer(prompts)["input_ids"]), strict=True))
     trained = statistics.median(sum(c["tokens"] + lengths[c["prompt"]] for c in told if c["step"] == row["step"]) for row in rows[1:])
-    passes = 3 if plan.settings and plan.settings.gradient_checkpointing else 2
+    flags = json.loads((folder / "config.json").read_text())["flags"]
+    critic = "critic_learning_rate" in flags
+    # of 2 N per token: forward, backward, forward again; of the critic as well; and the log-probs before several updates
+    passes = (3 if flags["gradient_checkpointing"] else 2) * (2 if critic else 1) + (flags["num_iterations"] * flags["num_minibatches"] > 1)
     found = {
-        "sampled_per_second": sampled / max(seconds["sample"] + seconds["value"], 1e-9),
+        # where there is a critic, "value" is its forward pass, else it is sampling
+        "sampled_per_second": sampled / max(seconds["sample"] + (0.0 if critic else seconds["value"]), 1e-9),
         "trained_per_second": trained / max(seconds["update"], 1e-9),
         "step_seconds": statistics.median(row["step_time"] for row in rows[1:]),
         "seconds": seconds,
     }
     if peak_tflops:
-        found["utilisation"] = passes * 2 * shape.parameters * found["trained_per_second"] / (peak_tflops * 1e12)
+        found["utilisation"] = passes * 2 * weights * found["trained_per_second"] / (peak_tflops * 1e12)
     return found
 
 

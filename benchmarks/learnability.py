@@ -6,9 +6,11 @@
 kind, and longer. `grpo` (centred: Dr. GRPO's flags) and `vineppo` have more problems than they can try in a run; `repeated`
 has GRPO on 200 problems, which come again, so that there is something to remember (`--candidate_choice memory`).
 
-Prints every evaluation of every run; then, against `uniform`, the mean of all evaluations and of the last three, and how much
-sooner the best value of the uniform runs' mean curve was reached, in steps, generated tokens and seconds of steps, with
-95 % bootstrap intervals over seeds (paired: both methods from the same seeds). Finished runs are not run again. One thread a run.
+Prints every evaluation of every run; then, against `uniform`, the mean of all evaluations and of the last three (differences
+seed by seed, 95 % t intervals over seeds), and how much sooner the best value of the uniform runs' mean curve was reached, in
+steps, generated tokens and seconds of steps, with the range that 95 % of bootstrap draws over seeds give (both methods from the
+same seeds): with five seeds that range is too narrow for a 95 % interval. Seconds are wall time, so a busy machine is in them.
+Finished runs are not run again. One thread a run.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
 from seeds import LABELS, ROOT, curves_of, run_seed, table
 
 TASK = "values=60,tiers=100-0-0:7:1-2/minus:2:14-16/half:1:5-8,test_tiers=half:30:5-8/half:10:9-12,warm_steps=900,habits=0.01:0.41:0.41"
@@ -71,10 +74,13 @@ def speed_up(uniform: list[Curve], other: list[Curve]) -> float:
     """How many times less x the other method takes to the best value of the uniform runs' mean curve; 0 if it never gets there."""
     base = mean_curve(uniform)
     best = max(y for _, y in base)
+    if best == base[0][1]:  # it never rose: there is nothing to be sooner than
+        return 1.0
     return first_reach(base, best) / first_reach(mean_curve(other), best)
 
 
-def interval(values: list[float]) -> tuple[float, float]:
+def middle(values: list[float]) -> tuple[float, float]:
+    """Between which 95 % of the values lie."""
     values = sorted(values)
     return values[int(0.025 * len(values))], values[int(0.975 * len(values)) - 1]
 
@@ -89,11 +95,12 @@ def compared(uniform: list[dict[str, Curve]], other: list[dict[str, Curve]]) -> 
             statistics.mean(list(b["steps"].values())[last:]) - statistics.mean(list(a["steps"].values())[last:])
             for a, b in zip(uniform, other, strict=True)
         ]
-        low, high = interval([statistics.mean(apart[i] for i in draw) for draw in drawn])
-        cells.append(f"{statistics.mean(apart):+.3f} ({low:+.3f} to {high:+.3f})")
+        mean = statistics.mean(apart)
+        half = stats.t.ppf(0.975, len(apart) - 1) * statistics.stdev(apart) / len(apart) ** 0.5
+        cells.append(f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})")
     for axis in AXES:
         a, b = [run[axis] for run in uniform], [run[axis] for run in other]
-        low, high = interval([speed_up([a[i] for i in draw], [b[i] for i in draw]) for draw in drawn])
+        low, high = middle([speed_up([a[i] for i in draw], [b[i] for i in draw]) for draw in drawn])
         whole = speed_up(a, b)
         cells.append(f"{f'{whole:.2f}' if whole else 'not reached'} ({low:.2f} to {high:.2f})")
     return cells

@@ -130,7 +130,8 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def minibatches(size: int, num_iterations: int, num_minibatches: int, seed: int, step: int) -> Iterator[Tensor]:
-    """Row indices of each optimiser step of one rollout batch: every pass is shuffled and cut into near-equal parts."""
+    """Row indices of each optimiser step of one rollout batch: every pass is shuffled and cut into near-equal parts, none empty."""
+    num_minibatches = min(num_minibatches, size)
     for iteration in range(num_iterations):
         if num_minibatches == 1:
             yield torch.arange(size)

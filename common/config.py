@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -52,6 +53,7 @@ class SamplingConfig:
 
     # what --model tiny sets instead, for the flags that the user did not give
     tiny_defaults: ClassVar[dict[str, Any]] = {"prompt_template": "question"}
+    given: ClassVar[Set[str]] = frozenset()  # flags that were typed, or come from a saved config.json
 
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
@@ -98,7 +100,7 @@ class CommonConfig(SamplingConfig):
         None, "sampling", "lilo, buffer: completions of each candidate. Default: --num_generations, which lilo then trains on.")
     candidate_choice: Literal["epochs", "memory"] = flag(
         "epochs", "sampling", "Problems to try: the next of the epoch, or those that promise most by what the run saw of them.")
-    buffer_steps: int = flag(10, "sampling", "buffer: steps between renewals.")
+    buffer_steps: int | None = flag(None, "sampling", "buffer: steps between renewals. Default: 10.")
     vllm_enable_sleep_mode: bool = flag(False, "sampling", "vLLM moves its weights to host memory during the update (level 1).")
 
     max_steps: int = flag(200, "update", "Training steps: each samples, verifies, updates.")
@@ -172,7 +174,8 @@ class CommonConfig(SamplingConfig):
         for name in ("candidate_factor", "candidate_generations", "buffer_steps"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "a whole number from 1 up")
-        read = {"candidate_factor": ("lilo", "adaptive", "dynamic", "buffer"), "candidate_generations": ("lilo", "buffer")}
+        read = {"candidate_factor": ("lilo", "adaptive", "dynamic", "buffer"), "candidate_generations": ("lilo", "buffer"),
+                "buffer_steps": ("buffer",)}
         if self.candidate_choice != "epochs" and self.sampling == "uniform":
             raise UserError("--candidate_choice memory does nothing with --sampling uniform: give lilo, adaptive, dynamic or buffer; "
                             "--sampling lilo --candidate_factor 1 trains on all that it chooses")
@@ -180,9 +183,9 @@ class CommonConfig(SamplingConfig):
             if getattr(self, name) is not None and self.sampling not in modes:
                 raise UserError(f"--{name} does nothing with --sampling {self.sampling}: leave it out, or give --sampling "
                                 f"{' or '.join(modes)}")
-        if self.sampling != "uniform" and min(self.num_generations, self.candidate_generations or self.num_generations) < 2:
-            raise UserError(f"--sampling {self.sampling} compares a problem's completions: give --num_generations, and "
-                            "--candidate_generations if at all, 2 or more")
+        if self.sampling != "uniform" and (self.candidate_generations or self.num_generations) < 2:
+            raise UserError(f"--sampling {self.sampling} compares a problem's completions: give --num_generations 2 or more, or lilo and "
+                            "buffer --candidate_generations 2 or more")
         completions = self.problems_per_step * self.num_generations
         if self.sampling == "adaptive" and 2 * self.candidates_per_step >= completions:
             raise UserError(f"--sampling adaptive tries {self.candidates_per_step} problems twice, which leaves none of the step's "
@@ -207,7 +210,8 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
 
     parser = Parser(config_class)
     typed = config_class(**vars(parser.parse(argv)))
-    given = flags_given(argv)
+    given = {arg[2:].split("=")[0].replace("-", "_") for arg in argv if arg.startswith("--")}
+    given |= {name.removeprefix("no_") for name in given}
 
     def with_defaults(saved: dict[str, Any]) -> C:
         """The command line over `saved` over tiny's defaults over the dataclass."""
@@ -242,14 +246,9 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
         for name in sorted(set(changed) - {"resume_from_checkpoint", "output_dir", "config"}):
             print(f"changed on resume: --{name} {saved[name]} -> {changed[name]}")
         config.output_dir, config.resume_from_checkpoint = str(checkpoint.parent), str(checkpoint)
+    config.given = frozenset(given | set(saved))
     config.check()
     return config
-
-
-def flags_given(argv: list[str]) -> set[str]:
-    """Names of the flags on a command line; `--no_x` counts as x."""
-    names = {arg[2:].split("=")[0].replace("-", "_") for arg in argv if arg.startswith("--")}
-    return names | {name.removeprefix("no_") for name in names}
 
 
 def _tiny_defaults(config: SamplingConfig) -> dict[str, Any]:

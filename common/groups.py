@@ -1,6 +1,7 @@
 """A problem of a step with what has been sampled of it so far: what phases 1 to 3 hand on."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -23,13 +24,23 @@ class Group:
     seed: int  # of the first ones; later ones hash it with how many there are
     completions: list[Completion] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)  # of the first completions: those that have been verified
-    attempts: int = 0  # completions verified, those since dropped included
-    successes: int = 0  # of them
+    scores: list[float] = field(default_factory=list)  # the rewards of all completions ever verified, those since dropped included
+    first: float = math.nan  # learnability when it was first verified: how often it is tried later may depend on that
+
+    @property
+    def attempts(self) -> int:
+        """Completions verified."""
+        return len(self.scores)
+
+    @property
+    def successes(self) -> int:
+        """Those with a reward above a half."""
+        return sum(score > SUCCESS_ABOVE for score in self.scores)
 
     @property
     def mixed(self) -> bool:
-        """Some attempts succeeded and some failed."""
-        return 0 < self.successes < self.attempts
+        """The rewards differ."""
+        return min(self.scores) < max(self.scores)
 
     def resize(self, wanted: int) -> None:
         """Another number of completions: what is too many is dropped, what is missing is sampled with the next call."""
@@ -57,6 +68,5 @@ def verify(groups: list[Group], reward: Reward) -> Tensor:
     scores = reward([group.problem for group, _ in new], [completion for _, completion in new]).tolist() if new else []
     for (group, _), score in zip(new, scores, strict=True):
         group.rewards.append(score)
-        group.attempts += 1
-        group.successes += score > SUCCESS_ABOVE
+        group.scores.append(score)
     return torch.tensor([score for group in groups for score in group.rewards])

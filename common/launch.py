@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from common.config import C, CommonConfig, UserError, flags_given, parse_config
+from common.config import C, CommonConfig, UserError, parse_config
 from common.memory import plan_run, table
 
 
@@ -16,7 +16,7 @@ def run_script(config_class: type[C], train: Callable[[C], None], file: str) -> 
     config = None
     try:
         config = parse_config(config_class, sys.argv[1:], Path(file).stem)
-        plan = plan_run(config, flags_given(sys.argv[1:])) if isinstance(config, CommonConfig) else None
+        plan = plan_run(config) if isinstance(config, CommonConfig) else None
         if plan is not None:
             print(table(plan, config), flush=True)
         if plan is not None and config.plan_memory is not None:

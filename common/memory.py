@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,8 @@ from common.critic import Critic
 from common.data import Problem
 from common.loss import CHUNK_ELEMENTS
 from common.policy import Policy, with_adapter
-from common.pretrained import load_model_config
-from common.rollout import Completion, Engine
+from common.pretrained import adapter_settings, load_model_config
+from common.rollout import Completion, Engine, choose_engine
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes of a weight: 4 bits, a byte per 64 of them, four per 256 of those (double quantisation)
 STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes of the optimiser, per parameter
@@ -110,7 +111,7 @@ def saved_bytes(model_config: PretrainedConfig, config: CommonConfig, layers: in
     """
     short = copy.deepcopy(model_config)
     text = short.get_text_config()
-    text.num_hidden_layers, text.vocab_size = layers, 256
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = layers, 256, None
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     AttentionInterface.register("planned", _attention)
@@ -176,7 +177,7 @@ def uses_vllm(config: CommonConfig) -> bool:
     return config.engine == "vllm" or (config.engine == "auto" and config.dtype != "float32" and config.model != "tiny")
 
 
-def make_plan(config: CommonConfig, shape: Shape, card: float, given: set[str], recommend: bool = True) -> Plan:
+def make_plan(config: CommonConfig, shape: Shape, card: float, given: Set[str], recommend: bool = True) -> Plan:
     """The plan for `card` bytes. The flags in `given` stay as they are."""
     def choices(flag: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return (getattr(config, flag),) if flag in given else values
@@ -206,20 +207,21 @@ def make_plan(config: CommonConfig, shape: Shape, card: float, given: set[str], 
     return dataclasses.replace(smallest, remedies=_remedies(config, shape, card, given) if recommend else [])
 
 
-def _remedies(config: CommonConfig, shape: Shape, card: float, given: set[str]) -> list[str]:
+def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) -> list[str]:
     """What would make it fit: every change that is enough alone, else as many of them as it takes."""
     half = config.max_completion_length // 2
     changes: dict[str, dict[str, Any]] = {
         "--load_in_4bit": {"load_in_4bit": True}, f"--max_completion_length {half}": {"max_completion_length": half},
         "--optim adamw_8bit": {"optim": "adamw_8bit"}, "--engine transformers": {"engine": "transformers"}}
     changes = {text: change for text, change in changes.items() if any(getattr(config, k) != v for k, v in change.items())}
-    free = given - {spec.name for spec in dataclasses.fields(Settings)}
+    typed = sorted(given & {spec.name for spec in dataclasses.fields(Settings)})
 
-    def fits(texts: list[str]) -> bool:
+    def fits(texts: list[str], flags: Set[str] = given) -> bool:
         changed = dataclasses.replace(config, **{k: v for text in texts for k, v in changes[text].items()})
-        return make_plan(changed, shape, card, free, recommend=False).settings is not None
+        return make_plan(changed, shape, card, flags, recommend=False).settings is not None
 
-    alone = [text for text in changes if fits([text])]
+    left_out = [f"the plan's own --{' --'.join(typed)}"] if typed and fits([], given - set(typed)) else []
+    alone = left_out + [text for text in changes if fits([text])]
     several = next((list(changes)[:n] for n in range(2, len(changes) + 1) if fits(list(changes)[:n])), [])
     return alone or ([" ".join(several)] if several else [])
 
@@ -244,27 +246,42 @@ def table(plan: Plan, config: CommonConfig) -> str:
     return "\n".join(lines)
 
 
-def plan_run(config: CommonConfig, given: set[str]) -> Plan | None:
+def plan_run(config: CommonConfig) -> Plan | None:
     """The plan of a run: for `--plan_memory`, or for the GPU found, whose settings are then put into `config`; None without either.
 
-    Raises UserError if the run does not fit the GPU found.
+    Flags that were typed, or come from `--config` or the resumed run, stay. Raises UserError if the run does not fit the GPU found.
     """
-    if config.plan_memory is None and (not torch.cuda.is_available() or config.model == "tiny"):
+    asked = config.plan_memory is not None
+    if not asked and (not torch.cuda.is_available() or config.model == "tiny"):
         return None
-    card = config.plan_memory * GB if config.plan_memory is not None else torch.cuda.mem_get_info()[0]
-    plan = make_plan(config, shape_of(load_model_config(config), config), card, given)
-    if config.plan_memory is None:
+    wanted = config if asked else dataclasses.replace(config, engine=choose_engine(config)[0])
+    if config.adapter:
+        wanted = dataclasses.replace(wanted, lora_r=adapter_settings(config.adapter)["r"])
+    model_config = load_model_config(config)
+    try:
+        shape = shape_of(model_config, wanted)
+    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        cause = f"the memory of {config.model} could not be worked out ({type(error).__name__}: {str(error).splitlines()[0][:100]})"
+        if asked:
+            raise UserError(f"--plan_memory: {cause}; plans are for decoder models such as Llama, Qwen, Mistral, Gemma") from error
+        print(f"note: {cause}; going on without a plan", flush=True)
+        return None
+    free, whole = (config.plan_memory * GB,) * 2 if asked else torch.cuda.mem_get_info()
+    plan = make_plan(wanted, shape, free, config.given)
+    if not asked:
         if plan.settings is None:
-            raise UserError(table(plan, config))
+            raise UserError(table(plan, wanted))
         for name, value in dataclasses.asdict(plan.settings).items():
             setattr(config, name, value)
+        if "vllm_gpu_memory_utilization" not in config.given:  # vLLM counts in shares of the whole card, whatever is free of it
+            config.vllm_gpu_memory_utilization = round(plan.settings.vllm_gpu_memory_utilization * free / whole, 3)
     return plan
 
 
 # ---- a trial ---------------------------------------------------------------------------------------------------------
 
 def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: list[Problem], critic: Critic | None = None) -> None:
-    """On a GPU: one forward and backward over a micro-batch of the longest rows there can be, so that what will not fit fails now.
+    """On a GPU: one forward and backward over the largest micro-batch there can be, so that what will not fit fails now.
 
     Raises UserError with the plan beside what was measured.
     """
@@ -273,30 +290,34 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
     engine.sleep()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.mem_get_info()
+    parameters = sum(p.numel() for p in policy.parameters_of().values())
     try:
-        longest_microbatch(policy, config, max(len(problem.prompt_ids) for problem in problems), critic)
+        state = torch.empty(config.trained_adapters * parameters * STATES[config.optim], dtype=torch.uint8, device=policy.device)
+        largest_microbatch(policy, config, max(len(problem.prompt_ids) for problem in problems), critic)
     except torch.OutOfMemoryError as error:
         plan = make_plan(config, shape_of(policy.base.config, config), before[1], {spec.name for spec in dataclasses.fields(Settings)})
         raise UserError(f"out of memory in a trial at full length: {torch.cuda.max_memory_allocated() / GB:.1f} GB were in use by the "
                         f"trainer, {before[0] / GB:.1f} of {before[1] / GB:.1f} GB were free before it. The plan was:\n"
                         f"{table(plan, config)}") from error
-    print(f"a micro-batch at full length takes {torch.cuda.max_memory_allocated() / GB:.1f} GB in the trainer; "
+    del state  # the optimiser makes its own with its first step
+    print(f"the largest micro-batch takes {torch.cuda.max_memory_allocated() / GB:.1f} GB in the trainer; "
           f"{torch.cuda.mem_get_info()[0] / GB:.1f} GB stay free", flush=True)
 
 
-def longest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None = None) -> None:
-    """A forward and a backward, for the critic too, over as many of the longest rows as the token budget allows; nothing is kept."""
-    length = prompt_length + config.max_completion_length
-    rows = max(1, config.max_tokens_per_microbatch // length)
-    problem = Problem("trial", "", (policy.vocabulary - 1,) * prompt_length, "")
-    completion = Completion([policy.vocabulary - 1] * config.max_completion_length, [0.0] * config.max_completion_length, "length", "")
-    batch = make_batch([problem], [[completion] * rows])
-    for micro in microbatches(batch, torch.arange(rows), config.max_tokens_per_microbatch, policy):
+def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None = None) -> None:
+    """A forward and a backward, for the critic too, over rows that fill the token budget, or over one of full length; nothing is kept."""
+    longest = prompt_length + config.max_completion_length
+    rows = max(1, math.ceil(config.max_tokens_per_microbatch / longest))
+    length = max(2, min(longest, config.max_tokens_per_microbatch // rows)) if rows > 1 else longest
+    prompt = min(prompt_length, length - 1)
+    token = min(5, policy.vocabulary - 1)
+    completion = Completion([token] * (length - prompt), [0.0] * (length - prompt), "length", "")
+    batch = make_batch([Problem("trial", "", (token,) * prompt, "")], [[completion] * rows])
+    for micro in microbatches(batch, torch.arange(rows), max(config.max_tokens_per_microbatch, rows * length), policy):
         logps, _ = policy.logps(micro, entropy=True)
         logps.sum().backward()
         if critic is not None:
             with critic.active():
                 critic.values(micro).sum().backward()
-    parameters = [*policy.parameters_of().values(), *(critic.parameters().values() if critic is not None else ())]
-    for parameter in parameters:
+    for parameter in (*policy.parameters_of().values(), *(critic.parameters().values() if critic is not None else ())):
         parameter.grad = None

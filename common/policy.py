@@ -65,6 +65,7 @@ class Policy:
         if checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._check_head()
+        self.packs = self.packs and self.keeps_packed_rows_apart()
 
     # ---- running --------------------------------------------------------------------------------------------------
 
@@ -203,6 +204,20 @@ class Policy:
         finally:
             for layer in layers:
                 layer.training = False
+
+    @torch.no_grad()
+    def keeps_packed_rows_apart(self) -> bool:
+        """Whether the second of two packed rows comes out as it does alone: not where layers carry a state, or ignore where rows begin."""
+        rows = torch.arange(2, 26, device=self.device).reshape(2, 12) % self.base.config.get_text_config().vocab_size
+        inputs = {"position_ids": torch.arange(12, device=self.device).repeat(2)[None], "max_length_q": 12,
+                  "cu_seq_lens_q": torch.tensor([0, 12, 24], dtype=torch.int32, device=self.device),
+                  "attention_mask": torch.zeros(1, 1, 1, 1, device=self.device)}
+        try:
+            packed = self.hidden_states(rows.reshape(1, 24), use_cache=False, **inputs).last_hidden_state[0, 12:].float()
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):  # a kernel or a model that does not know these inputs
+            return False
+        alone = self.hidden_states(rows[1:], use_cache=False).last_hidden_state[0].float()
+        return bool((packed - alone).norm() < (1e-4 if self.dtype == torch.float32 else 0.03) * alone.norm())
 
     @torch.no_grad()
     def _check_head(self) -> None:

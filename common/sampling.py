@@ -5,6 +5,7 @@ every one wrong, teach nothing when rewards are compared within a problem.
 """
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -18,6 +19,7 @@ from common.rewards import Reward
 from common.rollout import Engine, derive_seed
 
 DYNAMIC_ROUNDS = 10  # of looking for mixed groups, at most (DAPO's code stops there with an error)
+BUFFER_STEPS = 10  # between renewals
 BUFFER_SHARE = 0.5  # of a step's problems, from a buffer that holds as many as a step (the official code's "fast")
 FADING = 0.95  # a step ago counts this much in what is remembered of a problem: half after 14 steps
 ADAPTIVE_ROUNDS = 4  # calls of the engine that share the budget left after the first two completions each
@@ -30,15 +32,16 @@ def learnability(successes: Any, attempts: Any, *, unbiased: bool = False) -> An
     tells nothing: 0. (1, 8) -> 0.109375, unbiased 0.125; (4, 8) -> 0.25, unbiased 0.285714.
     """
     successes, attempts = np.asarray(successes, dtype=np.float64), np.asarray(attempts, dtype=np.float64)
-    p = successes / np.maximum(attempts, 1)
-    score = p * (1 - p) * (attempts / np.maximum(attempts - 1, 1) if unbiased else 1.0)
+    # from whole numbers, so that 1 of 10 and 9 of 10 are equal to the last bit
+    score = successes * (attempts - successes) / np.maximum(attempts * (attempts - 1 if unbiased else attempts), 1)
     score = np.where(attempts > 1, score, 0.0)
     return float(score) if score.ndim == 0 else score
 
 
 def scores_of(groups: list[Group]) -> np.ndarray:
-    """The groups' unbiased learnability (N,): comparable where they have different numbers of attempts."""
-    return learnability([group.successes for group in groups], [group.attempts for group in groups], unbiased=True)
+    """The variance of each group's rewards (N,), unbiased: for rewards of 0 and 1 the learnability, comparable for all sizes."""
+    return np.array([learnability(sum(group.scores), len(group.scores), unbiased=True) if set(group.scores) <= {0.0, 1.0}
+                     else np.var(group.scores, ddof=1) if len(group.scores) > 1 else 0.0 for group in groups])
 
 
 def most_learnable(scores: np.ndarray, count: int, seed: int) -> list[int]:
@@ -97,6 +100,8 @@ class Memory:
 
         The prior is Jeffreys', Beta(0.5, 0.5): a problem that was never tried, or long ago, is often worth a try.
         """
+        if not names:
+            return []
         failed, solved = np.array([self.faded(name, step) for name in names]).T
         p = np.random.default_rng(seed).beta(0.5 + solved, 0.5 + failed)
         return [names[i] for i in np.argsort(-p * (1 - p), kind="stable")[:count]]
@@ -121,6 +126,7 @@ class ProblemSampler:
 
     def record(self) -> None:
         """Remembers the outcomes of the step, once all of it has been verified."""
+        self._score()
         self.memory.record(self.tried, self.step)
 
     def metrics(self, chosen: list[Group]) -> dict[str, float]:
@@ -130,15 +136,15 @@ class ProblemSampler:
                 "sampling/frac_hopeless": float(np.mean([successes == 0 for successes, _ in outcomes])),
                 "sampling/frac_mixed": float(np.mean([group.mixed for group in self.tried])),
                 "sampling/candidates": float(len(self.tried)),
-                "sampling/learnability_candidates": float(scores_of(self.tried).mean()),
+                "sampling/learnability_candidates": float(np.mean([group.first for group in self.tried])),
                 "sampling/learnability_batch": float(np.average(scores_of(chosen), weights=[group.wanted for group in chosen]))}
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.epochs.drawn, "buffer": self.buffer, "totals": self.memory.totals, "recent": self.memory.recent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epochs.drawn, self.buffer = state["drawn"], state["buffer"]
-        self.memory.totals, self.memory.recent = state["totals"], state["recent"]
+        self.epochs.drawn, self.buffer = state["drawn"], state.get("buffer", [])  # checkpoints of older versions have no more
+        self.memory.totals, self.memory.recent = state.get("totals", {}), state.get("recent", {})
 
     # ---- the ways to choose -----------------------------------------------------------------------------------------
 
@@ -176,22 +182,21 @@ class ProblemSampler:
         """Mixed groups only; more candidates until the batch is full (DAPO, arXiv 2503.14476, section 3.2)."""
         wanted, mixed = self.config.problems_per_step, []
         for _ in range(DYNAMIC_ROUNDS):
-            candidates = self._try_out(self._candidates(self.config.num_generations))
-            mixed += [group for group in candidates if group.mixed]
+            mixed += [group for group in self._try_out(self._candidates(self.config.num_generations)) if group.mixed]
             if len(mixed) >= wanted:
                 return mixed[:wanted]
         self.run.say(f"note: step {self.step}: {len(mixed)} of the {len(self.tried)} problems tried in {DYNAMIC_ROUNDS} rounds had both "
-                     f"right and wrong completions; going on with {'them' if mixed else 'the last ones tried'} instead of {wanted}")
-        return mixed or candidates[:wanted]
+                     f"right and wrong completions; going on with {'them' if mixed else 'the first ones tried'} instead of {wanted}")
+        return mixed or self.tried[:wanted]
 
     def _buffer(self) -> list[Group]:
         """A share of the batch from a store of learnable problems, renewed every `--buffer_steps`; its completions are dropped."""
         config = self.config
-        if (self.step - 1) % config.buffer_steps == 0:
+        if (self.step - 1) % (config.buffer_steps or BUFFER_STEPS) == 0:
             candidates = self._try_out(self._candidates(config.candidate_generations or config.num_generations))
             self.buffer = [group.problem.id for group in self._most_learnable(candidates, config.problems_per_step)]
         draw = random.Random(derive_seed(config.seed, "buffer", self.step))
-        stored = draw.sample(self.buffer, int(BUFFER_SHARE * config.problems_per_step))
+        stored = draw.sample(self.buffer, min(math.ceil(BUFFER_SHARE * config.problems_per_step), len(self.buffer)))
         problems = [self.by_id[name] for name in stored] + self.epochs.take(config.problems_per_step - len(stored))
         return self._open(problems, config.num_generations)
 
@@ -210,16 +215,27 @@ class ProblemSampler:
             return self._open(self.epochs.take(count), wanted)
         seed = derive_seed(config.seed, "candidates", self.step, len(self.tried))
         again = {group.problem.id for group in self.tried}  # in an earlier round of this step
-        names = [name for name in self.by_id if name not in again] or list(self.by_id)
-        return self._open([self.by_id[name] for name in self.memory.promising(names, count, self.step, seed)], wanted)
+        names = [name for name in self.by_id if name not in again]
+        chosen = [self.by_id[name] for name in self.memory.promising(names, count, self.step, seed)]
+        return self._open(chosen + self.epochs.take(count - len(chosen)), wanted)  # the rest where there are too few problems
 
     def _try_out(self, groups: list[Group]) -> list[Group]:
         with self.run.timer("sample"):
             self.run.count(sample(groups, self.engine, self.config))
         with self.run.timer("verify"):
             verify(groups, self.reward)
+        self._score()
         return groups
 
+    def _score(self) -> None:
+        for group in self.tried:
+            if group.scores and math.isnan(group.first):
+                group.first = float(scores_of([group])[0])
+
     def _most_learnable(self, groups: list[Group], count: int) -> list[Group]:
-        seed = derive_seed(self.config.seed, "ties", self.step)
-        return [groups[i] for i in most_learnable(scores_of(groups), count, seed)]
+        scores, seen = scores_of(groups), set()
+        for i, group in enumerate(groups):
+            if group.problem.id in seen:  # in a small data set a problem comes up twice: the second time only to fill up
+                scores[i] = -1.0
+            seen.add(group.problem.id)
+        return [groups[i] for i in most_learnable(scores, count, derive_seed(self.config.seed, "ties", self.step))]

@@ -73,6 +73,15 @@ def test_packed_microbatches_never_wait_for_the_gpu(random_models, tokenizer):
         torch.ones(3).nonzero()
 
 
+def test_a_policy_packs_only_what_it_keeps_apart(random_models, tokenizer, monkeypatch):
+    for architecture in ("llama", "qwen2", "qwen3"):
+        assert make_policy(random_models[architecture], tokenizer).keeps_packed_rows_apart()
+    policy = make_policy(random_models["llama"], tokenizer)
+    real = policy.hidden_states
+    monkeypatch.setattr(policy, "hidden_states", lambda ids, cu_seq_lens_q=None, max_length_q=0, **rest: real(ids, **rest))
+    assert not policy.keeps_packed_rows_apart()  # as with models that do not hand on where rows begin
+
+
 def test_models_whose_attention_cannot_be_packed_are_padded(random_models):
     able = {name: can_pack(AutoConfig.from_pretrained(folder).get_text_config()) for name, folder in random_models.items()}
     assert able == {"llama": True, "qwen2": True, "qwen3": True, "mistral": False, "gemma2": False, "gemma3_text": False}
@@ -123,6 +132,7 @@ def test_minibatches_are_a_partition_of_every_pass_and_repeat_under_a_seed():
     again = list(minibatches(10, 2, 3, seed=0, step=5))
     assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
     assert [part.tolist() for part in minibatches(4, 1, 1, 0, 0)] == [[0, 1, 2, 3]]
+    assert [len(part) for part in minibatches(3, 2, 8, 0, 0)] == [1] * 6  # a step with fewer completions than that: none is empty
 
 
 def test_truncated_rows_can_be_masked_out(tokenizer):

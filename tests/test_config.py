@@ -1,7 +1,7 @@
 import importlib
 import json
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import pytest
 from helpers import ROOT, SCRIPTS
@@ -125,7 +125,7 @@ def test_the_same_command_with_resume_is_accepted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "what_is_missing", lambda folder: None)
     command = ["--stop", r"\n\nProblem:", "--seed", "4", "--output_dir", str(tmp_path / "run")]
-    saved_config(tmp_path / "run", **{**vars(parse(*command)), "config": None})
+    saved_config(tmp_path / "run", **{**asdict(parse(*command)), "config": None})
     (tmp_path / "run" / "checkpoint-5").mkdir()
     assert parse(*command, "--resume_from_checkpoint", "auto").stop == ["\n\nProblem:"]
 

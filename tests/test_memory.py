@@ -1,5 +1,6 @@
 import dataclasses
 import importlib
+import json
 import shutil
 import sys
 
@@ -10,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from common.batching import on_device
-from common.config import CommonConfig
+from common.config import CommonConfig, UserError
 from common.critic import Critic
-from common.memory import GB, NF4, STATES, WASTE, Settings, longest_microbatch, make_plan, parts_of, saved_bytes, shape_of, table
+from common.memory import GB, NF4, STATES, WASTE, Settings, largest_microbatch, make_plan, parts_of, plan_run, saved_bytes, shape_of, table
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from shapes import SHAPES, write_config
@@ -110,6 +111,9 @@ def test_every_remedy_is_one(tmp_path):
         changed = make_plan(dataclasses.replace(config, **change), found, 24 * GB, set())
         assert (changed.settings is not None) == (remedy in plan.remedies)
     assert "would fit with --load_in_4bit" in table(plan, config)
+    wide = dataclasses.replace(config, max_tokens_per_microbatch=65536)
+    plan = make_plan(wide, found, 48 * GB, {"max_tokens_per_microbatch"})
+    assert plan.remedies == ["the plan's own --max_tokens_per_microbatch"]  # what was typed stays: nothing else is enough
     hopeless = make_plan(config, found, 4 * GB, set())
     assert hopeless.remedies == [] and "a smaller model" in table(hopeless, config)
 
@@ -164,6 +168,50 @@ def test_the_plan_needs_a_config_alone_and_leaves_nothing(script, tmp_path, monk
     assert "--model no/such-model could not be loaded" in elsewhere
 
 
+def a_gpu(monkeypatch, free, whole, engine):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * GB, whole * GB))
+    monkeypatch.setattr("common.memory.choose_engine", lambda config: (engine, "a test"))
+
+
+def test_a_run_on_a_gpu_takes_over_the_plan_for_what_is_free(tmp_path, monkeypatch):
+    config, found = shape("Qwen2.5-7B", tmp_path)
+    a_gpu(monkeypatch, 50, 80, "vllm")
+    plan = plan_run(config)
+    assert plan == make_plan(dataclasses.replace(config, engine="vllm"), found, 50 * GB, set())
+    assert config.max_tokens_per_microbatch == plan.settings.max_tokens_per_microbatch and config.gradient_checkpointing
+    # vLLM takes its share of the whole card
+    assert config.vllm_gpu_memory_utilization * 80 == pytest.approx(plan.settings.vllm_gpu_memory_utilization * 50, abs=0.1)
+
+    config = CommonConfig(model=config.model, dataset="gsm8k", max_tokens_per_microbatch=1024, vllm_gpu_memory_utilization=0.4)
+    config.given = {"max_tokens_per_microbatch", "vllm_gpu_memory_utilization"}
+    plan_run(config)
+    assert (config.max_tokens_per_microbatch, config.vllm_gpu_memory_utilization) == (1024, 0.4)
+
+
+def test_a_run_that_does_not_fit_its_gpu_stops_and_without_vllm_needs_less(tmp_path, monkeypatch):
+    config, _ = shape("Qwen2.5-7B", tmp_path)
+    a_gpu(monkeypatch, 24, 24, "vllm")
+    with pytest.raises(UserError, match=r"would fit with --load_in_4bit"):
+        plan_run(config)
+    a_gpu(monkeypatch, 24, 24, "transformers")
+    assert plan_run(config).settings is not None and config.load_in_4bit is False
+
+
+def test_models_without_a_plan_run_all_the_same(tmp_path, monkeypatch, capsys):
+    a_gpu(monkeypatch, 80, 80, "vllm")
+    folder = write_config("Llama-3.1-8B", tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "pad_token_id": 128004}))
+    assert plan_run(CommonConfig(model=str(folder))).settings is not None
+    sizes = {"n_embd": 64, "n_head": 4, "n_layer": 2}  # its layers are no nn.Linear
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes}))
+    assert plan_run(CommonConfig(model=str(folder))) is None
+    assert "going on without a plan" in capsys.readouterr().out
+    with pytest.raises(UserError, match="could not be worked out"):
+        plan_run(CommonConfig(model=str(folder), plan_memory=24))
+
+
 @pytest.mark.parametrize("critic", [False, True])
 def test_the_trial_is_of_full_length_and_keeps_nothing(critic, random_models, tokenizer, monkeypatch):
     policy = make_policy(random_models["qwen3"], tokenizer)
@@ -173,9 +221,11 @@ def test_the_trial_is_of_full_length_and_keeps_nothing(critic, random_models, to
     random_state, seen = torch.get_rng_state(), []
     real = type(policy).logps
     monkeypatch.setattr(type(policy), "logps", lambda self, micro, entropy: seen.append(micro) or real(self, micro, entropy))
-    longest_microbatch(policy, config, 12, judge)
+    largest_microbatch(policy, config, 12, judge)
     (micro,) = seen
-    assert micro.input_ids.shape == (3, 32) and micro.completion_mask.sum() == 60  # as many rows as 100 tokens hold
+    assert micro.input_ids.shape == (4, 25) and micro.completion_mask.sum() == 4 * 13  # 100 tokens, though rows of 32 would leave 4
+    largest_microbatch(policy, dataclasses.replace(config, max_tokens_per_microbatch=10), 12, judge)
+    assert seen[1].input_ids.shape == (1, 32) and seen[1].completion_mask.sum() == 20  # one row goes whatever the budget
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
     assert all(p.grad is None for p in (judge.parameters().values() if judge else ()))

@@ -87,6 +87,17 @@ def test_three_steps(script, flags, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["flags"]["max_steps"] == 3
 
 
+def test_three_steps_on_a_base_in_four_bits(script, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    flags = ["--load_in_4bit", "--beta", "0.1", "--max_steps", "3"]
+    assert run(script, tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
+    rows = metrics(tmp_path / "run")[1:]
+    assert [row["step"] for row in rows] == [1, 2, 3] and any(row["grad_norm"] > 0 for row in rows)
+    first = next(row for row in rows if "kl" in row)
+    assert abs(first["kl"]) < 1e-3 and all(row["sampling/sampling_logp_difference/max"] < 1e-3 for row in rows if "entropy" in row)
+    assert (tmp_path / "run" / "checkpoint-3" / "adapter_model.safetensors").exists()
+
+
 SAMPLING = {
     "lilo": ["--sampling", "lilo"],
     "adaptive": ["--sampling", "adaptive", "--candidate_factor", "1"],
