@@ -1,4 +1,4 @@
-"""The memory plan of each script for published 7B and 8B models on 24, 48 and 80 GB: the tables of docs/memory.md.
+"""The memory plan of each script for published 7B and 8B models on 24 to 80 GB: the table of docs/memory.md.
 
     python benchmarks/memory_plans.py
 
@@ -22,7 +22,7 @@ import train_grpo
 import train_ppo
 from common.memory import GB, make_plan, shape_of
 
-CARDS = (24, 48, 80)
+CARDS = (24, 40, 48, 80)
 # GRPO, NFT and VinePPO train one adapter and have the same plan
 SCRIPTS = {"GRPO, NFT, VinePPO": train_grpo.Config, "PPO": train_ppo.Config}
 
