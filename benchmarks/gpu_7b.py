@@ -22,7 +22,6 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from importlib.util import find_spec
 from itertools import pairwise
@@ -33,7 +32,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gpu_smoke import ON_GPU, ROOT, coin_flips, device_gb, problems_file, random_model
+from gpu_smoke import ON_GPU, ROOT, coin_flips, problems_file, random_model, watched
 from seeds import table
 
 from common.checkpoint import write_atomically
@@ -105,21 +104,10 @@ def measure(script: str, card: float, arguments: argparse.Namespace, model: Path
     if plan.settings is None:
         return row | {"result": f"does not fit; {' or '.join(plan.remedies) or 'no remedy'}"}
     folder = arguments.out / f"{script}-{card:g}"
-    before, peak, ended = device_gb(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.05):
-            peak = max(peak, device_gb() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    with open(arguments.out / f"{script}-{card:g}.log", "w") as log:
+    with open(arguments.out / f"{script}-{card:g}.log", "w") as log, watched() as peaks:
         words = [sys.executable, __file__, "--inside", script, *flags, *settings, "--output_dir", str(folder)]
         code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT).returncode
-    ended.set()
-    watcher.join()
-    row |= {"peak_gb": peak, "result": "ok" if code == 0 else f"FAILED: code {code}, see {log.name}"}
+    row |= {"peak_gb": max(peaks), "result": "ok" if code == 0 else f"FAILED: code {code}, see {log.name}"}
     if code == 0:
         text = AutoConfig.from_pretrained(model).get_text_config()
         head = text.vocab_size * text.hidden_size

@@ -13,6 +13,7 @@ Without a GPU the checks that can run do so at a toy shape: a rehearsal on vLLM'
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,25 @@ def device_gb() -> float:
         return (total - free) / 1e9
 
 
+@contextlib.contextmanager
+def watched() -> Iterator[list[float]]:
+    """Every 50 ms, the GB in use on the device beyond those before."""
+    before, ended = device_gb(), threading.Event()
+    peaks = [0.0]
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            peaks.append(device_gb() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        watcher.join()
+
+
 def run_check(name: str, arguments: argparse.Namespace, gb: float) -> dict[str, Any]:
     """One check in a process of its own, the device's memory watched meanwhile."""
     kind, needs_gpu = CHECKS[name][1:]
@@ -374,21 +394,11 @@ def run_check(name: str, arguments: argparse.Namespace, gb: float) -> dict[str, 
     share = min(0.9, (gigabytes(row["shape"], kind) + CACHE_GB) / (torch.cuda.mem_get_info()[1] / 1e9)) if ON_GPU else 0.3
     model, result = random_model(row["shape"], arguments.out / f"model-{row['shape']}"), arguments.out / f"{name}.json"
     result.unlink(missing_ok=True)
-    before, peak, ended = device_gb(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.05):
-            peak = max(peak, device_gb() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     began = time.perf_counter()
     command = [sys.executable, __file__, "--check", name, "--model", str(model), "--share", f"{share:.3f}", "--out", str(arguments.out)]
-    with open(arguments.out / f"{name}.log", "w") as log:
+    with open(arguments.out / f"{name}.log", "w") as log, watched() as peaks:
         code = subprocess.run([*command, "--shape", row["shape"]], stdout=log, stderr=subprocess.STDOUT).returncode
-    ended.set()
-    watcher.join()
+    peak = max(peaks)
     row |= {"seconds": time.perf_counter() - began, "peak": peak}
     if result.exists():
         row |= json.loads(result.read_text())

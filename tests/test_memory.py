@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -249,3 +250,12 @@ def test_optimisers_with_state_in_eight_bits_train_and_resume(optim, tmp_path, m
 def test_nothing_is_copied_where_there_is_no_gpu():
     tensor = torch.arange(3)
     assert on_device(tensor, torch.device("cpu")) is tensor
+
+
+def test_the_benchmark_at_7b_rehearses_without_a_gpu(tmp_path):
+    command = [sys.executable, "benchmarks/gpu_7b.py", "--cards", "24", "--scripts", "train_ppo", "train_vineppo", "--steps", "2"]
+    process = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["script"] for row in results] == ["train_ppo", "train_vineppo"] and all(row["result"] == "ok" for row in results)
+    assert all(row["sampled_per_second"] > 0 and row["trained_per_second"] > 0 and row["plan_gb"] > 2 for row in results)
