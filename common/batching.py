@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.data import Problem
+from common.packing import Ids, on_device, pack
 from common.policy import Policy
 from common.rollout import Completion, derive_seed
 
@@ -53,7 +54,7 @@ def make_batch(problems: list[Problem], completions: list[list[Completion]]) -> 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """b rows of a Batch, T = the longest completion among them; padded on the right to (b, L), or packed one after the other to (1, L).
+    """b rows of a Batch, T = the longest completion among them; padded on the right to (b, L), or packed to (1, L).
 
     Which tokens are whose was worked out on the CPU: nothing here makes a GPU wait.
     """
@@ -62,6 +63,7 @@ class MicroBatch:
     input_ids: Tensor  # (b, L) or (1, L) int64
     inputs: dict[str, Any]  # what the model needs beside them
     before: Tensor  # (N,) int64: into the flattened input_ids, the token before each of the N completion tokens, row by row
+    tokens: Tensor  # (N,) int64: the completion tokens
     places: Tensor  # (N,) int64: where each of them stands in a flattened (b, T)
     completion_mask: Tensor  # (b, T) bool
     sampling_logps: Tensor  # (b, T) float32, 0 where masked
@@ -80,53 +82,51 @@ class MicroBatch:
 def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Policy) -> Iterator[MicroBatch]:
     """Micro-batches over `rows` of the batch, longest first, each at most `max_tokens` tokens, padding included (or one row).
 
-    Sorted by length, so that little is padding; longest first, so that what does not fit in memory fails at once. Packed where the
-    policy's attention can tell the rows apart, which leaves no padding at all.
+    Where the policy's attention can tell rows apart they are packed: no padding, and a prompt once for all its completions, which
+    stay together. Else they are sorted by length, so that little is padding. Longest first: what does not fit in memory fails at once.
     """
-    def length(row: int) -> int:
-        return len(batch.problems[row].prompt_ids) + len(batch.completions[row].ids)
-
-    order = sorted(rows.tolist(), key=length, reverse=True)
+    prompts, new = ([get(row) for row in range(len(batch))] for get in (
+        lambda row: batch.problems[row].prompt_ids, lambda row: len(batch.completions[row].ids)))
+    length = [len(prompt) + tokens for prompt, tokens in zip(prompts, new, strict=True)]
+    longest: dict[Ids, int] = {}  # row with this prompt
+    for row in rows.tolist():
+        longest[prompts[row]] = max(length[row], longest.get(prompts[row], 0))
+    order = sorted(rows.tolist(), key=lambda row: (longest[prompts[row]], prompts[row], length[row]) if policy.packs else length[row],
+                   reverse=True)
     while order:
-        count, total = 1, length(order[0])
-        while count < len(order) and total + length(order[count if policy.packs else 0]) <= max_tokens:
-            total += length(order[count if policy.packs else 0])
+        held: set[Ids] = set()
+        count = total = 0
+        for row in order:
+            total += length[order[0]] if not policy.packs else new[row] if prompts[row] in held else length[row]
+            if count and total > max_tokens:
+                break
+            held.add(prompts[row])
             count += 1
         yield _together(batch, order[:count], policy.device, policy.packs)
         order = order[count:]
 
 
-def _together(batch: Batch, rows: list[int], device: torch.device, packed: bool) -> MicroBatch:
+def _together(batch: Batch, rows: list[int], device: torch.device, packs: bool) -> MicroBatch:
     prompts, completions = [batch.problems[row].prompt_ids for row in rows], [batch.completions[row] for row in rows]
-    lengths = np.array([len(p) + len(c.ids) for p, c in zip(prompts, completions, strict=True)])
-    longest, widest = max(len(c.ids) for c in completions), int(lengths.max())
-    starts = np.concatenate([[0], lengths.cumsum()]) if packed else np.arange(len(rows) + 1) * widest  # of each row, in flat ids
-    ids = np.zeros(starts[-1], dtype=np.int64)
-    mask = np.zeros((len(rows), longest), dtype=bool)
-    logps = np.zeros((len(rows), longest), dtype=np.float32)
-    before = []
-    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        ids[starts[i]:starts[i] + lengths[i]] = [*prompt, *completion.ids]
-        mask[i, :len(completion.ids)] = True
-        logps[i, :len(completion.ids)] = completion.logps
-        before.append(starts[i] + len(prompt) - 1 + np.arange(len(completion.ids)))  # logits at position j are about token j + 1
-    inputs: dict[str, Any] = {}  # padding on the right is behind everything that looks back: the causal mask hides it
-    if packed:
-        positions = np.concatenate([np.arange(length) for length in lengths])
-        inputs = {"position_ids": on_device(torch.from_numpy(positions)[None], device),
-                  "cu_seq_lens_q": on_device(torch.from_numpy(starts.astype(np.int32)), device), "max_length_q": widest,
-                  # of four dimensions, so that transformers takes it as it is and reads no numbers that a GPU is still working on
-                  "attention_mask": torch.zeros(1, 1, 1, 1, device=device)}
-    return MicroBatch(
-        rows=torch.tensor(rows), input_ids=on_device(torch.from_numpy(ids).reshape(1 if packed else len(rows), -1), device), inputs=inputs,
-        before=on_device(torch.from_numpy(np.concatenate(before)), device),
-        places=on_device(torch.from_numpy(np.flatnonzero(mask)), device),
-        completion_mask=on_device(torch.from_numpy(mask), device), sampling_logps=on_device(torch.from_numpy(logps), device))
+    mask = np.arange(max(len(c.ids) for c in completions)) < np.array([[len(c.ids)] for c in completions])  # (b, T)
+    logps = np.zeros(mask.shape, dtype=np.float32)
+    logps[mask] = np.concatenate([c.logps for c in completions])
+    ids = [c.ids for c in completions]
+    input_ids, before, inputs = pack(prompts, ids, device) if packs else (*_padded(prompts, ids), {})
+    arrays = {"input_ids": input_ids, "before": np.concatenate(before), "tokens": np.concatenate(ids), "places": np.flatnonzero(mask),
+              "completion_mask": mask, "sampling_logps": logps}
+    return MicroBatch(rows=torch.tensor(rows), inputs=inputs,
+                      **{name: on_device(torch.from_numpy(array), device) for name, array in arrays.items()})
 
 
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor's copy on the device, for which nobody waits: through memory that the GPU can read by itself."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _padded(prompts: list[Ids], completions: list[list[int]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Token ids (b, L), zeros on the right, which the causal mask hides from what is before them; and `before` by row."""
+    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    ids = np.zeros((len(prompts), width), dtype=np.int64)
+    for row, prompt, completion in zip(ids, prompts, completions, strict=True):
+        row[:len(prompt) + len(completion)] = [*prompt, *completion]
+    # logits at position j are about token j + 1
+    return ids, [i * width + len(p) - 1 + np.arange(len(c)) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))]
 
 
 def minibatches(size: int, num_iterations: int, num_minibatches: int, seed: int, step: int) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from common.memory import plan_run, table
 def run_script(config_class: type[C], train: Callable[[C], None], file: str) -> None:
     """What `python train_X.py ...` does: parse, plan, train, and end with one line instead of a stack trace where that helps."""
     config = None
+    keep_freed_memory()
     try:
         config = parse_config(config_class, sys.argv[1:], Path(file).stem)
         plan = plan_run(config) if isinstance(config, CommonConfig) else None
@@ -34,3 +36,15 @@ def run_script(config_class: type[C], train: Callable[[C], None], file: str) -> 
         remedy = ("older checkpoints are whole: free some space and go on with --resume_from_checkpoint auto"
                   if hasattr(config, "resume_from_checkpoint") else "free some space; the same command with its --output_dir goes on")
         sys.exit(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc reuse memory that was freed, where by default it hands large blocks back at once and gets them zeroed again.
+
+    That was a fifth of the time of an update on the CPU. A no-op for other C libraries.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**25)  # the most that every version takes: blocks of up to 32 MiB come from the heap
+        mallopt(trim_threshold, 2**31 - 1)  # which does not shrink

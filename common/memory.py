@@ -312,7 +312,8 @@ def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int,
     prompt = min(prompt_length, length - 1)
     token = min(5, policy.vocabulary - 1)
     completion = Completion([token] * (length - prompt), [0.0] * (length - prompt), "length", "")
-    batch = make_batch([Problem("trial", "", (token,) * prompt, "")], [[completion] * rows])
+    problems = [Problem(str(i), "", (i % policy.vocabulary, *[token] * (prompt - 1)), "") for i in range(rows)]  # no prompt is shared
+    batch = make_batch(problems, [[completion]] * rows)
     for micro in microbatches(batch, torch.arange(rows), max(config.max_tokens_per_microbatch, rows * length), policy):
         logps, _ = policy.logps(micro, entropy=True)
         logps.sum().backward()

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from common.packing import Ids
 from common.policy import Policy
-
-Ids = tuple[int, ...]
 
 
 def window_of(policy: Policy) -> int:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -171,22 +171,20 @@ def sample_tokens(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor)
     return tokens, (scaled.gather(-1, tokens[:, None]) - normaliser)[:, 0].float()
 
 
-@dataclass
 class _Rows:
     """The completions of one batch while they grow: R rows, each a sample of one request."""
 
-    requests: list[Request]  # one per row
-    where: list[tuple[int, int]]  # (request, sample) in the caller's list
-    seeds: np.ndarray = field(init=False)
-    ids: list[list[int]] = field(init=False)
-    logps: list[list[float]] = field(init=False)
-    reason: list[Literal["stop", "length"] | None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        own = np.array([request.seed for request in self.requests], dtype=np.uint64)
-        self.seeds = mix(own, np.array([sample for _, sample in self.where], dtype=np.uint64))
-        self.ids, self.logps = [[] for _ in self.requests], [[] for _ in self.requests]
-        self.reason = [None] * len(self.requests)
+    def __init__(self, requests: list[Request], where: list[tuple[int, int]]) -> None:
+        """requests: one per row; where: (request, sample) in the caller's list."""
+        self.requests, self.where = requests, where
+        self.seeds = mix(np.array([request.seed for request in requests], dtype=np.uint64),
+                         np.array([sample for _, sample in where], dtype=np.uint64))
+        self.max_tokens = np.array([request.max_tokens for request in requests])
+        self.stops = [row for row, request in enumerate(requests) if request.stop]
+        self.ids = np.zeros((len(requests), self.max_tokens.max()), dtype=np.int64)
+        self.logps = np.zeros(self.ids.shape, dtype=np.float32)
+        self.lengths = np.zeros(len(requests), dtype=np.int64)
+        self.stopped, self.ended = np.zeros((2, len(requests)), dtype=bool)  # by an end token or string; by that or by the limit
 
 
 class TransformersEngine:
@@ -215,7 +213,7 @@ class TransformersEngine:
     def sleep(self) -> None:
         """Nothing to free: model and memory are the trainer's."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         """completions[i] are the `n` samples of requests[i]."""
         results: list[list[Completion | None]] = [[None] * request.n for request in requests]
@@ -280,12 +278,10 @@ class TransformersEngine:
         alive = np.arange(len(rows.requests))  # the rows still in the tensors below, in their order
         temperature = torch.tensor([request.temperature for request in rows.requests], device=self.device)
         top_p = torch.tensor([request.top_p for request in rows.requests], device=self.device)
-        position = 0
-        while True:
+        for position in range(rows.ids.shape[1]):
             tokens, logps = self._sample(hidden, rows.seeds[alive], position, temperature, top_p)
-            self._append(rows, alive, tokens, logps)
-            position += 1
-            going = np.array([rows.reason[row] is None for row in alive])
+            self._append(rows, alive, position, tokens, logps)
+            going = ~rows.ended[alive]
             if not going.any():
                 return
             if going.mean() < 0.9:  # dropping rows copies the cache, and so does each further token: not for a few rows
@@ -295,7 +291,9 @@ class TransformersEngine:
                 temperature, top_p = temperature[kept], top_p[kept]
                 attention = drop_padding(attention, cache)
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
-            hidden = self.policy.hidden_states(tokens[:, None], attention_mask=attention, position_ids=positions[:, None],
+            # where attention is plain, transformers can have the mask as it is applied, and need not work it out
+            mask = attention[:, None, None].bool() if self.policy.packs else attention
+            hidden = self.policy.hidden_states(tokens[:, None], attention_mask=mask, position_ids=positions[:, None],
                                                past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
             positions = positions + 1
 
@@ -307,18 +305,17 @@ class TransformersEngine:
                  for i in range(0, len(hidden), size)]
         return torch.cat([tokens for tokens, _ in parts]), torch.cat([logps for _, logps in parts])
 
-    def _append(self, rows: _Rows, alive: np.ndarray, tokens: Tensor, logps: Tensor) -> None:
+    def _append(self, rows: _Rows, alive: np.ndarray, position: int, tokens: Tensor, logps: Tensor) -> None:
         """Adds a token to every unfinished row and marks those that it finishes."""
-        for row, token, logp in zip(alive.tolist(), tokens.tolist(), logps.tolist(), strict=True):
-            if rows.reason[row] is not None:
-                continue
-            rows.ids[row].append(token)
-            rows.logps[row].append(logp)
-            request = rows.requests[row]
-            if token in self.policy.stop_ids or (request.stop and self._stopped(rows.ids[row], request.stop)):
-                rows.reason[row] = "stop"
-            elif len(rows.ids[row]) >= request.max_tokens:
-                rows.reason[row] = "length"
+        going = ~rows.ended[alive]
+        grown = alive[going]
+        rows.ids[grown, position], rows.logps[grown, position] = tokens.cpu().numpy()[going], logps.cpu().numpy()[going]
+        rows.lengths[grown] = position + 1
+        rows.stopped[grown] = np.isin(rows.ids[grown, position], list(self.policy.stop_ids))
+        for row in rows.stops:
+            if not rows.ended[row]:
+                rows.stopped[row] |= self._stopped(rows.ids[row, :position + 1].tolist(), rows.requests[row].stop)
+        rows.ended |= rows.stopped | (rows.lengths >= rows.max_tokens)
 
     def _stopped(self, ids: list[int], stop: tuple[str, ...]) -> bool:
         """Whether the last token completed a stop string, or is one (a special token such as <|im_end|>, which no text shows)."""
@@ -329,9 +326,11 @@ class TransformersEngine:
         return tokenizer.convert_ids_to_tokens(ids[-1]) in stop
 
     def _completions(self, rows: _Rows) -> Iterator[Completion]:
-        for request, ids, logps, reason in zip(rows.requests, rows.ids, rows.logps, rows.reason, strict=True):
+        for row, request in enumerate(rows.requests):
+            own = row, slice(rows.lengths[row])
+            ids = rows.ids[own].tolist()
             text = decode(self.policy.tokenizer, ids)
-            yield Completion(ids, logps, reason or "length", text[:stop_at(text, request.stop)])
+            yield Completion(ids, rows.logps[own].tolist(), "stop" if rows.stopped[row] else "length", text[:stop_at(text, request.stop)])
 
 
 class VLLMEngine:

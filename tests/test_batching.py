@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -7,20 +8,29 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
+from common import attention
 from common.attention import can_pack
 from common.batching import all_logps, microbatches, minibatches
 from common.loss import aggregate, loss_divisor, truncated_importance_weights
 from common.metrics import TokenMeans
 
-PADDED = SimpleNamespace(device=torch.device("cpu"), packs=False)
+PADDED, PACKED = (SimpleNamespace(device=torch.device("cpu"), packs=packs) for packs in (False, True))
 SIZES = ((5, 7), (3, 1), (9, 4), (20, 11), (2, 2), (8, 8))
 
 
+def groups_of(batch, size):
+    """The same completions, the first `size` of them with the first one's prompt, the next with the next one's."""
+    problems = [batch.problems[row - row % size] for row in range(len(batch))]
+    return dataclasses.replace(batch, problems=problems)
+
+
+@pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"])
-def test_the_update_does_not_depend_on_the_microbatches(mode, random_models, tokenizer):
-    """Budgets of one sequence, two, and everything, padded and packed: the same gradient to 1e-6."""
+def test_the_update_does_not_depend_on_the_microbatches(mode, size, random_models, tokenizer):
+    """Budgets of one sequence, two, and everything, padded and packed, prompts shared or not: the same gradient to 1e-6."""
     policy = make_policy(random_models["qwen3"], tokenizer)
-    batch = random_batch(tokenizer, SIZES)
+    policy.model.double()  # padded and packed attention add up in another order
+    batch = groups_of(random_batch(tokenizer, SIZES), size)
     divisor = loss_divisor(batch.loss_mask(), mode, 16)
     gradients, counts = [], []
     for policy.packs in (False, True):
@@ -32,18 +42,34 @@ def test_the_update_does_not_depend_on_the_microbatches(mode, random_models, tok
             counts.append(len(losses))
             gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters_of().values()]))
             policy.model.zero_grad()
-    assert counts[0] == counts[3] == 6 and counts[2] == counts[5] == 1 and 6 > counts[1] >= counts[4] > 1
+    assert counts[0] == counts[3] == 6 and counts[2] == counts[5] == 1 and 6 > counts[1] >= counts[4] > (1 if size == 1 else 0)
     for gradient in gradients[1:]:
         assert ((gradient - gradients[0]).norm() / gradients[0].norm()).item() < 1e-6
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-def test_packed_rows_do_not_see_each_other(architecture, random_models, tokenizer):
+@pytest.mark.parametrize("size", [1, 3])
+def test_packed_rows_do_not_see_each_other(size, architecture, random_models, tokenizer):
+    """Whether their prompt is their own, or is computed once for three of them."""
     policy = make_policy(random_models[architecture], tokenizer)
-    batch = random_batch(tokenizer, SIZES)
+    batch = groups_of(random_batch(tokenizer, SIZES), size)
+    policy.packs = False
     padded = all_logps(policy, batch, torch.arange(6), 10_000)
     policy.packs = True
-    assert_close(all_logps(policy, batch, torch.arange(6), 10_000), padded, atol=1e-5, rtol=0)
+    for budget in (1, 40, 10_000):
+        assert_close(all_logps(policy, batch, torch.arange(6), budget), padded, atol=1e-5, rtol=0)
+
+
+def test_a_shared_prompt_is_computed_once(tokenizer):
+    batch = groups_of(random_batch(tokenizer, SIZES), 3)
+    (micro,) = microbatches(batch, torch.arange(6), 10_000, PACKED)
+    prompts = [len(batch.problems[row].prompt_ids) for row in (0, 3)]
+    assert micro.input_ids.shape == (1, sum(prompts) + int(batch.lengths.sum()))
+    assert micro.tokens.tolist() == [token for row in micro.rows.tolist() for token in batch.completions[row].ids]
+    for budget in (25, 30, 45):
+        micros = list(microbatches(batch, torch.arange(6), budget, PACKED))
+        assert sorted(row for micro in micros for row in micro.rows.tolist()) == list(range(6))
+        assert all(micro.input_ids.numel() <= budget or len(micro.rows) == 1 for micro in micros)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -56,7 +82,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 def test_packed_microbatches_never_wait_for_the_gpu(random_models, tokenizer):
-    """All that the scripts do with a micro-batch; checkpointed, too."""
+    """All that the scripts do with a micro-batch; checkpointed, too. What the CPU's attention pads is of its own making."""
     for checkpointing in (False, True):
         policy = make_policy(random_models["qwen2"], tokenizer, gradient_checkpointing=checkpointing)
         policy.packs = True
@@ -78,12 +104,17 @@ def test_a_policy_packs_only_what_it_keeps_apart(random_models, tokenizer, monke
         assert make_policy(random_models[architecture], tokenizer).keeps_packed_rows_apart()
     policy = make_policy(random_models["llama"], tokenizer)
     real = policy.hidden_states
-    monkeypatch.setattr(policy, "hidden_states", lambda ids, cu_seq_lens_q=None, max_length_q=0, **rest: real(ids, **rest))
+    monkeypatch.setattr(policy, "hidden_states", lambda ids, packing=None, **rest: real(ids, **rest))
     assert not policy.keeps_packed_rows_apart()  # as with models that do not hand on where rows begin
+    monkeypatch.undo()
+    packed = attention.packed
+    monkeypatch.setattr(attention, "packed", lambda query, key, value, *rest: packed(query, key.detach(), value, *rest))
+    assert not policy.keeps_packed_rows_apart()  # as with a kernel whose backward is wrong
 
 
 def test_models_whose_attention_cannot_be_packed_are_padded(random_models):
-    able = {name: can_pack(AutoConfig.from_pretrained(folder).get_text_config()) for name, folder in random_models.items()}
+    configs = {name: AutoConfig.from_pretrained(folder).get_text_config() for name, folder in random_models.items()}
+    able = {name: can_pack(config, torch.device("cpu"), torch.float32) for name, config in configs.items()}
     assert able == {"llama": True, "qwen2": True, "qwen3": True, "mistral": False, "gemma2": False, "gemma3_text": False}
 
 
@@ -98,7 +129,7 @@ def test_microbatches_hold_every_row_once_within_the_budget(tokenizer):
             assert micro.input_ids[i, : len(prompt) + len(ids)].tolist() == prompt + ids
             assert micro.completion_mask[i].sum() == len(ids) and micro.completion_mask[i, : len(ids)].all()
         ids = [token for row in micro.rows.tolist() for token in batch.completions[row].ids]
-        assert micro.input_ids.flatten()[micro.before + 1].tolist() == ids
+        assert micro.tokens.tolist() == micro.input_ids.flatten()[micro.before + 1].tolist() == ids
         assert micro.completion_mask.flatten()[micro.places].all() and len(micro.places) == len(ids) == micro.completion_mask.sum()
         seen += micro.rows.tolist()
     assert seen[0] == 3  # the longest first: what does not fit in memory fails at once
