@@ -47,6 +47,7 @@ LIMIT = 900  # seconds for one run of TRL
 class Side:
     """One run of one side. Lists are by step, warm-up and last step left out, but for `lengths` and `rewards`, which have all."""
 
+    start: float  # seconds of the steps before those
     seconds: list[float]
     sample: list[float]
     verify: list[float]
@@ -125,6 +126,7 @@ def run_ours(folder: Path, steps: int, seed: int, threads: int) -> Side:
         by_step[row["step"] - 1].append(row)
     counted = rows[WARM_UP:-1]
     return Side(
+        start=noted["began"][WARM_UP] - noted["began"][0],
         seconds=[b - a for a, b in zip(noted["began"][WARM_UP:], noted["began"][WARM_UP + 1 :], strict=False)],
         sample=[row["time/sample"] for row in counted],
         verify=[row["time/verify"] for row in counted],
@@ -224,6 +226,7 @@ def run_trl(python: Path, job: dict[str, Any], setting: dict[str, Any], path: Pa
     steps = noted["steps"]
     counted = steps[WARM_UP:-1]
     return Side(
+        start=steps[WARM_UP]["began"] - steps[0]["began"],
         seconds=[after["began"] - step["began"] for step, after in zip(counted, steps[WARM_UP + 1 :], strict=True)],
         sample=[step["sampled"] - step["began"] for step in counted],
         verify=[step["verified"] - step["sampled"] for step in counted],
@@ -237,28 +240,33 @@ def run_trl(python: Path, job: dict[str, Any], setting: dict[str, Any], path: Pa
 def calibrate(python: Path, job: dict[str, Any], folder: Path, threads: int) -> tuple[dict[str, Any], list[list[str]]]:
     """TRL's fastest setting, and a line for each that was tried.
 
-    Of each step the fastest run counts, as other load on the machine only adds; with one seed all of them do the same steps.
+    The whole run counts, as compilation goes on in its first steps. Of each part the fastest run counts, as other load on the machine
+    only adds; with one seed all of them do the same steps.
     """
     best, lines = {}, []
     for kind, settings in choices(job["config"]["generation_batch_size"]).items():
         tried: list[list[Side | str]] = [[] for _ in settings]
-        seconds = [math.inf] * len(settings)
+        whole, after = [math.inf] * len(settings), [math.inf] * len(settings)
         for turn in range(TURNS):
             for i, setting in enumerate(settings):
-                if turn and seconds[i] > HOPELESS * min(seconds):
+                if turn and whole[i] > HOPELESS * min(whole):
                     continue
                 side = run_trl(python, job, {**best, **setting}, folder / f"calibrate-{kind}-{i}-{turn}", threads)
                 tried[i].append(side)
-                runs = [side.seconds for side in tried[i] if isinstance(side, Side)]
+                runs = [side for side in tried[i] if isinstance(side, Side)]
                 if runs:
-                    seconds[i] = statistics.mean(min(step) for step in zip(*runs, strict=True))
-                print(f"calibration, {kind}, {named(setting)}: {f'{seconds[i]:.3f} s a step' if runs else side}", flush=True)
-        if min(seconds) == math.inf:
+                    steps = [min(step) for step in zip(*(side.seconds for side in runs), strict=True)]
+                    after[i] = statistics.median(steps)
+                    whole[i] = (min(side.start for side in runs) + sum(steps)) / (WARM_UP + len(steps))
+                said = f"{whole[i]:.3f} s a step with the first {WARM_UP}, {after[i]:.3f} s median of the others"
+                print(f"calibration, {kind}, {named(setting)}: {said if runs else side}", flush=True)
+        if min(whole) == math.inf:
             sys.exit(f"TRL did not run: {tried[0][0]}; see the logs in {folder}")
-        for setting, value, runs in zip(settings, seconds, tried, strict=True):
+        for setting, *values, runs in zip(settings, whole, after, tried, strict=True):
             peaks = [f"{side.peak_gb:.2f}" for side in runs if isinstance(side, Side)]
-            lines.append([kind, named(setting), f"{value:.3f}" if peaks else str(runs[0]), max(peaks, default="")])
-        best = {**best, **settings[seconds.index(min(seconds))]}
+            seconds = [f"{value:.3f}" for value in values] if peaks else [str(runs[0]), ""]
+            lines.append([kind, named(setting), *seconds, max(peaks, default="")])
+        best = {**best, **settings[whole.index(min(whole))]}
     return best, lines
 
 
@@ -337,7 +345,16 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     setting, lines = arguments.setting, []
     if setting is None:
         setting, lines = calibrate(python, job_like(folder / "ours-0"), folder, arguments.threads)
-        tried = table(["", f"setting of TRL, {arguments.calibration_steps} steps", "seconds a step", "peak GB"], lines)
+        tried = table(
+            [
+                "",
+                "setting of TRL",
+                f"seconds a step, all {WARM_UP + arguments.calibration_steps}",
+                f"median of the last {arguments.calibration_steps}",
+                "peak GB",
+            ],
+            lines,
+        )
         print(f"\n{tried}\n")
     print(f"setting of TRL: {json.dumps(setting)}", flush=True)
     sides: dict[str, list[Side]] = {OURS: [], THEIRS: []}
@@ -369,8 +386,8 @@ Shape = tuple[int, int, int]  # (m, k) @ (k, n)
 def products(ours: Path, steps: int) -> dict[str, Counter[Shape]]:
     """The matrix products that the last `steps` steps of our run cannot avoid, by phase: linear layers and output head.
 
-    Every distinct prompt token once, every sampled token but the last of a completion once, and in the update prompt and completion of
-    those with an advantage, without padding. Attention, norms and all else are left out, which makes it a floor.
+    Every distinct prompt token once, every sampled token but the last of a completion once, and in the update the completions that
+    have an advantage and, once, their prompts. Attention, norms and all else are left out, which makes it a floor.
     """
     from torch import nn
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -390,7 +407,7 @@ def products(ours: Path, steps: int) -> dict[str, Counter[Shape]]:
         prompts = {row["prompt"]: len(tokenizer(row["prompt"])["input_ids"]) for row in own}
         alive = [sum(row["tokens"] > place for row in own) for place in range(max(row["tokens"] for row in own))]
         trained = [row for row in own if row["advantage"]]
-        tokens = sum(prompts[row["prompt"]] + row["tokens"] for row in trained)
+        tokens = sum(row["tokens"] for row in trained) + sum(prompts[prompt] for prompt in {row["prompt"] for row in trained})
         pieces = [piece] * (tokens // piece) + [tokens % piece] * (tokens % piece > 0)
         for name, (wide, deep) in linear.items():
             # q, k and v of the first layer read the frozen embeddings, which need no gradient
@@ -469,7 +486,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="of a run; the first two are not counted, and one more ends it")
-    parser.add_argument("--calibration_steps", type=int, default=4, help="that count, for each setting of TRL")
+    parser.add_argument("--calibration_steps", type=int, default=6, help="that count, for each setting of TRL")
     parser.add_argument("--setting", type=json.loads, help="of TRL, as a calibration prints it, instead of a calibration")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl_python", type=Path, help=f"python of an environment with trl=={TRL}; default: one is made under --out")

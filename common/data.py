@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 from transformers import PreTrainedTokenizerBase
 
 from common.config import CommonConfig, SamplingConfig, UserError
 from common.tiny import Arithmetic, Generator
 from common.verify import MAX_ANSWER_LENGTH, extract_answer
+
+if TYPE_CHECKING:
+    import datasets
 
 QUESTION_COLUMNS = ("question", "problem", "prompt")
 ANSWER_COLUMNS = ("answer", "solution", "reference")
@@ -148,6 +150,8 @@ def _rows(name: str, question: str | None, answer: str | None, pick: Callable[[d
 
 def _tables(name: str) -> dict[str, datasets.Dataset]:
     """Every split of a file (one), a folder (by the files' names), or a hub id."""
+    import datasets  # takes a second and 100 MB, which the embedded task does without
+
     path = Path(name)
     try:
         if path.is_dir():
@@ -183,6 +187,8 @@ def _read(files: set[Path], name: str) -> datasets.Dataset:
     empty = [file for file in files if file.stat().st_size == 0]
     if empty:
         raise UserError(f"--dataset {name}: {empty[0].name} is empty")
+    import datasets
+
     return datasets.load_dataset(FORMATS[suffixes.pop()], data_files=sorted(map(str, files)), split="train")
 
 

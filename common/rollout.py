@@ -167,7 +167,8 @@ def sample_tokens(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor)
         kept = probs.masked_fill(outside.gather(-1, index.argsort(-1)) & (top_p < 1)[:, None], 0.0)
     cdf = kept.cumsum(-1)
     tokens = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    tokens = torch.where(greedy, scaled.argmax(-1), tokens)
+    if greedy.any():
+        tokens = torch.where(greedy, scaled.argmax(-1), tokens)
     return tokens, (scaled.gather(-1, tokens[:, None]) - normaliser)[:, 0].float()
 
 
@@ -291,8 +292,9 @@ class TransformersEngine:
                 temperature, top_p = temperature[kept], top_p[kept]
                 attention = drop_padding(attention, cache)
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
-            # where attention is plain, transformers can have the mask as it is applied, and need not work it out
-            mask = attention[:, None, None].bool() if self.policy.packs else attention
+            # where attention is plain, transformers is given the mask as it is added to the scores, and need not work it out
+            mask = torch.zeros(attention.shape, device=self.device, dtype=self.policy.dtype).masked_fill_(attention == 0, -torch.inf)
+            mask = mask[:, None, None] if self.policy.packs else attention
             hidden = self.policy.hidden_states(tokens[:, None], attention_mask=mask, position_ids=positions[:, None],
                                                past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
             positions = positions + 1
