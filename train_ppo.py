@@ -191,7 +191,8 @@ def train(config: Config) -> None:
         with run.timer("value"):
             old_values = critic.all_values(batch, rows, config.max_tokens_per_microbatch)  # (B, T)
         advantages, returns = gae(token_rewards, old_values, mask, gamma=config.gamma, lam=config.lam)  # (B, T)
-        run.log_completions(batch, rewards, torch.where(mask, advantages, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1))
+        run.log_completions(batch, rewards, torch.where(mask, advantages, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1),
+                            token_advantages=advantages, token_values=old_values)
         if config.whiten_advantages:
             advantages = whiten(advantages, mask)
         kl_weight = 0.0 if config.kl_in_reward else config.beta

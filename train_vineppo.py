@@ -212,7 +212,7 @@ def train(config: Config) -> None:
         for i, (a, s, c) in enumerate(zip(steps, starts, batch.completions, strict=True)):
             advantages[i, :len(c.ids)] = torch.tensor(token_advantages(a, s, len(c.ids)))
         run.log_completions(batch, rewards, rewards - torch.tensor([v[0] for v in state_values]),
-                            step_starts=starts, state_values=state_values)
+                            token_advantages=advantages, step_starts=starts, state_values=state_values)
         if config.whiten_advantages:
             advantages = whiten(advantages, mask)
         # without a KL term, what has advantage 0 throughout has gradient 0: it stays in the divisor and gets no pass

@@ -24,6 +24,7 @@ from common.checkpoint import Saved, Stateful, checkpoints, load_checkpoint, sav
 from common.config import CommonConfig, UserError, config_record, run_prefix
 from common.policy import Policy
 from common.rollout import Completion
+from common.samples import add_tokens, completion_rows
 from common.trackers import Tracker, check_login
 
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
@@ -146,6 +147,8 @@ class Run:
             self.say(f"pass@1 {first['eval/pass@1']:.3f} -> {last['eval/pass@1']:.3f}, greedy {first['eval/greedy']:.3f} -> "
                      f"{last['eval/greedy']:.3f} on unseen problems; {time.perf_counter() - self.started:.0f} s"
                      f"{' since the resume' if self.resumed else ''}; the adapter is in {self.saved}")
+        if self.evaluations:
+            self.say(f"curves and completions: {self.folder / 'report.html'}")
 
     @property
     def due_for_evaluation(self) -> bool:
@@ -177,6 +180,8 @@ class Run:
         if self.sample:
             self.say(self.sample)
             self.sample = ""
+        if "eval/pass@1" in row:
+            self._report()
         if self.step > 0:
             self.progress.update(1)
             self._announce(row)
@@ -186,16 +191,19 @@ class Run:
         self.num_tokens += sum(len(completion.ids) for completion in completions)
         self.num_completions += len(completions)
 
-    def log_completions(self, batch: Batch, rewards: Tensor, advantages: Tensor, **more: list[Any]) -> None:
-        """Appends every completion of the step to completions.jsonl. rewards, advantages (B,); `more`: a field each, by row."""
-        rows = [
-            {"step": self.step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer, "reward": r, "advantage": a,
-             "finish_reason": c.finish_reason, "tokens": len(c.ids), **{name: values[i] for name, values in more.items()}}
-            for i, (p, c, r, a) in enumerate(zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True))]
+    def log_completions(self, batch: Batch, rewards: Tensor, advantages: Tensor, token_advantages: Tensor | None = None,
+                        token_values: Tensor | None = None, **more: list[Any]) -> None:
+        """Appends every completion of the step to completions.jsonl. rewards, advantages (B,); `more`: a field each, by row.
+
+        Some of an evaluated step are kept token by token, with token_advantages (else the completion's) and token_values, (B, T).
+        """
+        rows = completion_rows(self.step, batch, rewards, advantages, more)
+        if self.due_for_evaluation:
+            add_tokens(rows, batch, self.models[0].tokenizer, advantages if token_advantages is None else token_advantages, token_values)
         self._append(COMPLETIONS, rows)
-        if self.due_for_evaluation and self.tracker is not None:
-            self.tracker.log_completions(rows, self.step)
         if self.due_for_evaluation:  # one sample to look at; the rest is in the file
+            if self.tracker is not None:
+                self.tracker.log_completions(rows, self.step)
             prompt, completion = (" | ".join(text.strip().split("\n")) for text in (batch.problems[0].prompt, batch.completions[0].text))
             self.sample = f"  {prompt[-100:]}  ->  {completion[:160]}  (reward {rewards[0]:g}, reference {batch.problems[0].answer})"
 
@@ -265,6 +273,15 @@ class Run:
         self.saved = save_checkpoint(self.folder, self.step, self.models, self.parts, self.config.save_total_limit, card)
         write_atomically(self.folder / "README.md", card)
         self.saved_step = self.step
+
+    def _report(self) -> None:
+        """Writes report.html. Whatever goes wrong there, the run goes on."""
+        try:
+            from common.report import write_report  # a second, which runs without evaluations do without
+
+            write_report([self.folder], self.folder / "report.html")
+        except Exception as error:
+            self.say(f"note: report.html was not written: {type(error).__name__}: {error}; later: python -m common.report {self.folder}")
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:

@@ -165,4 +165,5 @@ def evaluate(engine: Engine, problems: list[Problem], config: CommonConfig, rewa
     greedy = make_requests(problems, config, "evaluation", 0, 1, 0.0)
     completions = [group[0] for group in engine.generate(sampled + greedy)]
     scores = reward(problems + problems, completions).double()
-    return {"eval/pass@1": scores[:len(problems)].mean().item(), "eval/greedy": scores[len(problems):].mean().item()}
+    return {"eval/pass@1": scores[:len(problems)].mean().item(), "eval/greedy": scores[len(problems):].mean().item(),
+            "eval/problems": len(problems)}

@@ -157,19 +157,19 @@ def sample_tokens(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor)
     temperature 1. The log-probs are those before top_p cuts the tail, which is what the trainer computes.
     """
     greedy = temperature == 0
-    scaled = logits.double() / torch.where(greedy, 1.0, temperature).double()[:, None]
-    normaliser = scaled.logsumexp(-1, keepdim=True)
-    kept = probs = (scaled - normaliser).exp_()
+    scaled = logits.double().div_(torch.where(greedy, 1.0, temperature).double()[:, None])
+    scaled -= scaled.amax(-1, keepdim=True)
+    weights = scaled.exp()
+    total = (cdf := weights.cumsum(-1))[:, -1:]  # (R, 1)
     if (top_p < 1).any():
-        ordered, index = torch.sort(probs, dim=-1, descending=True, stable=True)
+        ordered, index = torch.sort(weights, dim=-1, descending=True, stable=True)
         # the smallest set of most likely tokens that holds top_p: a token goes if those before it already do
-        outside = ordered.cumsum(-1) - ordered >= top_p.double()[:, None]
-        kept = probs.masked_fill(outside.gather(-1, index.argsort(-1)) & (top_p < 1)[:, None], 0.0)
-    cdf = kept.cumsum(-1)
-    tokens = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        outside = ordered.cumsum(-1) - ordered >= top_p.double()[:, None] * total
+        cdf = weights.masked_fill(outside.gather(-1, index.argsort(-1)) & (top_p < 1)[:, None], 0.0).cumsum(-1)
+    tokens = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
     if greedy.any():
-        tokens = torch.where(greedy, scaled.argmax(-1), tokens)
-    return tokens, (scaled.gather(-1, tokens[:, None]) - normaliser)[:, 0].float()
+        tokens = torch.where(greedy[:, None], scaled.argmax(-1, keepdim=True), tokens)
+    return tokens[:, 0], (scaled.gather(-1, tokens) - total.log())[:, 0].float()
 
 
 class _Rows:
@@ -204,6 +204,7 @@ class TransformersEngine:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         width = 2 if policy.dtype == torch.bfloat16 else 4
+        self.stop_ids = np.array(sorted(policy.stop_ids), dtype=np.int64)
         self.cache_bytes_per_token = 2 * config.num_hidden_layers * heads * head_size * width
         self.sync()
 
@@ -313,7 +314,7 @@ class TransformersEngine:
         grown = alive[going]
         rows.ids[grown, position], rows.logps[grown, position] = tokens.cpu().numpy()[going], logps.cpu().numpy()[going]
         rows.lengths[grown] = position + 1
-        rows.stopped[grown] = np.isin(rows.ids[grown, position], list(self.policy.stop_ids))
+        rows.stopped[grown] = (rows.ids[grown, position, None] == self.stop_ids).any(axis=1)
         for row in rows.stops:
             if not rows.ended[row]:
                 rows.stopped[row] |= self._stopped(rows.ids[row, :position + 1].tolist(), rows.requests[row].stop)

@@ -1,0 +1,242 @@
+"""report.html: learning curves, where the time goes, which problems teach, and completions with the credit of each token.
+
+    python -m common.report RUN [RUN ...] [--out report.html]
+
+A page is made from run folders alone and holds all it needs. Every run writes its own at each evaluation; several runs make one that
+compares them.
+"""
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import statistics
+import sys
+from dataclasses import dataclass
+from html import escape
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from common.checkpoint import write_atomically
+from common.config import UserError
+
+PAGE = Path(__file__).with_name("report_page.html")
+SAMPLE_BYTES = 1_200_000  # of them in one page: of longer runs, some steps are left out
+POINTS = 400  # of a curve: of longer runs, means of neighbours
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")  # seen on light and on dark
+INK = "#010203"  # stands for the page's own text colour
+X = {"steps": "steps", "tokens": "generated tokens", "seconds": "seconds of training"}
+PHASES = ("sample", "verify", "value", "update", "sync")
+# name in metrics.jsonl, what it says
+DETAILS = {"reward": "mean reward", "completions/mean_length": "tokens a completion", "neg_logp": "-log p, nats a token",
+           "grad_norm": "gradient norm", "clip_ratio/region_mean": "clipped tokens, share", "kl": "KL to the reference, nats a token"}
+MIX = {"sampling/frac_solved": ("always solved", "#009e73"), "sampling/frac_mixed": ("sometimes: these teach", "#0072b2"),
+       "sampling/frac_hopeless": ("never solved", "#d55e00")}
+
+
+@dataclass
+class RunData:
+    """What a run folder says. `evaluations` and `steps` are rows of metrics.jsonl with x-values under the names of X."""
+
+    name: str
+    record: dict[str, Any]  # config.json
+    evaluations: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+    samples: dict[int, list[dict[str, Any]]]  # by step
+
+
+def read_run(folder: Path) -> RunData:
+    """Raises UserError if the folder is not a run's."""
+    try:
+        record = json.loads((folder / "config.json").read_text())
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not a run folder (config.json, metrics.jsonl): {error}") from error
+    seconds = accumulate(row.get("step_time", 0.0) for row in rows)
+    for row, passed in zip(rows, seconds, strict=True):
+        row |= {"steps": row["step"], "tokens": row.get("num_tokens", 0), "seconds": passed}
+    samples: dict[int, list[dict[str, Any]]] = {}
+    path = folder / "completions.jsonl"
+    with open(path, encoding="utf-8") if path.exists() else io.StringIO() as file:
+        for line in file:
+            if '"token_advantages"' in line:  # only those that are shown are worth parsing
+                row = json.loads(line)
+                samples.setdefault(row["step"], []).append(row)
+    return RunData(folder.name, record, [row for row in rows if "eval/pass@1" in row], [row for row in rows if row["step"] > 0], samples)
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` problems, one sample each (Wilson 1927). .5 of 100 -> .404, .596; 1 of 400 -> .990, 1."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * (max(share * (1 - share), 0.0) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an element of a page: in the page's colours and font, with ids of its own."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.DOTALL)
+    text = re.sub(r'\s(width|height)="[\d.]+pt"', "", text, count=2)
+    text = text.replace(INK, "currentColor")
+    text = re.sub(r"(font: [\d.]+px)[^;\"]*", r"\1 sans-serif", text)
+    return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text).replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
+
+
+def panel(title: str, x: str, height: float = 2.5) -> tuple[Figure, Axes]:
+    """An empty chart, narrow enough for a phone."""
+    figure = Figure(figsize=(4.8, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(X.get(x, x), fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.grid(alpha=0.15, color=INK, linewidth=0.6)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    return figure, axes
+
+
+def thin(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """The points of a curve, neighbours averaged where there are too many to see."""
+    points = [(row[x], row[y]) for row in rows if y in row]
+    size = -(-len(points) // POINTS) or 1
+    parts = [points[i:i + size] for i in range(0, len(points), size)]
+    return [statistics.fmean(a for a, _ in part) for part in parts], [statistics.fmean(b for _, b in part) for part in parts]
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, **options)
+
+
+def learning_curve(runs: list[RunData], x: str) -> str:
+    figure, axes = panel("pass@1 on held-out problems", x, 3.0)
+    for run, colour in zip(runs, colours(runs), strict=True):
+        at = [row[x] for row in run.evaluations]
+        sampled = [row["eval/pass@1"] for row in run.evaluations]
+        counts = [row.get("eval/problems", 0) for row in run.evaluations]
+        if all(counts) and all(0 <= p <= 1 for p in sampled):
+            axes.fill_between(at, *zip(*map(wilson, sampled, counts), strict=True), color=colour, alpha=0.18, linewidth=0)
+        axes.plot(at, sampled, "o-", color=colour, markersize=3, linewidth=1.6, label=run.name if len(runs) > 1 else "sampled")
+        axes.plot(at, [row["eval/greedy"] for row in run.evaluations], "--", color=colour, linewidth=1, alpha=0.8,
+                  label="greedy" if len(runs) == 1 else None)
+    if len(runs) <= len(PALETTE):
+        legend(axes, loc="lower right")
+    return svg(figure, f"curve-{x}")
+
+
+def detail(runs: list[RunData], y: str, what: str) -> str:
+    figure, axes = panel(what, "steps", 2.2)
+    for run, colour in zip(runs, colours(runs), strict=True):
+        axes.plot(*thin(run.steps, "steps", y), color=colour, linewidth=1.1)
+    return svg(figure, "detail-" + re.sub(r"\W", "-", y))
+
+
+def stacked(run: RunData, number: int, title: str, parts: dict[str, tuple[str, str]], kind: str) -> str:
+    """Areas on top of each other: `parts` are names in metrics.jsonl with label and colour."""
+    figure, axes = panel(title, "steps")
+    rows = [{"steps": row["steps"], **{name: row.get(name, 0.0) for name in parts}} for row in run.steps]
+    curves = [thin(rows, "steps", name) for name in parts]
+    axes.stackplot(curves[0][0], *(y for _, y in curves), labels=[label for label, _ in parts.values()],
+                   colors=[colour for _, colour in parts.values()], alpha=0.75, linewidth=0)
+    axes.set_xlim(curves[0][0][0], max(curves[0][0][-1], curves[0][0][0] + 1))
+    axes.set_ylim(bottom=0)
+    legend(axes, loc="upper left", ncols=min(3, len(parts)), bbox_to_anchor=(0, -0.22))
+    return svg(figure, f"{kind}-{number}")
+
+
+def colours(runs: list[RunData]) -> list[str]:
+    return [PALETTE[i % len(PALETTE)] for i in range(len(runs))]
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+def pieces(row: dict[str, Any]) -> list[str]:
+    """The text of each token; of the end token, and of one that is part of a character, there may be none."""
+    return [row["completion"][a:b] for a, b in zip(row["offsets"], [*row["offsets"][1:], len(row["completion"])], strict=True)]
+
+
+def browser(runs: list[RunData]) -> list[dict[str, Any]]:
+    """What the page's script shows: completions by run and step; steps are left out evenly where they would make the page too large."""
+    kept = []
+    for run in runs:
+        steps = [{"step": step, "samples": [
+            {**{key: row[key] for key in ("prompt", "answer", "reward", "advantage", "finish_reason")}, "pieces": pieces(row),
+             "credit": row["token_advantages"], "values": row.get("token_values"), "starts": row.get("step_starts"),
+             "states": row.get("state_values")} for row in rows]} for step, rows in sorted(run.samples.items())]
+        every = 1
+        while len(json.dumps(some := steps[::-1][::every][::-1])) > SAMPLE_BYTES / len(runs) and len(some) > 1:
+            every += 1
+        kept.append({"name": run.name, "steps": some, "left_out": len(steps) - len(some)})
+    return kept
+
+
+def summary(run: RunData) -> str:
+    """A line on a run: what, from where to where, at what cost."""
+    flags, last = run.record["flags"], run.steps[-1] if run.steps else None
+    words = [f"{run.record['script']}.py, {Path(flags['model']).name} on {Path(flags['dataset']).name}, seed {flags['seed']}"]
+    if run.evaluations:
+        first, final = run.evaluations[0], run.evaluations[-1]
+        words.append(f"pass@1 {first['eval/pass@1']:.3f} → {final['eval/pass@1']:.3f}, greedy {final['eval/greedy']:.3f} after step "
+                     f"{final['step']}")
+    if last:
+        words.append(f"{last['tokens']:,} tokens, {last['seconds']:,.0f} s, peak memory {last['memory/peak_gb']:.1f} GB")
+    return "; ".join(words)
+
+
+def page(runs: list[RunData]) -> str:
+    """The whole page."""
+    if not any(run.steps or run.evaluations for run in runs):
+        raise UserError("nothing to show yet: metrics.jsonl is empty")
+    items = "".join(f'<li><span class="dot" style="background:{colour}"></span><b>{escape(run.name)}</b><br>{escape(summary(run))}</li>'
+                    for run, colour in zip(runs, colours(runs), strict=True))
+    seen = {name for run in runs for row in run.steps for name in row}
+    times = {f"time/{phase}": (phase, colour) for phase, colour in zip(PHASES, PALETTE, strict=False) if f"time/{phase}" in seen}
+    curves = "".join(f'<div class="x {x}">{learning_curve(runs, x)}</div>' for x in X) if any(run.evaluations for run in runs) else ""
+    details = "".join(detail(runs, name, what) for name, what in DETAILS.items() if name in seen)
+    charts = {"time": "", "mix": ""}
+    for number, run in enumerate(runs):
+        after = f", {run.name}" if len(runs) > 1 else ""
+        if run.steps:
+            charts["time"] += stacked(run, number, f"seconds a step{after}", times, "time")
+            if "sampling/frac_mixed" in seen:
+                charts["mix"] += stacked(run, number, f"problems tried in a step, share{after}", MIX, "mix")
+    data = json.dumps(browser(runs), ensure_ascii=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":  # nothing in it can end the element that it stands in
+        data = data.replace(letter, f"\\u{ord(letter):04x}")
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    parts = {"TITLE": escape(title), "RUNS": items, "CURVES": curves, "DETAILS": details, "TIME": charts["time"], "MIX": charts["mix"],
+             "DATA": data}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], PAGE.read_text(encoding="utf-8"))
+
+
+def write_report(folders: list[Path], path: Path) -> None:
+    """The page of these runs into a file. Raises UserError for a folder that is not a run's."""
+    write_atomically(path, page([read_run(folder) for folder in folders]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, help="default: report.html in the run's folder; for several runs, here")
+    arguments = parser.parse_args()
+    out = arguments.out or (arguments.runs[0] / "report.html" if len(arguments.runs) == 1 else Path("report.html"))
+    try:
+        write_report(arguments.runs, out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, metrics, random_batch, run
+
+from common import report
+from common.config import UserError
+from common.report import browser, page, pieces, read_run, wilson, write_report
+from common.samples import SHOWN, add_tokens, completion_rows
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+EVIL = '</script><script>document.title="broken"</script><img src=x onerror="document.title=1">&amp;\u2028'
+
+
+def make_run(folder: Path, steps=20, every=5, samples=16, words=30, script="train_grpo", more=None, text="so <b>"):
+    """A run folder as the scripts leave it, with numbers of its own."""
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    flags = {"model": "tiny", "dataset": "arithmetic", "seed": 3}
+    (folder / "config.json").write_text(json.dumps({"script": script, "flags": flags}))
+    rows, completions = [{"step": 0, "eval/pass@1": 0.4, "eval/greedy": 0.8, "eval/problems": 400}], []
+    for step in range(1, steps + 1):
+        times = {"time/sample": 0.5, "time/verify": 0.01, "time/update": 0.4, "time/sync": 0.01, "step_time": 1.0, "memory/peak_gb": 0.7}
+        mix = {"sampling/frac_solved": 0.2, "sampling/frac_mixed": 0.5, "sampling/frac_hopeless": 0.3}
+        row = {"step": step, "reward": rng.random(), "num_tokens": 1000 * step, "grad_norm": 0.1, **times, **mix}
+        if step % every == 0:
+            row |= {"eval/pass@1": 0.4 + step / 100, "eval/greedy": 0.9, "eval/problems": 400}
+            for i in range(samples):
+                pieces = [text, *(f" word{rng.randrange(1000)}" for _ in range(words - 2)), ""]
+                offsets = [sum(map(len, pieces[:k])) for k in range(len(pieces))]
+                credit = [round(rng.uniform(-1, 1), 3) for _ in pieces]
+                own = {"offsets": offsets, "token_advantages": credit, **(more(pieces) if more else {})} if i < SHOWN else {}
+                completions.append(
+                    {"step": step, "problem": f"p/{i // 8}", "prompt": f"Question {i // 8}? {EVIL}", "completion": "".join(pieces)}
+                    | {"answer": "7", "reward": float(i % 2), "advantage": 0.5, "finish_reason": "stop", "tokens": len(pieces), **own}
+                )
+        rows.append(row)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "completions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in completions))
+    return folder
+
+
+def completions(folder):
+    return [json.loads(line) for line in (folder / "completions.jsonl").read_text().split("\n") if line]
+
+
+class Page(HTMLParser):
+    """Elements with class and text, as the browser holds them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open, self.title = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append([tag, dict(attrs), ""])
+        if tag not in ("meta", "input", "br", "img", "link"):
+            self.open.append(self.found[-1])
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        for element in self.open:
+            element[2] += data
+
+    def all(self, name):
+        return [element for element in self.found if name in (element[1].get("class") or "").split()]
+
+
+def opened(path: Path, where: str = "", tmp: Path | None = None) -> tuple[Page, list[str]]:
+    """The page after its script ran in a browser without a network, and all that it asked for."""
+    log = (tmp or path.parent) / "net.json"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", f"--log-net-log={log}", "--no-first-run"]
+    profile = f"--user-data-dir={path.parent / 'profile'}"
+    command = [CHROMIUM, *flags, profile, "--disable-background-networking", "--dump-dom", f"{path.as_uri()}{where}"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    asked = set(re.findall(r'"url":"([^"]+)"', log.read_text()))
+    ours = [url for url in asked if not re.match(r"https?://[^/]*\.(google|gvt1|googleapis)\.com|chrome|devtools|about:|data:", url)]
+    return Page(dom), ours
+
+
+def test_wilson():
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Newcombe 1998's method 3 without correction
+    assert wilson(1.0, 400) == pytest.approx((0.9905, 1.0), abs=1e-4) and wilson(0.0, 10)[0] == 0
+
+
+def test_a_page_holds_all_it_needs(tmp_path):
+    write_report([make_run(tmp_path / "a")], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|@import|url\((?!#)", text)
+    assert text.count("<svg") == 3 + 2 + 1 + 1  # learning over steps, tokens, seconds; reward and gradient norm; time; mix
+    assert "{{" not in text and "0.400 → 0.600" in text and "20,000 tokens, 20 s" in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))  # the figures do not take each other's
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(ids)
+
+
+def test_model_text_cannot_end_its_element(tmp_path):
+    text = page([read_run(make_run(tmp_path / "<i>run", text=EVIL))])
+    data = text.partition('id="data">')[2].partition("</script>")[0]
+    assert json.loads(data)[0]["steps"][0]["samples"][0]["pieces"][0] == EVIL and "<" not in data
+    assert text.count("<script") == 2 and "onerror" not in text.replace(data, "") and "<i>" not in text
+
+
+def test_long_runs_stay_small(tmp_path):
+    """Every step evaluated, long completions, and a lot of them in the file: a page of less than 2 MB that says what it leaves out."""
+    folder = make_run(tmp_path / "a", steps=60, every=1, samples=180, words=400)
+    assert len(completions(folder)) > 10_000
+    write_report([folder], tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000
+    (kept,) = browser([read_run(folder)])
+    assert kept["left_out"] == 60 - len(kept["steps"]) > 0 and kept["steps"][-1]["step"] == 60
+    assert all(len(place["samples"]) == SHOWN for place in kept["steps"])
+
+
+def test_many_steps_are_averaged_into_few_points():
+    rows = [{"steps": i, "reward": float(i)} for i in range(5000)]
+    x, y = report.thin(rows, "steps", "reward")
+    assert len(x) <= report.POINTS and x == y and x[0] == 6.0  # the mean of 0 to 12
+
+
+def test_tokens_of_mixed_problems_are_kept(random_models, tokenizer):
+    batch = random_batch(tokenizer, ((5, 7), (3, 1), (9, 4)) * 10)  # each a group of its own
+    rewards = torch.zeros(30)
+    rows = completion_rows(1, batch, rewards, rewards, {})
+    add_tokens(rows, batch, tokenizer, torch.arange(30 * 7).reshape(30, 7) / 7, None)
+    assert [i for i, row in enumerate(rows) if "offsets" in row] == list(range(SHOWN))
+    for i, row in enumerate(rows[:SHOWN]):
+        assert "".join(pieces(row)) == row["completion"][row["offsets"][0] :] and len(pieces(row)) == row["tokens"]
+        assert row["token_advantages"] == pytest.approx([i + k / 7 for k in range(row["tokens"])], rel=1e-2)
+    mixed = [20, 21]
+    batch.group_ids[21] = batch.group_ids[20]
+    rewards[21] = 1.0
+    rows = completion_rows(1, batch, rewards, rewards, {})
+    add_tokens(rows, batch, tokenizer, rewards, torch.ones(30, 7))
+    assert all("offsets" in rows[i] and rows[i]["token_values"] == [1.0] * rows[i]["tokens"] for i in mixed)
+    assert sum("offsets" in row for row in rows) == SHOWN and rows[21]["token_advantages"] == [1.0] * rows[21]["tokens"]
+
+
+def test_folders_that_are_no_runs(tmp_path, capsys, monkeypatch):
+    with pytest.raises(UserError, match="not a run folder"):
+        read_run(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: .* is not a run folder"):
+        report.main()
+
+
+def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "page", lambda runs: 1 / 0)
+    folder = tmp_path / "run"
+    assert run("train_grpo", folder, "--max_steps", "2", monkeypatch=monkeypatch) == 0
+    assert "report.html was not written: ZeroDivisionError" in capsys.readouterr().out
+    assert len(metrics(folder)) == 3 and not (folder / "report.html").exists()
+
+
+@in_browser
+def test_several_runs_from_the_command_line(tmp_path):
+    folders = [make_run(tmp_path / f"run{i}", steps=10 + 5 * i) for i in range(5)]
+    out = tmp_path / "all.html"
+    command = [sys.executable, "-m", "common.report", *map(str, folders), "--out", str(out)]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == str(out)
+    shown, asked = opened(out, "#run=2&step=5")
+    assert asked == [out.as_uri() + "#run=2&step=5"] or asked == [out.as_uri()]
+    assert [element[2] for element in shown.found if element[0] == "option"] == [f"run{i}" for i in range(5)]
+    assert len(shown.all("sample")) == SHOWN and next(e[2] for e in shown.found if e[1].get("id") == "at") == "5"
+
+
+@in_browser
+def test_the_page_in_a_browser(tmp_path):
+    """Curves and tokens are there, values too; nothing is fetched; what the model wrote is text."""
+    values = {"train_ppo": lambda pieces: {"token_values": [0.25] * len(pieces)}}
+    states = {"train_vineppo": lambda pieces: {"step_starts": [0, 3, 9], "state_values": [0.5, 0.75, 0.125]}}
+    for script, more in (values | states).items():
+        folder = make_run(tmp_path / script, script=script, more=more, text=EVIL)
+        write_report([folder], folder / "report.html")
+        shown, asked = opened(folder / "report.html", "#step=10&tint=values&x=tokens")
+        assert all(url.startswith((folder / "report.html").as_uri()) for url in asked) and asked
+        title = next(element[2] for element in shown.found if element[0] == "title")
+        assert title == script and not any(element[0] == "img" for element in shown.found)
+        rows = [row for row in completions(folder) if row["step"] == 10]
+        texts = shown.all("text")
+        assert len(texts) == len(rows) == SHOWN and len(shown.all("prompt")) == 2
+        chips = ["V 0.500", "V 0.750", "V 0.125"] if script == "train_vineppo" else []
+        for box, row in zip(texts, rows, strict=True):
+            plain = box[2]
+            for chip in [*chips, f"reward {int(row['reward'])}"] if chips else []:
+                assert plain.count(chip) == 1
+                plain = plain.replace(chip, "")
+            assert plain == row["completion"] + "∎"
+        assert len(shown.all("t")) == sum(row["tokens"] for row in rows)
+        tinted = [element[1].get("style", "") for element in shown.all("t")]
+        assert sum("var(--value)" in style for style in tinted) == (len(tinted) if script == "train_ppo" else 0)
+        assert any("var(--bad)" in style for style in tinted) == (script == "train_vineppo")
+        assert sum(element[0] == "svg" for element in shown.found) == 7
+
+
+@in_browser
+def test_a_run_writes_its_page(tmp_path, capsys, monkeypatch):
+    for script in ("train_ppo", "train_vineppo"):
+        folder = tmp_path / script
+        assert run(script, folder, "--max_steps", "2", monkeypatch=monkeypatch) == 0
+        assert capsys.readouterr().out.rstrip().endswith(f"curves and completions: {folder / 'report.html'}")
+        shown, _ = opened(folder / "report.html")
+        rows = [row for row in completions(folder) if "offsets" in row]
+        last = [row for row in rows if row["step"] == rows[-1]["step"]]
+        assert len(shown.all("sample")) == len(last) > 0
+        assert len(shown.all("t")) == sum(row["tokens"] for row in last)
+        if script == "train_vineppo":
+            assert len(shown.all("chip")) == sum(len(row["state_values"]) + 1 for row in last)
+        else:
+            assert all(len(row["token_values"]) == row["tokens"] for row in last)
