@@ -36,6 +36,7 @@ from transformers import AutoConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.batching import Batch, make_batch, microbatches
 from common.data import Problem
+from common.launch import keep_freed_memory
 from common.loss import aggregate, loss_divisor, truncated_importance_weights
 from common.metrics import TokenMeans
 from common.optim import clip_gradients, make_optimizer, take_step
@@ -110,6 +111,7 @@ def update(batch: Batch, policy: Policy, optimizer: torch.optim.Optimizer, confi
 
 def measure_seconds(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of sampling and of the update, each repeat after a turn that does not count."""
+    keep_freed_memory()  # as the scripts do
     config, policy = prepare(point, arguments)
     engine, optimizer = TransformersEngine(), make_optimizer(policy.parameters_of("default"), config.learning_rate)
     engine.connect(policy)
