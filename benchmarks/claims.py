@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,7 +165,7 @@ def area(run: dict[str, Any], axis: str = "steps", end: float | None = None) -> 
     points = list(run[axis].items())
     end = points[-1][0] if end is None else end
     total = 0.0
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if x0 >= end:
             break
         cut = min(x1, end)
@@ -392,7 +393,7 @@ def main() -> None:
     out = arguments.out.absolute()
     for name in arguments.testbeds:
         if "tune" in arguments.only:
-            rates = {method: RATES for method in METHODS}
+            rates = dict.fromkeys(METHODS, RATES)
             run_all(jobs_of(out, name, rates, TUNED_ON, ("uniform",)), arguments.jobs, f"{name}, learning rates")
         if "run" in arguments.only:
             rates = {method: [rate] for method, rate in chosen_rates(out, name)[0].items()}

@@ -1,0 +1,92 @@
+import json
+import random
+import sys
+from itertools import product
+
+import pytest
+from helpers import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+claims = pytest.importorskip("claims")  # needs scipy
+
+VINE, PPO = {"VinePPO, K=9": 0.2, "VinePPO, K=3": 0.0}, 0.0
+
+
+def make_runs(out, noise=0.01):
+    """What a finished command leaves, with curves that rise the faster the better the method; every run has its own noise."""
+    rng = random.Random(0)
+    for name, bed in claims.TESTBEDS.items():
+        for (method, way), rate, seed in product(bed.cells, claims.RATES, [*claims.TUNED_ON, *claims.SEEDS]):
+            gain = 0.3 + VINE.get(method, 0.0) + (0.1 if way == "lilo" else 0.0) - (0.05 if rate != claims.RATES[1] else 0.0)
+            rows = [{"step": 0, "eval/pass@1": 0.3, "eval/greedy": 0.5}]
+            for step in range(1, 41):
+                tokens = 1000 * step * (4 if way == "lilo" and "Vine" not in method else 1)
+                row = {"step": step, "num_tokens": tokens, "step_time": 1.0, "neg_logp": (0.5 if method == "RFT" else 0.99) ** (step / 40)}
+                if step % 5 == 0:
+                    row |= {"eval/pass@1": 0.3 + gain * step / 40 + rng.gauss(0, noise), "eval/greedy": 0.5}
+                rows.append(row)
+            folder = claims.folder_of(out, name, method, way, rate, seed)
+            folder.mkdir(parents=True)
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_area_under_a_curve():
+    run = {"steps": {0: 0.0, 10: 1.0, 20: 1.0}}
+    assert claims.area(run) == pytest.approx(0.75)
+    assert claims.area(run, end=10) == pytest.approx(0.5) and claims.area(run, end=5) == pytest.approx(0.25)
+
+
+def test_a_verdict_needs_intervals_that_do_not_overlap():
+    a, b = [0.80, 0.82, 0.84, 0.86, 0.88], [0.70, 0.72, 0.74, 0.76, 0.78]
+    assert claims.verdict(claims.difference(a, b)) == "reproduced"
+    assert claims.verdict(claims.difference(b, a)) == "not reproduced: the other way round"
+    assert claims.verdict(claims.difference(b, a), -1) == "reproduced"
+    close = [value - 0.01 for value in a]  # lower on every seed, but the seeds differ by more
+    found = claims.difference(a, close)
+    assert found.low > 0 and not found.apart and "no difference" in claims.verdict(found)
+    mixed = [0.90, 0.60, 0.95, 0.65, 0.70]
+    assert not claims.difference(a, mixed).apart
+
+
+def test_the_page_has_every_seed_and_every_claim(tmp_path):
+    make_runs(tmp_path / "runs")
+    rates, _ = claims.chosen_rates(tmp_path / "runs", "credit")
+    assert set(rates.values()) == {claims.RATES[1]}
+    claims.write(tmp_path / "runs", list(claims.TESTBEDS), tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "{{" not in text
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    verdicts = {(row[0], row[4]): row[3] for row in table if len(row) == 5 and row[4] in claims.TESTBEDS}
+    assert verdicts["VinePPO (K = 9) beats PPO per step", "credit"] == "reproduced"
+    assert verdicts["VinePPO (K = 3) beats PPO per step", "habits"].startswith("not reproduced")
+    assert verdicts["NFT ends above RFT", "credit"].startswith("not reproduced")
+    assert verdicts["RFT's entropy falls, and more than NFT's", "credit"] == "reproduced"
+    assert verdicts["learnability sampling needs fewer steps: GRPO", "few"] == "reproduced"
+    assert verdicts["it costs many more tokens a step: PPO", "few"] == "reproduced"
+    assert verdicts["it costs few more tokens a step: VinePPO, K=3", "few"] == "reproduced"
+    assert verdicts["GRPO divided by the standard deviation gains less from it than centred", "few"].startswith("not reproduced")
+    for name, bed in claims.TESTBEDS.items():
+        part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        seeds = [line for line in part.partition("<details>")[2].splitlines() if line.startswith("| ")][2:]
+        assert len(seeds) == len(bed.cells) * len(claims.SEEDS)
+        assert (tmp_path / f"results_{name}.png").stat().st_size > 10_000
+
+
+def test_every_command_is_one_of_the_scripts(tmp_path):
+    from common.config import parse_config
+
+    for name, bed in claims.TESTBEDS.items():
+        for method, way in bed.cells:
+            script, *flags = claims.command_of(name, method, way, 3e-4, 7)
+            module = __import__(script.removesuffix(".py"))
+            config = parse_config(module.Config, flags, script)
+            assert (config.seed, config.sampling, config.learning_rate) == (7, way, 3e-4)
+
+
+def test_a_run_that_fails_stops_everything(tmp_path, monkeypatch):
+    jobs = {tmp_path / str(i): ["-c", "raise SystemExit(3)"] for i in range(3)}
+    with pytest.raises(SystemExit, match="ended with code 3"):
+        claims.run_all(jobs, 1, "runs")
+    done = {tmp_path / "done": ["-c", "import pathlib, sys; pathlib.Path(sys.argv[-1]).mkdir()"]}
+    claims.run_all(done, 1, "runs")
+    assert (tmp_path / "done" / "command.json").exists() and (tmp_path / "done.log").exists()
