@@ -178,7 +178,7 @@ def train(config: Config) -> None:
                     kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")
                     loss = aggregate(token_loss + config.beta * kl, micro.completion_mask, config.loss_aggregation, divisor)
                     loss.backward()
-                    losses.append((micro, loss.detach()))
+                    losses.append((micro.rows, loss.detach()))
                     means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
                               clipped=clipped_tokens(logps, old, micro.take(advantages), **clip))
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))

@@ -217,7 +217,7 @@ def train(config: Config) -> None:
                                                       epsilon=config.cliprange_value)
                         loss = aggregate(token_loss, micro.completion_mask, "token-mean", divisor)
                         loss.backward()
-                        losses.append((micro, loss.detach()))
+                        losses.append((micro.rows, loss.detach()))
                         value_means.add(micro.completion_mask, loss=token_loss)
                     run.stop_if_not_finite(losses, clip_gradients(critic_optimizer, config.max_grad_norm, len(losses)), batch)
                     take_step(critic_optimizer, config.critic_learning_rate * rate / config.learning_rate)
@@ -235,7 +235,7 @@ def train(config: Config) -> None:
                     loss = aggregate(token_loss, micro.completion_mask, config.loss_aggregation, divisor) + kl_weight * aggregate(
                         kl.clamp(max=MAX_KL), micro.completion_mask, "seq-mean-token-sum", sequences)
                     loss.backward()
-                    losses.append((micro, loss.detach()))
+                    losses.append((micro.rows, loss.detach()))
                     means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
                               clipped=clipped_tokens(logps, old, micro.take(advantages), epsilon=config.epsilon))
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))

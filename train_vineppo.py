@@ -245,7 +245,7 @@ def train(config: Config) -> None:
                     loss = aggregate(token_loss, micro.completion_mask, config.loss_aggregation, divisor) + config.beta * aggregate(
                         kl.clamp(max=MAX_KL), micro.completion_mask, "seq-mean-token-sum", sequences)
                     loss.backward()
-                    losses.append((micro, loss.detach()))
+                    losses.append((micro.rows, loss.detach()))
                     means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
                               clipped=clipped_tokens(logps, old, micro.take(advantages), epsilon=config.epsilon))
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))

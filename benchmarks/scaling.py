@@ -101,7 +101,7 @@ def update(batch: Batch, policy: Policy, optimizer: torch.optim.Optimizer, confi
         token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
         loss = aggregate(token_loss, micro.completion_mask, config.loss_aggregation, divisor)
         loss.backward()
-        losses.append((micro, loss.detach()))
+        losses.append((micro.rows, loss.detach()))
         clipped = clipped_tokens(logps, old, micro.take(advantages), **clip)
         means.add(micro.completion_mask, entropy=entropy, difference=(old - micro.sampling_logps).abs(), clipped=clipped)
     clip_gradients(optimizer, config.max_grad_norm, len(losses))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.batching import Batch, MicroBatch
+from common.batching import Batch
 from common.card import model_card
 from common.checkpoint import Saved, Stateful, checkpoints, load_checkpoint, save_checkpoint, write_atomically
 from common.config import CommonConfig, UserError, config_record, run_prefix
@@ -213,15 +213,16 @@ class Run:
         if (every and self.step % every == 0) or self.step == self.config.max_steps or self.stop_signal is not None:
             self._save()
 
-    def stop_if_not_finite(self, losses: list[tuple[MicroBatch, Tensor]], grad_norm: Tensor, batch: Batch) -> None:
+    def stop_if_not_finite(self, losses: list[tuple[Tensor, Tensor]], grad_norm: Tensor, batch: Batch) -> None:
         """Raises UserError, the offending rows written down, if a micro-batch's loss or the gradient is NaN or infinite.
 
-        Called before the optimiser moves, so the last checkpoint and the weights in memory are still good.
+        losses: of each micro-batch its rows (b,) and its loss. Called before the optimiser moves, so the last checkpoint and the weights
+        in memory are still good.
         """
         if torch.isfinite(grad_norm) and all(torch.isfinite(loss) for _, loss in losses):
             return
-        bad = [micro for micro, loss in losses if not torch.isfinite(loss)] or [micro for micro, _ in losses]
-        rows = [row for micro in bad for row in micro.rows.tolist()]
+        bad = [rows for rows, loss in losses if not torch.isfinite(loss)] or [rows for rows, _ in losses]
+        rows = torch.cat(bad).tolist()
         path = self.folder / f"nonfinite-step-{self.step}.json"
         write_atomically(path, json.dumps([
             {"problem": batch.problems[i].id, "prompt": batch.problems[i].prompt, "completion": batch.completions[i].text,
