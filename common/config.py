@@ -112,7 +112,7 @@ class CommonConfig(SamplingConfig):
         "adamw_torch", "update", "AdamW, or bitsandbytes' with its state in 8 bits; paged: which moves to the host if memory is short.")
     num_iterations: int = flag(1, "update", "Passes over each rollout batch.")
     num_minibatches: int = flag(1, "update", "Optimiser steps per pass.")
-    max_tokens_per_microbatch: int = flag(4096, "update", "Tokens of one forward and backward, with padding: sets memory, never the update.")
+    max_tokens_per_microbatch: int = flag(4096, "update", "Tokens of a forward and backward, with padding: sets memory, never the update.")
     loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = flag(
         "token-mean", "update", "How token losses become one number; constant: divided by completions x --max_completion_length.")
     beta: float = flag(0.0, "update", "Weight of the KL term to the reference policy (0: no reference pass).")

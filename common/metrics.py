@@ -23,6 +23,7 @@ from common.card import model_card
 from common.checkpoint import Saved, Stateful, checkpoints, load_checkpoint, save_checkpoint, write_atomically
 from common.config import CommonConfig, UserError, config_record, run_prefix
 from common.policy import Policy
+from common.report import try_report
 from common.rollout import Completion
 from common.samples import add_tokens, completion_rows
 from common.trackers import Tracker, check_login
@@ -180,8 +181,8 @@ class Run:
         if self.sample:
             self.say(self.sample)
             self.sample = ""
-        if "eval/pass@1" in row:
-            self._report()
+        if "eval/pass@1" in row and (problem := try_report(self.folder)):
+            self.say(problem)
         if self.step > 0:
             self.progress.update(1)
             self._announce(row)
@@ -274,15 +275,6 @@ class Run:
         self.saved = save_checkpoint(self.folder, self.step, self.models, self.parts, self.config.save_total_limit, card)
         write_atomically(self.folder / "README.md", card)
         self.saved_step = self.step
-
-    def _report(self) -> None:
-        """Writes report.html. Whatever goes wrong there, the run goes on."""
-        try:
-            from common.report import write_report  # a second, which runs without evaluations do without
-
-            write_report([self.folder], self.folder / "report.html")
-        except Exception as error:
-            self.say(f"note: report.html was not written: {type(error).__name__}: {error}; later: python -m common.report {self.folder}")
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:

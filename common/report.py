@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from common.checkpoint import write_atomically
 from common.config import UserError
+
+if TYPE_CHECKING:  # half a second and 40 MB, for runs that write no report
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PAGE = Path(__file__).with_name("report_page.html")
 SAMPLE_BYTES = 1_200_000  # of them in one page: of longer runs, some steps are left out
@@ -82,6 +82,8 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 def svg(figure: Figure, name: str) -> str:
     """The figure as an element of a page: in the page's colours and font, with ids of its own."""
+    import matplotlib
+
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -95,6 +97,9 @@ def svg(figure: Figure, name: str) -> str:
 
 def panel(title: str, x: str, height: float = 2.5) -> tuple[Figure, Axes]:
     """An empty chart, narrow enough for a phone."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
     figure = Figure(figsize=(4.8, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=10, color=INK)
@@ -103,7 +108,7 @@ def panel(title: str, x: str, height: float = 2.5) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.grid(alpha=0.15, color=INK, linewidth=0.6)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure, axes
 
 
@@ -174,9 +179,10 @@ def browser(runs: list[RunData]) -> list[dict[str, Any]]:
             {**{key: row[key] for key in ("prompt", "answer", "reward", "advantage", "finish_reason")}, "pieces": pieces(row),
              "credit": row["token_advantages"], "values": row.get("token_values"), "starts": row.get("step_starts"),
              "states": row.get("state_values")} for row in rows]} for step, rows in sorted(run.samples.items())]
-        every = 1
-        while len(json.dumps(some := steps[::-1][::every][::-1])) > SAMPLE_BYTES / len(runs) and len(some) > 1:
+        sizes, every = [len(json.dumps(step)) for step in steps], 1
+        while sum(sizes[::-every]) > SAMPLE_BYTES / len(runs) and every < len(steps):
             every += 1
+        some = steps[::-every][::-1]  # the last one is always among them
         kept.append({"name": run.name, "steps": some, "left_out": len(steps) - len(some)})
     return kept
 
@@ -223,6 +229,15 @@ def page(runs: list[RunData]) -> str:
 def write_report(folders: list[Path], path: Path) -> None:
     """The page of these runs into a file. Raises UserError for a folder that is not a run's."""
     write_atomically(path, page([read_run(folder) for folder in folders]))
+
+
+def try_report(folder: Path) -> str | None:
+    """Writes a run's own report. A run never ends for its report: what went wrong is returned as a line for the console."""
+    try:
+        write_report([folder], folder / "report.html")
+    except Exception as error:  # whatever it is
+        return f"note: report.html was not written: {type(error).__name__}: {error}; later: python -m common.report {folder}"
+    return None
 
 
 def main() -> None:
