@@ -29,14 +29,14 @@ if TYPE_CHECKING:  # half a second and 40 MB, for runs that write no report
 PAGE = Path(__file__).with_name("report_page.html")
 SAMPLE_BYTES = 1_200_000  # of them in one page: of longer runs, some steps are left out
 POINTS = 400  # of a curve: of longer runs, means of neighbours
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")  # seen on light and on dark
+PALETTE = ("#2588cf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")  # seen on light and on dark
 INK = "#010203"  # stands for the page's own text colour
 X = {"steps": "steps", "tokens": "generated tokens", "seconds": "seconds of training"}
 PHASES = ("sample", "verify", "value", "update", "sync")
 # name in metrics.jsonl, what it says
 DETAILS = {"reward": "mean reward", "completions/mean_length": "tokens a completion", "neg_logp": "-log p, nats a token",
            "grad_norm": "gradient norm", "clip_ratio/region_mean": "clipped tokens, share", "kl": "KL to the reference, nats a token"}
-MIX = {"sampling/frac_solved": ("always solved", "#009e73"), "sampling/frac_mixed": ("sometimes: these teach", "#0072b2"),
+MIX = {"sampling/frac_solved": ("always solved", "#009e73"), "sampling/frac_mixed": ("sometimes: these teach", "#2588cf"),
        "sampling/frac_hopeless": ("never solved", "#d55e00")}
 
 
@@ -95,13 +95,13 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text).replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
 
 
-def panel(title: str, x: str, height: float = 2.5) -> tuple[Figure, Axes]:
-    """An empty chart, narrow enough for a phone."""
+def panel(title: str, x: str, height: float, below: float = 0.45) -> tuple[Figure, Axes]:
+    """An empty chart, narrow enough for a phone; inches. `below`: what the x-axis and a legend under it take."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(4.8, height), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(4.8, height))
+    axes = figure.add_axes((0.11, below / height, 0.87, 1 - (below + 0.28) / height))  # quicker than working out the margins
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel(X.get(x, x), fontsize=9, color=INK)
     axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
@@ -149,14 +149,14 @@ def detail(runs: list[RunData], y: str, what: str) -> str:
 
 def stacked(run: RunData, number: int, title: str, parts: dict[str, tuple[str, str]], kind: str) -> str:
     """Areas on top of each other: `parts` are names in metrics.jsonl with label and colour."""
-    figure, axes = panel(title, "steps")
+    figure, axes = panel(title, "steps", 2.7, 0.45 + 0.2 * -(-len(parts) // 3))
     rows = [{"steps": row["steps"], **{name: row.get(name, 0.0) for name in parts}} for row in run.steps]
     curves = [thin(rows, "steps", name) for name in parts]
     axes.stackplot(curves[0][0], *(y for _, y in curves), labels=[label for label, _ in parts.values()],
                    colors=[colour for _, colour in parts.values()], alpha=0.75, linewidth=0)
     axes.set_xlim(curves[0][0][0], max(curves[0][0][-1], curves[0][0][0] + 1))
     axes.set_ylim(bottom=0)
-    legend(axes, loc="upper left", ncols=min(3, len(parts)), bbox_to_anchor=(0, -0.22))
+    legend(axes, loc="lower left", ncols=3, bbox_to_anchor=(0.1, 0), bbox_transform=figure.transFigure, borderaxespad=0.2)
     return svg(figure, f"{kind}-{number}")
 
 
