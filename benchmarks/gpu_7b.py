@@ -7,7 +7,7 @@ their full length. Each run is a process of its own, with the settings of its pl
 whole device (NVML, every 50 ms), less what was in use before: no cap is put on anything.
 
 Printed, and written to results.json: peak and plan in GB; tokens sampled per second; tokens trained per second, and the executed
-arithmetic of the update as a share of the device's peak, counted as 2 N per token forward, 2 N backward and 2 N for what is
+arithmetic of training as a share of the device's peak, counted as 2 N per token forward, 2 N backward and 2 N for what is
 computed again under checkpointing, N the weights of linear layers and head (--peak_tflops: 989 for an H200 in bfloat16; without it
 no share is given); seconds of a step and of its parts. The first step warms up and is left out. vLLM is used where it can be
 imported. Without a GPU: a rehearsal at a toy shape.
@@ -29,18 +29,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu_smoke import ON_GPU, ROOT, coin_flips, problems_file, random_model, watched
 from seeds import table
 
+from common.batching import MicroBatch
 from common.checkpoint import write_atomically
 from common.config import parse_config
 from common.launch import run_script
 from common.memory import GB, Plan, Shape, make_plan, shape_of
+from common.metrics import Run
+from common.policy import Policy
 
 ALL = ["train_ppo", "train_vineppo", "train_grpo", "train_nft"]
+EXECUTED = "executed.json"  # in the run folder: tokens through the model, by step
 PARTS = ("sample", "value", "update", "sync")
 
 
@@ -91,6 +95,20 @@ def inside(script: str, flags: list[str]) -> None:
     import common.rewards as rewards
 
     rewards.score = coin_flips
+    counted, steps = {"forward": 0, "both": 0}, []
+    real, log = Policy.states_before, Run.log
+
+    def counting(policy: Policy, micro: MicroBatch) -> Any:
+        counted["both" if torch.is_grad_enabled() else "forward"] += micro.input_ids.numel()
+        return real(policy, micro)
+
+    def noted(run: Run, metrics: dict[str, float | None]) -> None:
+        steps.append(dict(counted))
+        counted.update(forward=0, both=0)
+        write_atomically(run.folder / EXECUTED, json.dumps(steps))
+        log(run, metrics)
+
+    Policy.states_before, Run.log = counting, noted
     module = importlib.import_module(script)
     sys.argv = [f"{script}.py", *flags]
     run_script(module.Config, module.train, module.__file__)
@@ -112,7 +130,7 @@ def measure(script: str, card: float, arguments: argparse.Namespace, model: Path
         text = AutoConfig.from_pretrained(model).get_text_config()
         head = text.vocab_size * text.hidden_size
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        row |= speeds(rows, shape.linear + head, folder, AutoTokenizer.from_pretrained(model), arguments.peak_tflops)
+        row |= speeds(rows, shape.linear + head, folder, json.loads((folder / EXECUTED).read_text()), arguments.peak_tflops)
     return row
 
 
@@ -120,29 +138,27 @@ def speeds(
     rows: list[dict[str, Any]],
     weights: int,
     folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
+    executed: list[dict[str, int]],
     peak_tflops: float | None,
 ) -> dict[str, Any]:
     """Medians over the steps after the first."""
-    told = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
     seconds = {name: statistics.median(row.get(f"time/{name}", 0.0) for row in rows[1:]) for name in PARTS}
     sampled = statistics.median(b["num_tokens"] - a["num_tokens"] for a, b in pairwise(rows))
-    # nearly every completion of a coin-flip group has an advantage: all are counted as trained on
-    lengths = dict(zip(prompts := sorted({c["prompt"] for c in told}), map(len, tokenizer(prompts)["input_ids"]), strict=True))
-    trained = statistics.median(sum(c["tokens"] + lengths[c["prompt"]] for c in told if c["step"] == row["step"]) for row in rows[1:])
     flags = json.loads((folder / "config.json").read_text())["flags"]
     critic = "critic_learning_rate" in flags
-    # of 2 N per token: forward, backward, forward again; of the critic as well; and the log-probs before several updates
-    passes = (3 if flags["gradient_checkpointing"] else 2) * (2 if critic else 1) + (flags["num_iterations"] * flags["num_minibatches"] > 1)
+    # tokens that went through the model, padding included and shared prompts once: forward alone, and backward too
+    forward, both = (statistics.median(step[name] for step in executed[1:]) for name in ("forward", "both"))
+    training = seconds["update"] + (seconds["value"] if critic else 0.0)  # the critic's forward passes are under "value"
+    operations = 2 * weights * (forward + both * (3 if flags["gradient_checkpointing"] else 2))
     found = {
         # where there is a critic, "value" is its forward pass, else it is sampling
         "sampled_per_second": sampled / max(seconds["sample"] + (0.0 if critic else seconds["value"]), 1e-9),
-        "trained_per_second": trained / max(seconds["update"], 1e-9),
+        "trained_per_second": both / (2 if critic else 1) / max(seconds["update"], 1e-9),  # the critic's are the same tokens
         "step_seconds": statistics.median(row["step_time"] for row in rows[1:]),
         "seconds": seconds,
     }
     if peak_tflops:
-        found["utilisation"] = passes * 2 * weights * found["trained_per_second"] / (peak_tflops * 1e12)
+        found["utilisation"] = operations / max(training, 1e-9) / (peak_tflops * 1e12)
     return found
 
 
