@@ -56,7 +56,7 @@ def test_three_steps(script, flags, tmp_path, monkeypatch):
     assert run(script, tmp_path / "run", "--max_steps", "3", *flags, monkeypatch=monkeypatch) == 0
     rows = metrics(tmp_path / "run", times=True)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert set(rows[0]) == {"step", "eval/pass@1", "eval/greedy"}
+    assert set(rows[0]) == {"step", "eval/pass@1", "eval/greedy", "eval/problems"}
     wanted = {
         "reward",
         "reward_std",
