@@ -36,7 +36,7 @@ endif
 	touch $@
 
 .venv/installed-for-tests: .venv/installed
-	.venv/bin/pip install pytest==9.2.0 ruff==0.17.5 tensorboard==2.21.0 wandb==0.31.0 trackio==0.43.0 math-verify==0.9.0 hypothesis==6.170.15
+	.venv/bin/pip install pytest==9.2.0 ruff==0.17.5 tensorboard==2.21.0 wandb==0.31.0 trackio==0.43.0 math-verify==0.9.0 hypothesis==6.170.15 scipy==1.17.1
 	touch $@
 
 clean:

@@ -40,7 +40,7 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
     if length > 1 or heads == groups or (attention_mask is not None and attention_mask.shape[1] > 1):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
     query = query.reshape(rows, groups, heads // groups, size)
-    if query.device.type == "cpu" and attention_mask is not None and attention_mask.is_floating_point():
+    if query.device.type == "cpu" and query.dtype == torch.float32 and attention_mask is not None and attention_mask.is_floating_point():
         # for so few queries a row plain products are faster than the fused kernel
         scores = torch.matmul(query * (scaling or size**-0.5), key.transpose(-1, -2)).add_(attention_mask)
         output = torch.matmul(scores.softmax(-1), value)

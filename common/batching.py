@@ -17,6 +17,8 @@ from common.packing import Ids, on_device, pack
 from common.policy import Policy
 from common.rollout import Completion, derive_seed
 
+MOST_SEEN = 2  # attention gathers keys and values for each completion: long prompts with short completions are not free
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,7 +85,8 @@ def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Policy) ->
     """Micro-batches over `rows` of the batch, longest first, each at most `max_tokens` tokens, padding included (or one row).
 
     Where the policy's attention can tell rows apart they are packed: no padding, and a prompt once for all its completions, which
-    stay together. Else they are sorted by length, so that little is padding. Longest first: what does not fit in memory fails at once.
+    stay together; what all of them see, prompts counted for each, is at most MOST_SEEN times `max_tokens`. Else they are sorted by
+    length, so that little is padding. Longest first: what does not fit in memory fails at once.
     """
     prompts, new = ([get(row) for row in range(len(batch))] for get in (
         lambda row: batch.problems[row].prompt_ids, lambda row: len(batch.completions[row].ids)))
@@ -95,10 +98,11 @@ def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Policy) ->
                    reverse=True)
     while order:
         held: set[Ids] = set()
-        count = total = 0
+        count = total = seen = 0
         for row in order:
+            seen += length[row]
             total += length[order[0]] if not policy.packs else new[row] if prompts[row] in held else length[row]
-            if count and total > max_tokens:
+            if count and (total > max_tokens or seen > MOST_SEEN * max_tokens):
                 break
             held.add(prompts[row])
             count += 1

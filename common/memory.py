@@ -305,7 +305,10 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
 
 
 def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None = None) -> None:
-    """A forward and a backward, for the critic too, over rows that fill the token budget, or over one of full length; nothing is kept."""
+    """A forward and a backward, for the critic too, over rows that fill the token budget, or over one of full length; nothing is kept.
+
+    Rows that share prompts may take as much again for their keys and values.
+    """
     longest = prompt_length + config.max_completion_length
     rows = max(1, math.ceil(config.max_tokens_per_microbatch / longest))
     length = max(2, min(longest, config.max_tokens_per_microbatch // rows)) if rows > 1 else longest

@@ -148,7 +148,7 @@ class Run:
             self.say(f"pass@1 {first['eval/pass@1']:.3f} -> {last['eval/pass@1']:.3f}, greedy {first['eval/greedy']:.3f} -> "
                      f"{last['eval/greedy']:.3f} on unseen problems; {time.perf_counter() - self.started:.0f} s"
                      f"{' since the resume' if self.resumed else ''}; the adapter is in {self.saved}")
-        if self.evaluations:
+        if (self.folder / "report.html").exists():
             self.say(f"curves and completions: {self.folder / 'report.html'}")
 
     @property
@@ -181,11 +181,11 @@ class Run:
         if self.sample:
             self.say(self.sample)
             self.sample = ""
-        if "eval/pass@1" in row and (problem := try_report(self.folder)):
-            self.say(problem)
         if self.step > 0:
             self.progress.update(1)
             self._announce(row)
+        if "eval/pass@1" in row and (problem := try_report(self.folder)):
+            self.say(problem)
 
     def count(self, completions: list[Completion]) -> None:
         """Adds to the run's completions and tokens what was generated to learn from, in whatever way."""

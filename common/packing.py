@@ -30,22 +30,36 @@ class Packing:
 
     @cached_property
     def padded(self) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """For the CPU: prompts, and completions, padded; and where each of the L tokens then stands in all queries (L,).
+        """For the CPU: pieces of similar length padded together; and where each of the L tokens then stands in all queries (L,).
 
         (n, Q) queries and (n, K) what they see, both into the L tokens, and the mask to add, (n, 1, Q, K).
         """
         starts, seen, seen_starts = self.starts.numpy(), self.seen.numpy(), self.seen_starts.numpy()
-        blocks, real = [], []
-        for part in (slice(0, self.prompts), slice(self.prompts, None)):
-            lengths, widths = np.diff(starts)[part, None], np.diff(seen_starts)[part, None]  # (n, 1)
+        blocks, tokens = [], []  # tokens: the places of the real queries, in the blocks' order
+        for pieces in self._similar(np.diff(starts)):
+            lengths, widths = np.diff(starts)[pieces, None], np.diff(seen_starts)[pieces, None]  # (n, 1)
             query, key = np.arange(lengths.max())[None], np.arange(widths.max())[None]
-            queries = starts[:-1][part, None] + np.minimum(query, lengths - 1)  # where there is none, the last one again
-            keys = seen[seen_starts[:-1][part, None] + np.minimum(key, widths - 1)]
+            queries = starts[pieces, None] + np.minimum(query, lengths - 1)  # where there is none, the last one again
+            keys = seen[seen_starts[pieces, None] + np.minimum(key, widths - 1)]
             hidden = key[None] > (query + widths - lengths)[..., None]  # (n, Q, K): what comes later, padding included
             mask = torch.zeros(hidden.shape).masked_fill_(torch.from_numpy(hidden), -torch.inf)[:, None]
             blocks.append((torch.from_numpy(queries.astype(np.int64)), torch.from_numpy(keys), mask))
-            real.append((query < lengths).flatten())
-        return blocks, torch.from_numpy(np.flatnonzero(np.concatenate(real)))
+            tokens.append(np.where(query < lengths, queries, -1).flatten())
+        flat = np.concatenate(tokens)
+        places = np.empty(starts[-1], dtype=np.int64)
+        places[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
+        return blocks, torch.from_numpy(places)
+
+    def _similar(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """The prompts, then the completions, in sets whose shortest has more than half the tokens of the longest."""
+        sets = []
+        for part in (np.arange(self.prompts), np.arange(self.prompts, len(lengths))):
+            order = part[np.argsort(-lengths[part], kind="stable")]
+            while len(order):
+                count = int((2 * lengths[order] > lengths[order[0]]).sum())
+                sets.append(order[:count])
+                order = order[count:]
+        return sets
 
 
 def pack(prompts: list[Ids], completions: list[list[int]], device: torch.device) -> tuple[np.ndarray, list[np.ndarray], dict[str, Any]]:

@@ -8,11 +8,14 @@ compares them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
+import math
 import re
 import statistics
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
@@ -28,6 +31,7 @@ if TYPE_CHECKING:  # half a second and 40 MB, for runs that write no report
 
 PAGE = Path(__file__).with_name("report_page.html")
 SAMPLE_BYTES = 1_200_000  # of them in one page: of longer runs, some steps are left out
+TOKENS = 2000  # of a completion in the page
 POINTS = 400  # of a curve: of longer runs, means of neighbours
 PALETTE = ("#2588cf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")  # seen on light and on dark
 INK = "#010203"  # stands for the page's own text colour
@@ -55,7 +59,7 @@ def read_run(folder: Path) -> RunData:
     """Raises UserError if the folder is not a run's."""
     try:
         record = json.loads((folder / "config.json").read_text())
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = list(whole_rows((folder / "metrics.jsonl").read_text().split("\n")))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a run folder (config.json, metrics.jsonl): {error}") from error
     seconds = accumulate(row.get("step_time", 0.0) for row in rows)
@@ -64,15 +68,23 @@ def read_run(folder: Path) -> RunData:
     samples: dict[int, list[dict[str, Any]]] = {}
     path = folder / "completions.jsonl"
     with open(path, encoding="utf-8") if path.exists() else io.StringIO() as file:
-        for line in file:
-            if '"token_advantages"' in line:  # only those that are shown are worth parsing
-                row = json.loads(line)
-                samples.setdefault(row["step"], []).append(row)
+        for row in whole_rows(line for line in file if '"token_advantages"' in line):  # only those that are shown are worth parsing
+            samples.setdefault(row["step"], []).append(row)
     return RunData(folder.name, record, [row for row in rows if "eval/pass@1" in row], [row for row in rows if row["step"] > 0], samples)
 
 
+def whole_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a jsonl file; of a run that is going on or was killed, the last line may be cut."""
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` problems, one sample each (Wilson 1927). .5 of 100 -> .404, .596; 1 of 400 -> .990, 1."""
+    """The 95 % interval of a share of `count` problems, one sample each (Wilson 1927). .5 of 100 -> .404, .596; 1 of 400 -> .990, 1.
+
+    Of the mean of rewards between 0 and 1 as well, where it is wider than need be: none vary more than those that are 0 or 1.
+    """
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * (max(share * (1 - share), 0.0) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -102,7 +114,7 @@ def panel(title: str, x: str, height: float, below: float = 0.45) -> tuple[Figur
 
     figure = Figure(figsize=(4.8, height))
     axes = figure.add_axes((0.11, below / height, 0.87, 1 - (below + 0.28) / height))  # quicker than working out the margins
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
     axes.set_xlabel(X.get(x, x), fontsize=9, color=INK)
     axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -121,7 +133,8 @@ def thin(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, **options)
+    for text in axes.legend(frameon=False, fontsize=8, labelcolor=INK, **options).get_texts():
+        text.set_parse_math(False)  # of a run's name
 
 
 def learning_curve(runs: list[RunData], x: str) -> str:
@@ -175,16 +188,32 @@ def browser(runs: list[RunData]) -> list[dict[str, Any]]:
     """What the page's script shows: completions by run and step; steps are left out evenly where they would make the page too large."""
     kept = []
     for run in runs:
-        steps = [{"step": step, "samples": [
-            {**{key: row[key] for key in ("prompt", "answer", "reward", "advantage", "finish_reason")}, "pieces": pieces(row),
-             "credit": row["token_advantages"], "values": row.get("token_values"), "starts": row.get("step_starts"),
-             "states": row.get("state_values")} for row in rows]} for step, rows in sorted(run.samples.items())]
+        steps = [{"step": step, "samples": samples_of(rows)} for step, rows in sorted(run.samples.items())]
         sizes, every = [len(json.dumps(step)) for step in steps], 1
         while sum(sizes[::-every]) > SAMPLE_BYTES / len(runs) and every < len(steps):
             every += 1
         some = steps[::-every][::-1]  # the last one is always among them
         kept.append({"name": run.name, "steps": some, "left_out": len(steps) - len(some)})
     return kept
+
+
+def samples_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A step's completions for the page, problem by problem, those with the most spread among their rewards first."""
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt"], []).append(row)
+    order = sorted(by_prompt.values(), key=lambda own: min(row["reward"] for row in own) - max(row["reward"] for row in own))
+    return [{**{key: finite(row[key]) for key in ("prompt", "answer", "reward", "advantage", "finish_reason", "tokens")},
+             "pieces": pieces(row)[:TOKENS], "credit": finite(row["token_advantages"][:TOKENS]),
+             "values": finite(row.get("token_values"))[:TOKENS] if "token_values" in row else None, "starts": row.get("step_starts"),
+             "states": finite(row.get("state_values"))} for own in order for row in own]
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinities as None, which JSON has; in lists too."""
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(run: RunData) -> str:
@@ -213,11 +242,11 @@ def page(runs: list[RunData]) -> str:
     charts = {"time": "", "mix": ""}
     for number, run in enumerate(runs):
         after = f", {run.name}" if len(runs) > 1 else ""
-        if run.steps:
+        if run.steps and times:
             charts["time"] += stacked(run, number, f"seconds a step{after}", times, "time")
-            if "sampling/frac_mixed" in seen:
-                charts["mix"] += stacked(run, number, f"problems tried in a step, share{after}", MIX, "mix")
-    data = json.dumps(browser(runs), ensure_ascii=False, separators=(",", ":"))
+        if run.steps and "sampling/frac_mixed" in seen:
+            charts["mix"] += stacked(run, number, f"problems tried in a step, share{after}", MIX, "mix")
+    data = json.dumps(browser(runs), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":  # nothing in it can end the element that it stands in
         data = data.replace(letter, f"\\u{ord(letter):04x}")
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"

@@ -24,14 +24,18 @@ def add_tokens(rows: list[dict[str, Any]], batch: Batch, tokenizer: PreTrainedTo
                ) -> None:
     """To some of the rows: where each token's text begins, its advantage, and the value before it.
 
-    advantages (B,) or (B, T), values (B, T). Problems with the most spread among their rewards come first: where all are equal, group
-    baselines give no credit.
+    advantages (B,) or (B, T), values (B, T). Problems with the most spread among their rewards come first, as where all are equal group
+    baselines give no credit; of each at most half of what is shown, its best and its worst.
     """
     groups: dict[int, list[int]] = {}
     for i, group in enumerate(batch.group_ids.tolist()):
         groups.setdefault(group, []).append(i)
     rewards = [row["reward"] for row in rows]
     order = sorted(groups.values(), key=lambda own: min(rewards[i] for i in own) - max(rewards[i] for i in own))
+    for own in order:
+        own.sort(key=lambda i: rewards[i])
+        if len(own) > SHOWN // 2:
+            del own[SHOWN // 4:-SHOWN // 4]
     for i in [i for own in order for i in own][:SHOWN]:
         ids = batch.completions[i].ids
         per_token = {"token_advantages": advantages[i].expand(len(ids)) if advantages.ndim == 1 else advantages[i, :len(ids)]}

@@ -435,6 +435,6 @@ def test_a_run_goes_on_from_the_adapter_of_another(script, tmp_path, monkeypatch
 def test_the_run_folder_speaks_of_no_half_made_files(script, tmp_path, monkeypatch):
     assert run(script, tmp_path / "run", "--max_steps", "2", "--save_total_limit", "1", monkeypatch=monkeypatch) == 0
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "completions.jsonl", "README.md", "checkpoint-2"}
+    assert names == {"config.json", "metrics.jsonl", "completions.jsonl", "README.md", "report.html", "checkpoint-2"}
     assert not [name for _, _, files in os.walk(tmp_path) for name in files if name.endswith(".tmp")]
     assert Path(tmp_path / "run" / "checkpoint-2").is_dir()
