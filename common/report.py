@@ -242,9 +242,9 @@ def page(runs: list[RunData]) -> str:
     charts = {"time": "", "mix": ""}
     for number, run in enumerate(runs):
         after = f", {run.name}" if len(runs) > 1 else ""
-        if run.steps and times:
+        if any(name in row for row in run.steps for name in times):
             charts["time"] += stacked(run, number, f"seconds a step{after}", times, "time")
-        if run.steps and "sampling/frac_mixed" in seen:
+        if any("sampling/frac_mixed" in row for row in run.steps):
             charts["mix"] += stacked(run, number, f"problems tried in a step, share{after}", MIX, "mix")
     data = json.dumps(browser(runs), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":  # nothing in it can end the element that it stands in
@@ -257,7 +257,11 @@ def page(runs: list[RunData]) -> str:
 
 def write_report(folders: list[Path], path: Path) -> None:
     """The page of these runs into a file. Raises UserError for a folder that is not a run's."""
-    write_atomically(path, page([read_run(folder) for folder in folders]))
+    runs = [read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        for run, folder in zip(runs, folders, strict=True):
+            run.name = "/".join(folder.resolve().parts[-2:])
+    write_atomically(path, page(runs))
 
 
 def try_report(folder: Path) -> str | None:

@@ -124,6 +124,31 @@ def test_a_page_holds_all_it_needs(tmp_path):
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(ids)
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    write_report([make_run(tmp_path / name / "seed-0") for name in ("ppo", "a$\\frac")], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "<b>ppo/seed-0</b>" in text and "<b>a$\\frac/seed-0</b>" in text and ">a$\\frac/seed-0</text>" in text
+
+
+def test_runs_that_go_on_or_went_wrong(tmp_path):
+    """A cut last line, numbers that are none, rows of older versions, and no step yet: a page all the same."""
+    folder = make_run(tmp_path / "a", more=lambda pieces: {"token_values": [float("nan")] * len(pieces)})
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(rows)[:-20])
+    (folder / "completions.jsonl").write_text((folder / "completions.jsonl").read_text()[:-30])
+    data = page([read_run(folder)]).partition('id="data">')[2].partition("</script>")[0]
+    samples = json.loads(data, parse_constant=lambda name: pytest.fail(name))[0]["steps"][-1]["samples"]
+    assert len(samples) == SHOWN - 1 and samples[0]["values"][0] is None
+    older = [{k: v for k, v in json.loads(row).items() if not k.startswith(("time/", "sampling/", "eval/problems"))} for row in rows]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, older)))
+    assert page([read_run(folder)]).count("<svg") == 3 + 2
+    (folder / "metrics.jsonl").write_text(rows[0])
+    assert page([read_run(folder)]).count("<svg") == 3
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="nothing to show"):
+        page([read_run(folder)])
+
+
 def test_model_text_cannot_end_its_element(tmp_path):
     text = page([read_run(make_run(tmp_path / "<i>run", text=EVIL))])
     data = text.partition('id="data">')[2].partition("</script>")[0]
