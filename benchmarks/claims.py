@@ -31,7 +31,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(ROOT))
 from common.checkpoint import write_atomically
 
-RATES = [3e-4, 6e-4, 1.2e-3]
+RATES = [1.5e-4, 3e-4, 6e-4]
 TUNED_ON, SEEDS = [100, 101], [0, 1, 2, 3, 4]
 METHODS = {
     "PPO": "train_ppo.py",
