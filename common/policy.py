@@ -229,7 +229,8 @@ class Policy:
         ids, before, inputs = pack([prompt for prompt, _ in rows], [list(own) for _, own in rows], self.device)
         try:
             packed = run(torch.from_numpy(ids), before, **inputs)
-        except Exception:  # a kernel or a model that does not know these inputs, in whatever way it says so
+        except Exception as error:  # a kernel or a model that does not know these inputs, in whatever way it says so
+            print(f"note: rows are padded and prompts not shared in the update: {type(error).__name__}: {error}", flush=True)
             return False
         alone = [run(torch.tensor([prompt + own]), [len(prompt) - 1 + np.arange(len(own))]) for prompt, own in rows]
         expected = [torch.cat([states for states, _ in alone]), sum(gradient for _, gradient in alone)]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # half a second and 40 MB, for runs that write no report
     from matplotlib.figure import Figure
 
 PAGE = Path(__file__).with_name("report_page.html")
-SAMPLE_BYTES = 1_200_000  # of them in one page: of longer runs, some steps are left out
+SAMPLE_BYTES = 1_200_000  # of completions in one page: of longer runs, some steps are left out
 TOKENS = 2000  # of a completion in the page
 POINTS = 400  # of a curve: of longer runs, means of neighbours
 PALETTE = ("#2588cf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")  # seen on light and on dark

@@ -294,8 +294,10 @@ class TransformersEngine:
                 attention = drop_padding(attention, cache)
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
             # where attention is plain, transformers is given the mask as it is added to the scores, and need not work it out
-            mask = torch.zeros(attention.shape, device=self.device, dtype=self.policy.dtype).masked_fill_(attention == 0, -torch.inf)
-            mask = mask[:, None, None] if self.policy.packs else attention
+            mask = attention
+            if self.policy.packs:
+                mask = torch.zeros(mask.shape, device=self.device, dtype=self.policy.dtype).masked_fill_(mask == 0, -torch.inf)
+                mask = mask[:, None, None]
             hidden = self.policy.hidden_states(tokens[:, None], attention_mask=mask, position_ids=positions[:, None],
                                                past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
             positions = positions + 1
