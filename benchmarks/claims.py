@@ -33,13 +33,13 @@ from common.checkpoint import write_atomically
 
 RATES = [1.5e-4, 3e-4, 6e-4]
 TUNED_ON, SEEDS = [100, 101], [0, 1, 2, 3, 4]
-METHODS = {
+METHODS = {  # four updates a step for all of them: so many the first three have by default on the embedded model
     "PPO": "train_ppo.py",
     "VinePPO, K=3": "train_vineppo.py --mc_samples 3",
     "VinePPO, K=9": "train_vineppo.py --mc_samples 9",
-    "GRPO": "train_grpo.py",
-    "Dr. GRPO": "train_grpo.py --no_scale_rewards --loss_aggregation constant",
-    "RLOO": "train_grpo.py --no_scale_rewards --leave_one_out --loss_aggregation seq-mean-token-sum",
+    "GRPO": "train_grpo.py --num_minibatches 4",
+    "Dr. GRPO": "train_grpo.py --no_scale_rewards --loss_aggregation constant --num_minibatches 4",
+    "RLOO": "train_grpo.py --no_scale_rewards --leave_one_out --loss_aggregation seq-mean-token-sum --num_minibatches 4",
     "DAPO": "train_grpo.py --epsilon_high 0.28 --overlong_buffer 16 --overlong_factor 0.5 --num_minibatches 4",
     "NFT": "train_nft.py --num_minibatches 4",
     "RFT": "train_nft.py --num_minibatches 4 --neg_weight 0 --prompt_weight none",
@@ -71,12 +71,12 @@ TESTBEDS = {
         "24 (verb, item) cells with error rates of their own, .60 in a sixth of them: there the wrong operator is the likelier one, and "
         "sharpening does not help; values up to 60",
         "--dataset arithmetic:values=60,cells=0.01:12/0.3:8/0.6:4 --problems_per_step 8 --num_generations 4 --max_steps 40 --eval_steps 5",
-        list(METHODS),
+        ["PPO", "VinePPO, K=3", "GRPO", "NFT", "RFT"],
     ),
     "few": Testbed(
         "70 % of the problems are solved from the start, 20 % are hopeless, 10 % in between; tested on these and longer ones",
-        f"--dataset arithmetic:train=4000,{TASK} --problems_per_step 8 --num_generations 8 --max_steps 40 --eval_steps 5",
-        ["PPO", "VinePPO, K=3", "GRPO", "Dr. GRPO", "NFT"],
+        f"--dataset arithmetic:train=4000,{TASK} --problems_per_step 8 --num_generations 8 --max_steps 30 --eval_steps 5",
+        ["PPO", "VinePPO, K=3", "GRPO", "Dr. GRPO", "NFT", "RFT"],
         ("uniform", "lilo"),
     ),
 }
@@ -244,7 +244,8 @@ def claims_of(results: dict[str, Runs]) -> list[list[str]]:
             continue
         runs = {method: own for (method, _), own in results[name].items()}
         for k in (9, 3):
-            vine = runs[f"VinePPO, K={k}"]
+            if (vine := runs.get(f"VinePPO, K={k}")) is None:
+                continue
             steps = difference([area(run) for run in vine], [area(run) for run in runs["PPO"]])
             ends = [
                 min(list(a["seconds"])[-1], list(b["seconds"])[-1]) for a, b in zip(vine, runs["PPO"], strict=True)
