@@ -4,9 +4,10 @@
     python benchmarks/claims.py --only tune          # the learning rates alone
     python benchmarks/claims.py --only write         # docs/results.md from the runs that are there
 
-Each method gets the learning rate of RATES with the largest area under its curve on seeds 100 and 101, and is then run on five
-fresh seeds; nothing else is tuned and no run is left out. Testbeds, sizes and seeds stand below and were fixed before the fresh seeds
-were run. Finished runs are not run again, so an interrupted command goes on. One thread a run. Needs scipy.
+Each method gets the learning rate with the largest area under its curve on seeds 100 and 101, of RATES and of what lies beyond them where
+the best one is the first or the last; PPO's critic has two rates to each of them. It is then run on five fresh seeds. Nothing else is tuned
+and no run is left out. Testbeds, sizes and seeds stand below and were fixed before the fresh seeds were run. Finished runs are not run again,
+so an interrupted command goes on. One thread a run. Needs scipy.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(ROOT))
 from common.checkpoint import write_atomically
 
-RATES = [1.5e-4, 3e-4, 6e-4]
+RATES, MOST_RATES = [3e-4, 6e-4, 1.2e-3], 5
+CRITICS = [2.5, 10.0]  # PPO's critic learning rate, in multiples of the policy's
 TUNED_ON, SEEDS = [100, 101], [0, 1, 2, 3, 4]
 METHODS = {  # four updates a step for all of them: so many the first three have by default on the embedded model
     "PPO": "train_ppo.py",
@@ -40,7 +42,7 @@ METHODS = {  # four updates a step for all of them: so many the first three have
     "GRPO": "train_grpo.py --num_minibatches 4",
     "Dr. GRPO": "train_grpo.py --no_scale_rewards --loss_aggregation constant --num_minibatches 4",
     "RLOO": "train_grpo.py --no_scale_rewards --leave_one_out --loss_aggregation seq-mean-token-sum --num_minibatches 4",
-    "DAPO": "train_grpo.py --epsilon_high 0.28 --overlong_buffer 16 --overlong_factor 0.5 --num_minibatches 4",
+    "DAPO": "train_grpo.py --epsilon_high 0.28 --max_completion_length 67 --overlong_buffer 16 --overlong_factor 0.5 --num_minibatches 4",
     "NFT": "train_nft.py --num_minibatches 4",
     "RFT": "train_nft.py --num_minibatches 4 --neg_weight 0 --prompt_weight none",
 }
@@ -83,31 +85,44 @@ TESTBEDS = {
 AXES = {"steps": "step", "tokens": "generated tokens, thousands", "seconds": "seconds of steps, evaluations apart"}
 DRAWS = 10_000
 MANY = 1.5  # times the tokens
+VALUED_AT, VALUED = [10, 20, 30, 40], 60  # steps of a PPO run at which values of states are measured, and how many states
 Runs = dict[tuple[str, str], list[dict[str, Any]]]  # by method and way of sampling, over seeds
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def folder_of(out: Path, testbed: str, method: str, way: str, rate: float, seed: int) -> Path:
+class Setting(NamedTuple):
+    """What is tuned."""
+
+    rate: float
+    critic: float = CRITICS[0]  # of PPO alone
+
+    def __str__(self) -> str:
+        return f"{self.rate:g}" + (f", critic {self.critic:g}x" if self.critic != CRITICS[0] else "")
+
+
+def folder_of(out: Path, testbed: str, method: str, way: str, setting: Setting, seed: int) -> Path:
     name = "".join(letter for letter in method.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
-    return out / testbed / f"{name}-{way}" / f"{rate:g}" / f"seed-{seed}"
+    return out / testbed / f"{name}-{way}" / str(setting).replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
 
 
 def run(folder: Path, command: list[str], log: Path) -> None:
-    """Runs the command unless the folder holds its finished run. What does not end well ends all: no run is left out."""
+    """Runs a script unless the folder holds its finished run. What does not end well ends all: no run is left out."""
     done = folder / "command.json"
     if done.exists():
         if json.loads(done.read_text())["command"] != command:
             sys.exit(f"{folder} holds a run of another command; name another --out")
         return
     log.parent.mkdir(parents=True, exist_ok=True)
-    flags = ["--resume_from_checkpoint", "auto", "--output_dir", str(folder)]
+    trains = command[0].startswith("train_")
+    flags = ["--resume_from_checkpoint", "auto", "--output_dir", str(folder)] if trains else ["--out", str(folder)]
+    running = revision()
     with open(log, "w") as file:
         code = subprocess.run([sys.executable, *command, *flags], cwd=ROOT, stdout=file, stderr=file).returncode
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with code {code}; see {log}")
-    done.write_text(json.dumps({"command": command, "revision": revision()}))
+    done.write_text(json.dumps({"command": command, "revision": running}))
 
 
 def revision() -> str:
@@ -128,21 +143,37 @@ def run_all(jobs: dict[Path, list[str]], count: int, what: str) -> None:
             bar.update()
 
 
-def command_of(testbed: str, method: str, way: str, rate: float, seed: int) -> list[str]:
-    flags = f"{METHODS[method]} {TESTBEDS[testbed].flags} {COMMON} --learning_rate {rate:g} --seed {seed}"
-    critic = f" --critic_learning_rate {2.5 * rate:g}" if method == "PPO" else ""
+def command_of(testbed: str, method: str, way: str, setting: Setting) -> list[str]:
+    flags = f"{METHODS[method]} {TESTBEDS[testbed].flags} {COMMON} --learning_rate {setting.rate:g}"
+    critic = f" --critic_learning_rate {setting.critic * setting.rate:g}" if method == "PPO" else ""
     return (flags + critic + (f" --sampling {way}" if way != "uniform" else "")).split()
 
 
-def jobs_of(out: Path, testbed: str, rates: dict[str, list[float]], seeds: list[int], ways: tuple[str, ...]) -> dict[Path, list[str]]:
-    """By folder: every method at its rates on every seed; all methods of a seed, then the next seed."""
+def jobs_of(out: Path, testbed: str, settings: dict[str, list[Setting]], seeds: list[int], ways: tuple[str, ...]) -> dict[Path, list[str]]:
+    """By folder: every method at its settings on every seed; all methods of a seed, then the next seed."""
     cells = [(method, way) for method, way in TESTBEDS[testbed].cells if way in ways]
     return {
-        folder_of(out, testbed, method, way, rate, seed): command_of(testbed, method, way, rate, seed)
+        folder_of(out, testbed, method, way, setting, seed): [*command_of(testbed, method, way, setting), "--seed", str(seed)]
         for seed in seeds
         for method, way in cells
-        for rate in rates[method]
+        for setting in settings[method]
     }
+
+
+def value_jobs(out: Path, setting: Setting) -> dict[Path, list[str]]:
+    """benchmarks/value_error.py for PPO on `credit`, every fresh seed; with checkpoints, so these are runs of their own."""
+    trains = [*command_of("credit", "PPO", "uniform", setting), "--save_steps", "10", "--save_total_limit", "0"]
+    trains += ["--resume_from_checkpoint", "auto"]
+    measure = f"--steps {' '.join(map(str, VALUED_AT))} --states {VALUED} --choices 0".split()
+    return {
+        out / "values" / f"seed-{seed}": ["benchmarks/value_error.py", " ".join(trains), "--seeds", str(seed), *measure] for seed in SEEDS
+    }
+
+
+def value_errors(out: Path, seed: int) -> dict[int, dict[str, float]]:
+    """By step and estimator: mean absolute error against V* in one run."""
+    steps = json.loads((out / "values" / f"seed-{seed}" / "value_error.json").read_text())["steps"]
+    return {int(step): summaries[0]["mean absolute error"] for step, summaries in steps.items()}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -158,19 +189,57 @@ def read(folder: Path) -> dict[str, Any]:
     }
 
 
-def chosen_rates(out: Path, testbed: str) -> tuple[dict[str, float], list[list[str]]]:
-    """Of each method the rate whose runs on the seeds for tuning have the largest area; and a table row each, * at the grid's edge."""
-    best, lines = {}, []
-    for method in TESTBEDS[testbed].methods:
-        values = []
-        for rate in RATES:
-            runs = [read(folder_of(out, testbed, method, "uniform", rate, seed)) for seed in TUNED_ON]
-            values.append(statistics.mean(area(one) for one in runs))
-        best[method] = RATES[values.index(max(values))]
-        edge = "*" if best[method] in (RATES[0], RATES[-1]) else ""
-        cells = (f"**{v:.3f}**{edge}" if rate == best[method] else f"{v:.3f}" for rate, v in zip(RATES, values, strict=True))
-        lines.append([method, *cells])
-    return best, lines
+def tuning(out: Path, testbed: str, method: str) -> tuple[list[Setting], dict[Setting, list[dict[str, Any]]]]:
+    """The settings to try, and their runs on the seeds for tuning once all of these are there. While the best rate is the lowest or
+    the highest, half of it or twice of it is tried as well."""
+    rates = list(RATES)
+    while True:
+        settings = [Setting(rate, critic) for critic in (CRITICS if method == "PPO" else CRITICS[:1]) for rate in rates]
+        folders = {s: [folder_of(out, testbed, method, "uniform", s, seed) for seed in TUNED_ON] for s in settings}
+        if not all((folder / "command.json").exists() for own in folders.values() for folder in own):
+            return settings, {}
+        runs = {setting: [read(folder) for folder in own] for setting, own in folders.items()}
+        best = best_of(runs).rate
+        if len(rates) == MOST_RATES or rates[0] < best < rates[-1]:
+            return settings, runs
+        rates = [best / 2, *rates] if best == rates[0] else [*rates, best * 2]
+
+
+def best_of(runs: dict[Setting, list[dict[str, Any]]]) -> Setting:
+    return max(runs, key=lambda setting: statistics.mean(area(run) for run in runs[setting]))
+
+
+def tune(out: Path, testbed: str, count: int) -> None:
+    """Runs what `tuning` asks for until it asks for no more."""
+    while True:
+        settings = {method: tuning(out, testbed, method)[0] for method in TESTBEDS[testbed].methods}
+        jobs = jobs_of(out, testbed, settings, TUNED_ON, ("uniform",))
+        jobs = {folder: command for folder, command in jobs.items() if not (folder / "command.json").exists()}
+        if not jobs:
+            return
+        run_all(jobs, count, f"{testbed}, learning rates")
+
+
+def chosen(out: Path, testbed: str) -> dict[str, Setting]:
+    return {method: best_of(tuning(out, testbed, method)[1]) for method in TESTBEDS[testbed].methods}
+
+
+def tuning_table(out: Path, testbed: str) -> str:
+    """A row for each method, and critic rate: area and, in brackets, the last three evaluations; * at the edge of what was tried."""
+    found = {method: tuning(out, testbed, method)[1] for method in TESTBEDS[testbed].methods}
+    columns = sorted({setting.rate for runs in found.values() for setting in runs})
+    rows = []
+    for method, runs in found.items():
+        best, rates = best_of(runs), sorted({setting.rate for setting in runs})
+        for critic in dict.fromkeys(setting.critic for setting in runs):
+            cells = []
+            for rate in columns:
+                own = runs.get(Setting(rate, critic))
+                text = f"{statistics.mean(map(area, own)):.3f} ({statistics.mean(map(final, own)):.3f})" if own else ""
+                edge = "*" if rate in (rates[0], rates[-1]) else ""
+                cells.append(f"**{text}**{edge}" if (rate, critic) == best else text)
+            rows.append([f"{method}, critic {critic:g}x" if method == "PPO" else method, *cells])
+    return table(["method", *(f"{rate:g}" for rate in columns)], rows)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -236,8 +305,8 @@ def verdict(found: Difference, wanted: int = 1) -> str:
 # ---- claims ----------------------------------------------------------------------------------------------------------
 
 
-def claims_of(results: dict[str, Runs]) -> list[list[str]]:
-    """Rows of the table: claim, source and scale, what was seen, verdict, testbed."""
+def claims_of(results: dict[str, Runs], values: list[dict[str, float]]) -> list[list[str]]:
+    """Rows of the table: claim, source and scale, what was seen, verdict, testbed. values: `value_errors` of each seed."""
     rows = []
     for name in ("credit", "habits"):
         if name not in results:
@@ -259,6 +328,14 @@ def claims_of(results: dict[str, Runs]) -> list[list[str]]:
             rows.append(
                 [f"VinePPO (K = {k}) beats PPO per second", source, f"area over the same seconds {seconds}", verdict(seconds), name]
             )
+        if name == "credit":
+            source = "VinePPO, arXiv 2410.01679: 1B and 7B"
+            critic, constant = ([error[of] for error in values] for of in ("critic", "constant"))
+            for k in (9, 3):
+                own = [error[f"MC {k}"] for error in values]
+                found = difference(critic, own)
+                seen = f"mean absolute error: critic {shown(critic)}, K = {k} {shown(own)}, a constant {shown(constant)}; {found}"
+                rows.append([f"Monte-Carlo values (K = {k}) are more accurate than a critic", source, seen, verdict(found), name])
         source = "NFT, arXiv 2505.18116: 7B and 32B, 320 rollouts"
         nft = difference([final(run) for run in runs["NFT"]], [final(run) for run in runs["RFT"]])
         rows.append(["NFT ends above RFT", source, f"last three evaluations {nft}", verdict(nft), name])
@@ -298,14 +375,6 @@ def entropy_change(run: dict[str, Any]) -> float:
 
 ELSEWHERE = [
     [
-        "Monte-Carlo values are more accurate than a critic",
-        "VinePPO, arXiv 2410.01679: 1B and 7B",
-        "mean absolute error over training: critic .157 - .043, K = 9 .050 - .032, K = 1 .099 - .060 (3 seeds, four steps each; "
-        "[vineppo.md](vineppo.md#how-good-are-the-values))",
-        "for K = 9 in the mean at every step; not under the rule below (3 seeds, and the critic catches up)",
-        "`benchmarks/value_error.py`",
-    ],
-    [
         "on-policy, NFT with prompt weight `sqrt` is GRPO",
         "NFT, arXiv 2505.18116, theorem",
         "all 7,680 completions of 60 steps the same, 3 seeds ([nft.md](nft.md#three-reductions))",
@@ -344,13 +413,13 @@ def plot(name: str, runs: Runs, path: Path) -> None:
     pyplot.close(figure)
 
 
-def testbed_page(name: str, runs: Runs, rates: dict[str, float], tuning: list[list[str]]) -> str:
+def testbed_page(name: str, runs: Runs, settings: dict[str, Setting], tuned: str) -> str:
     """Its part of docs/results.md."""
     several = len(TESTBEDS[name].ways) > 1
     lines, every = [], []
     for (method, way), own in runs.items():
         label = f"{method}, {way}" if several else method
-        lines.append([label, f"{rates[method]:g}", shown([final(run) for run in own]), shown([area(run) for run in own])])
+        lines.append([label, str(settings[method]), shown([final(run) for run in own]), shown([area(run) for run in own])])
         lines[-1] += [
             f"{statistics.mean(run[f'all_{axis}'] for run in own) / scale:.0f}" for axis, scale in (("tokens", 1e3), ("seconds", 1))
         ]
@@ -369,9 +438,10 @@ def testbed_page(name: str, runs: Runs, rates: dict[str, float], tuning: list[li
 
 Revision of the code: {", ".join(sorted({run["revision"] for own in runs.values() for run in own}))}.
 
-Learning rates, mean area on seeds {" and ".join(map(str, TUNED_ON))} (uniform sampling; the best is used for all ways of sampling):
+Learning rates: mean area on seeds {" and ".join(map(str, TUNED_ON))}, and in brackets the last three evaluations (uniform sampling; the rate with the
+largest area is used for all ways of sampling; * no further rate was tried on that side):
 
-{table(["method", *(f"{rate:g}" for rate in RATES)], tuning)}
+{tuned}
 
 <details><summary>All seeds</summary>
 
@@ -385,16 +455,17 @@ def write(out: Path, testbeds: list[str], docs: Path) -> None:
     """docs/results.md and its figures, from finished runs."""
     results, parts, notes = {}, [], (Path(__file__).with_suffix(".md")).read_text()
     for name in testbeds:
-        rates, tuning = chosen_rates(out, name)
+        settings = chosen(out, name)
         runs = {
-            (method, way): [read(folder_of(out, name, method, way, rates[method], seed)) for seed in SEEDS]
+            (method, way): [read(folder_of(out, name, method, way, settings[method], seed)) for seed in SEEDS]
             for method, way in TESTBEDS[name].cells
         }
         results[name] = runs
-        parts.append(testbed_page(name, runs, rates, tuning))
+        parts.append(testbed_page(name, runs, settings, tuning_table(out, name)))
         plot(name, runs, docs / f"results_{name}.png")
     header = ["claim", "source and scale", "seen here", "verdict", "testbed or command"]
-    claims = table(header, claims_of(results) + ELSEWHERE)
+    values = [value_errors(out, seed) for seed in SEEDS] if "credit" in results else []
+    claims = table(header, claims_of(results, values) + ELSEWHERE)
     text = notes.replace("{{CLAIMS}}", claims).replace("{{TESTBEDS}}", "\n".join(parts))
     write_atomically(docs / "results.md", text)
     print(f"wrote {docs / 'results.md'}")
@@ -412,11 +483,13 @@ def main() -> None:
     out = arguments.out.absolute()
     for name in arguments.testbeds:
         if "tune" in arguments.only:
-            rates = dict.fromkeys(METHODS, RATES)
-            run_all(jobs_of(out, name, rates, TUNED_ON, ("uniform",)), arguments.jobs, f"{name}, learning rates")
+            tune(out, name, arguments.jobs)
         if "run" in arguments.only:
-            rates = {method: [rate] for method, rate in chosen_rates(out, name)[0].items()}
-            run_all(jobs_of(out, name, rates, SEEDS, TESTBEDS[name].ways), arguments.jobs, f"{name}, seeds")
+            settings = chosen(out, name)
+            jobs = jobs_of(out, name, {method: [own] for method, own in settings.items()}, SEEDS, TESTBEDS[name].ways)
+            run_all(jobs, arguments.jobs, f"{name}, seeds")
+            if name == "credit":
+                run_all(value_jobs(out, settings["PPO"]), arguments.jobs, "values of states")
     if "write" in arguments.only:
         write(out, arguments.testbeds, arguments.docs)
 

@@ -28,6 +28,12 @@ def make_runs(out, noise=0.01):
             folder = claims.folder_of(out, name, method, way, rate, seed)
             folder.mkdir(parents=True)
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seed in claims.SEEDS:
+        folder = out / "values" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        errors = {"constant": 0.12, "critic": 0.10 + rng.gauss(0, noise), "MC 3": 0.10 + rng.gauss(0, noise), "MC 9": 0.02}
+        summaries = {str(step): [{"mean absolute error": errors}] for step in claims.VALUED_AT}
+        (folder / "value_error.json").write_text(json.dumps({"steps": summaries}))
 
 
 def test_area_under_a_curve():
@@ -59,6 +65,8 @@ def test_the_page_has_every_seed_and_every_claim(tmp_path):
     verdicts = {(row[0], row[4]): row[3] for row in table if len(row) == 5 and row[4] in claims.TESTBEDS}
     assert verdicts["VinePPO (K = 9) beats PPO per step", "credit"] == "reproduced"
     assert verdicts["VinePPO (K = 3) beats PPO per step", "habits"].startswith("not reproduced")
+    assert verdicts["Monte-Carlo values (K = 9) are more accurate than a critic", "credit"] == "reproduced"
+    assert verdicts["Monte-Carlo values (K = 3) are more accurate than a critic", "credit"].startswith("not reproduced")
     assert verdicts["NFT ends above RFT", "credit"].startswith("not reproduced")
     assert verdicts["RFT's entropy falls, and more than NFT's", "credit"] == "reproduced"
     assert verdicts["learnability sampling needs fewer steps: GRPO", "few"] == "reproduced"
@@ -81,6 +89,10 @@ def test_every_command_is_one_of_the_scripts(tmp_path):
             module = __import__(script.removesuffix(".py"))
             config = parse_config(module.Config, flags, script)
             assert (config.seed, config.sampling, config.learning_rate) == (7, way, 3e-4)
+    for folder, (_, command, _, seed, *_) in claims.value_jobs(tmp_path, 3e-4).items():
+        script, *flags = command.split()
+        config = parse_config(__import__(script.removesuffix(".py")).Config, [*flags, "--seed", seed], script)
+        assert folder.name == f"seed-{config.seed}" and config.learning_rate == 3e-4 and config.max_steps == claims.VALUED_AT[-1]
 
 
 def test_a_run_that_fails_stops_everything(tmp_path, monkeypatch):
