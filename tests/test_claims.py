@@ -9,15 +9,19 @@ from helpers import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 claims = pytest.importorskip("claims")  # needs scipy
 
-VINE, PPO = {"VinePPO, K=9": 0.2, "VinePPO, K=3": 0.0}, 0.0
+VINE = {"VinePPO, K=9": 0.2, "VinePPO, K=3": 0.0}  # how much higher than PPO
+BEST = claims.Setting(claims.RATES[1])
 
 
 def make_runs(out, noise=0.01):
     """What a finished command leaves, with curves that rise the faster the better the method; every run has its own noise."""
     rng = random.Random(0)
     for name, bed in claims.TESTBEDS.items():
-        for (method, way), rate, seed in product(bed.cells, claims.RATES, [*claims.TUNED_ON, *claims.SEEDS]):
-            gain = 0.3 + VINE.get(method, 0.0) + (0.1 if way == "lilo" else 0.0) - (0.05 if rate != claims.RATES[1] else 0.0)
+        settings = [claims.Setting(rate, critic) for rate, critic in product(claims.RATES, claims.CRITICS)]
+        for (method, way), setting, seed in product(bed.cells, settings, [*claims.TUNED_ON, *claims.SEEDS]):
+            if method != "PPO" and setting.critic != claims.CRITICS[0]:
+                continue
+            gain = 0.3 + VINE.get(method, 0.0) + (0.1 if way == "lilo" else 0.0) - (0.0 if setting == BEST else 0.05)
             rows = [{"step": 0, "eval/pass@1": 0.3, "eval/greedy": 0.5}]
             for step in range(1, 41):
                 tokens = 1000 * step * (4 if way == "lilo" and "Vine" not in method else 1)
@@ -25,8 +29,9 @@ def make_runs(out, noise=0.01):
                 if step % 5 == 0:
                     row |= {"eval/pass@1": 0.3 + gain * step / 40 + rng.gauss(0, noise), "eval/greedy": 0.5}
                 rows.append(row)
-            folder = claims.folder_of(out, name, method, way, rate, seed)
+            folder = claims.folder_of(out, name, method, way, setting, seed)
             folder.mkdir(parents=True)
+            (folder / "command.json").write_text(json.dumps({"command": [], "revision": "made up"}))
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for seed in claims.SEEDS:
         folder = out / "values" / f"seed-{seed}"
@@ -49,29 +54,41 @@ def test_a_verdict_needs_intervals_that_do_not_overlap():
     assert claims.verdict(claims.difference(b, a), -1) == "reproduced"
     close = [value - 0.01 for value in a]  # lower on every seed, but the seeds differ by more
     found = claims.difference(a, close)
-    assert found.low > 0 and not found.apart and "no difference" in claims.verdict(found)
+    assert found.low > 0 and found.overlap and claims.verdict(found).startswith("not reproduced by our rule: so in the paired interval")
+    assert "the other way round" in claims.verdict(claims.difference(close, a))
     mixed = [0.90, 0.60, 0.95, 0.65, 0.70]
-    assert not claims.difference(a, mixed).apart
+    assert claims.verdict(claims.difference(a, mixed)) == "not reproduced: no difference shown"
+
+
+def test_how_much_sooner():
+    base = [{"steps": {0: 0.2, 10: 0.4 + noise, 20: 0.6 + noise}} for noise in (-0.01, 0.0, 0.01)]
+    fast = [{"steps": {0: 0.2, 10: 0.6 + noise, 20: 0.8 + noise}} for noise in (-0.01, 0.01, 0.0)]
+    found = claims.sooner(fast, base, "steps")
+    assert found.times == pytest.approx(2) and 1.5 < found.low <= 2 <= found.high < 2.5
+    assert claims.sooner_verdict(found) == "reproduced"
+    never = claims.sooner(base, fast, "steps")
+    assert never == (0, 0, 0) and "the other way" in claims.sooner_verdict(never) and str(never).startswith("never")
+    assert "no difference" in claims.sooner_verdict(claims.sooner(base, base, "steps"))
 
 
 def test_the_page_has_every_seed_and_every_claim(tmp_path):
     make_runs(tmp_path / "runs")
-    rates, _ = claims.chosen_rates(tmp_path / "runs", "credit")
-    assert set(rates.values()) == {claims.RATES[1]}
+    assert set(claims.chosen(tmp_path / "runs", "credit").values()) == {BEST}
     claims.write(tmp_path / "runs", list(claims.TESTBEDS), tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "{{" not in text
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     verdicts = {(row[0], row[4]): row[3] for row in table if len(row) == 5 and row[4] in claims.TESTBEDS}
-    assert verdicts["VinePPO (K = 9) beats PPO per step", "credit"] == "reproduced"
-    assert verdicts["VinePPO (K = 3) beats PPO per step", "habits"].startswith("not reproduced")
-    assert verdicts["Monte-Carlo values (K = 9) are more accurate than a critic", "credit"] == "reproduced"
-    assert verdicts["Monte-Carlo values (K = 3) are more accurate than a critic", "credit"].startswith("not reproduced")
-    assert verdicts["NFT ends above RFT", "credit"].startswith("not reproduced")
-    assert verdicts["RFT's entropy falls, and more than NFT's", "credit"] == "reproduced"
+    assert verdicts["VinePPO (K=9) beats PPO per step", "credit"] == "reproduced"
+    assert verdicts["VinePPO (K=3) beats PPO per step", "habits"].startswith("not reproduced")
+    assert verdicts["Monte-Carlo values (K = 9) are more accurate than a critic's", "credit"] == "reproduced"
+    assert verdicts["Monte-Carlo values (K = 3) are more accurate than a critic's", "credit"].startswith("not reproduced")
+    assert verdicts["NFT is above RFT", "credit"].startswith("not reproduced")
+    assert verdicts["RFT's entropy falls", "credit"] == verdicts["and more than NFT's", "credit"] == "reproduced"
+    assert ("RFT's entropy falls", "habits") not in verdicts
     assert verdicts["learnability sampling needs fewer steps: GRPO", "few"] == "reproduced"
-    assert verdicts["it costs many more tokens a step: PPO", "few"] == "reproduced"
-    assert verdicts["it costs few more tokens a step: VinePPO, K=3", "few"] == "reproduced"
+    assert verdicts["it costs many more tokens a step for PPO and GRPO", "few"].startswith("reproduced")
+    assert verdicts["and few for VinePPO", "few"] == "reproduced"
     assert verdicts["GRPO divided by the standard deviation gains less from it than centred", "few"].startswith("not reproduced")
     for name, bed in claims.TESTBEDS.items():
         part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
@@ -85,14 +102,44 @@ def test_every_command_is_one_of_the_scripts(tmp_path):
 
     for name, bed in claims.TESTBEDS.items():
         for method, way in bed.cells:
-            script, *flags = claims.command_of(name, method, way, 3e-4, 7)
+            script, *flags = *claims.command_of(name, method, way, BEST), "--seed", "7"
             module = __import__(script.removesuffix(".py"))
             config = parse_config(module.Config, flags, script)
-            assert (config.seed, config.sampling, config.learning_rate) == (7, way, 3e-4)
-    for folder, (_, command, _, seed, *_) in claims.value_jobs(tmp_path, 3e-4).items():
-        script, *flags = command.split()
-        config = parse_config(__import__(script.removesuffix(".py")).Config, [*flags, "--seed", seed], script)
-        assert folder.name == f"seed-{config.seed}" and config.learning_rate == 3e-4 and config.max_steps == claims.VALUED_AT[-1]
+            assert (config.seed, config.sampling, config.learning_rate) == (7, way, BEST.rate)
+
+
+def test_values_are_measured_on_the_ppo_of_the_comparison(tmp_path):
+    import train_ppo
+    from common.config import parse_config
+
+    for folder, (_, command, _, seed, *_) in claims.value_jobs(tmp_path, claims.Setting(6e-4, 10.0)).items():
+        flags = ["--save_steps", "5", *command.split()[1:], "--seed", seed]  # value_error.py puts flags of its own first
+        config = parse_config(train_ppo.Config, flags, "train_ppo.py")
+        assert (config.learning_rate, config.critic_learning_rate) == (6e-4, pytest.approx(6e-3))
+        assert folder.name == f"seed-{config.seed}" and config.save_steps == 10 and config.save_total_limit == 0
+        assert config.max_steps == claims.VALUED_AT[-1] and all(step % 10 == 0 for step in claims.VALUED_AT)
+
+
+def test_the_grid_goes_on_where_its_edge_is_best(tmp_path):
+    def finish(rate, height):
+        for seed in claims.TUNED_ON:
+            folder = claims.folder_of(tmp_path, "credit", "GRPO", "uniform", claims.Setting(rate), seed)
+            folder.mkdir(parents=True)
+            (folder / "command.json").write_text(json.dumps({"command": [], "revision": "made up"}))
+            rows = [
+                {"step": 0, "eval/pass@1": 0.3},
+                {"step": 40, "num_tokens": 1, "step_time": 1.0, "eval/pass@1": height, "neg_logp": 0.1},
+            ]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    rates = lambda: [setting.rate for setting in claims.tuning(tmp_path, "credit", "GRPO")[0]]  # noqa: E731
+    for rate, height in zip(claims.RATES, (0.5, 0.6, 0.7), strict=True):
+        assert rates() == claims.RATES  # not all of them have run
+        finish(rate, height)
+    assert rates() == [*claims.RATES, 2 * claims.RATES[-1]]
+    finish(2 * claims.RATES[-1], 0.65)
+    assert rates() == [*claims.RATES, 2 * claims.RATES[-1]]
+    assert claims.best_of(claims.tuning(tmp_path, "credit", "GRPO")[1]) == claims.Setting(claims.RATES[-1])
 
 
 def test_a_run_that_fails_stops_everything(tmp_path, monkeypatch):
