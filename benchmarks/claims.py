@@ -77,8 +77,8 @@ TESTBEDS = {
         ["PPO", "VinePPO, K=3", "GRPO", "NFT", "RFT"],
     ),
     "few": Testbed(
-        "70 % of the problems are one or two sums, solved from the start, 20 % are chains of 14-16, hopeless, 10 % chains of 5-8, in between; "
-        "tested on chains of 5-8 and 9-12, so on what choosing problems chooses",
+        "70 % of the problems are one or two sums, solved from the start, 20 % are chains of 14-16, hopeless, 10 % chains of 5-8, in "
+        "between; tested on chains of 5-8 and 9-12, so on what choosing problems chooses",
         f"--dataset arithmetic:train=4000,{TASK} --problems_per_step 8 --num_generations 8 --max_steps 30 --eval_steps 5",
         ["PPO", "VinePPO, K=3", "GRPO", "Dr. GRPO", "NFT"],
         ("uniform", "lilo"),
