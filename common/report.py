@@ -137,8 +137,14 @@ def legend(axes: Axes, **options: Any) -> None:
         text.set_parse_math(False)  # of a run's name
 
 
+def under(figure: Figure, axes: Axes, columns: int) -> None:
+    """The legend at the figure's lower edge."""
+    legend(axes, loc="lower left", ncols=columns, bbox_to_anchor=(0.1, 0), bbox_transform=figure.transFigure, borderaxespad=0.2)
+
+
 def learning_curve(runs: list[RunData], x: str) -> str:
-    figure, axes = panel("pass@1 on held-out problems", x, 3.0)
+    below = 0.2 * -(-len(runs) // 2) if 1 < len(runs) <= len(PALETTE) else 0.0  # names of several runs would hide curves
+    figure, axes = panel("pass@1 on held-out problems", x, 3.0 + below, 0.45 + below)
     for run, colour in zip(runs, colours(runs), strict=True):
         at = [row[x] for row in run.evaluations]
         sampled = [row["eval/pass@1"] for row in run.evaluations]
@@ -148,7 +154,9 @@ def learning_curve(runs: list[RunData], x: str) -> str:
         axes.plot(at, sampled, "o-", color=colour, markersize=3, linewidth=1.6, label=run.name if len(runs) > 1 else "sampled")
         axes.plot(at, [row["eval/greedy"] for row in run.evaluations], "--", color=colour, linewidth=1, alpha=0.8,
                   label="greedy" if len(runs) == 1 else None)
-    if len(runs) <= len(PALETTE):
+    if below:
+        under(figure, axes, 2)
+    elif len(runs) == 1:
         legend(axes, loc="lower right")
     return svg(figure, f"curve-{x}")
 
@@ -169,7 +177,7 @@ def stacked(run: RunData, number: int, title: str, parts: dict[str, tuple[str, s
                    colors=[colour for _, colour in parts.values()], alpha=0.75, linewidth=0)
     axes.set_xlim(curves[0][0][0], max(curves[0][0][-1], curves[0][0][0] + 1))
     axes.set_ylim(bottom=0)
-    legend(axes, loc="lower left", ncols=3, bbox_to_anchor=(0.1, 0), bbox_transform=figure.transFigure, borderaxespad=0.2)
+    under(figure, axes, 3)
     return svg(figure, f"{kind}-{number}")
 
 
@@ -258,9 +266,11 @@ def page(runs: list[RunData]) -> str:
 def write_report(folders: list[Path], path: Path) -> None:
     """The page of these runs into a file. Raises UserError for a folder that is not a run's."""
     runs = [read_run(folder) for folder in folders]
-    if len({run.name for run in runs}) < len(runs):
-        for run, folder in zip(runs, folders, strict=True):
-            run.name = "/".join(folder.resolve().parts[-2:])
+    depth, parts = 1, [folder.resolve().parts for folder in folders]
+    while len({own[-depth:] for own in parts}) < len(set(parts)):  # folders of the same name, as seeds of several methods have
+        depth += 1
+    for run, own in zip(runs, parts, strict=True):
+        run.name = "/".join(own[-depth:])
     write_atomically(path, page(runs))
 
 

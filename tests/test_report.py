@@ -128,6 +128,11 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     write_report([make_run(tmp_path / name / "seed-0") for name in ("ppo", "a$\\frac")], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "<b>ppo/seed-0</b>" in text and "<b>a$\\frac/seed-0</b>" in text and ">a$\\frac/seed-0</text>" in text
+    folders = [make_run(tmp_path / method / "0.001" / "seed-0", steps=5) for method in ("grpo", "nft")]
+    write_report(folders, tmp_path / "report.html")
+    assert "<b>grpo/0.001/seed-0</b>" in (tmp_path / "report.html").read_text()
+    write_report(folders[:1] * 2, tmp_path / "report.html")  # one run twice: no folder further up tells them apart
+    assert "<b>seed-0</b>" in (tmp_path / "report.html").read_text()
 
 
 def test_runs_that_go_on_or_went_wrong(tmp_path):
