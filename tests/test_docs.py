@@ -88,3 +88,14 @@ def test_the_scripts_share_their_loop_as_text():
         # a critic is made and handed on; nothing else is set up differently
         setups = [{line for line in p["setup"].splitlines() if not re.search("critic|run.start|preflight", line)} for p in (piece, first)]
         assert setups[0] == setups[1], script
+
+
+def test_results_on_the_front_page_are_those_of_the_results_page():
+    text = (ROOT / "README.md").read_text().partition("\n## Results\n")[2].partition("\n## ")[0]
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.startswith(("| PPO", "| VinePPO,", "| GRPO", "| Dr. GRPO", "| RLOO", "| DAPO", "| NFT", "| RFT"))
+    ]
+    results = (ROOT / "docs" / "results.md").read_text().splitlines()
+    assert len(rows) == 9 and all(row in results for row in rows)
