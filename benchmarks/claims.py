@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -483,6 +484,7 @@ def plot(name: str, runs: Runs, path: Path) -> None:
         if axis != "steps":
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter("")
+            axes.xaxis.set_minor_formatter("")
     panels[0].set_ylabel("sampled pass@1, 400 unseen problems")
     names = panels[0].get_legend_handles_labels()
     figure.legend(*names, loc="lower center", ncols=min(len(runs), 9 if len(runs) <= 9 else 5), frameon=False, fontsize=9)
@@ -542,6 +544,17 @@ def overview(results: dict[str, Runs]) -> str:
     return table(header, rows)
 
 
+def overview(results: dict[str, Runs]) -> str:
+    """Area of every method on every testbed and with every way of sampling."""
+    columns = [(name, way) for name in results for way in TESTBEDS[name].ways]
+    header = ["area (95 % interval)", *(f"`{name}`{f', {way}' if len(TESTBEDS[name].ways) > 1 else ''}" for name, way in columns)]
+    rows = []
+    for method in METHODS:
+        cells = [shown(areas(results[name][method, way])) if (method, way) in results[name] else "" for name, way in columns]
+        rows.append([method, *cells])
+    return table(header, rows)
+
+
 def write(out: Path, testbeds: list[str], docs: Path) -> None:
     """docs/results.md and its figures, from finished runs."""
     results, parts, notes = {}, [], (Path(__file__).with_suffix(".md")).read_text()
@@ -556,12 +569,14 @@ def write(out: Path, testbeds: list[str], docs: Path) -> None:
         plot(name, runs, docs / f"results_{name}.png")
     header = ["claim", "source and scale", "seen here", "verdict", "testbed or command"]
     values = [value_errors(out, seed) for seed in SEEDS] if "credit" in results else []
-    claims = table(header, claims_of(results, values) + ELSEWHERE)
-    text = (
-        notes.replace("{{CLAIMS}}", claims)
-        .replace("{{COUNT}}", str(claims.count("\n") - 1 - len(ELSEWHERE)))
-        .replace("{{TESTBEDS}}", "\n".join(parts))
-    )
+    rows = claims_of(results, values)
+    filled = {
+        "CLAIMS": table(header, rows + ELSEWHERE),
+        "COUNT": str(len(rows)),
+        "OVERVIEW": overview(results),
+        "TESTBEDS": "\n".join(parts),
+    }
+    text = re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], notes)
     write_atomically(docs / "results.md", text)
     print(f"wrote {docs / 'results.md'}")
 
