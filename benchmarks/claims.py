@@ -484,7 +484,6 @@ def plot(name: str, runs: Runs, path: Path) -> None:
         if axis != "steps":
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter("")
-            axes.xaxis.set_minor_formatter("")
     panels[0].set_ylabel("sampled pass@1, 400 unseen problems")
     names = panels[0].get_legend_handles_labels()
     figure.legend(*names, loc="lower center", ncols=min(len(runs), 9 if len(runs) <= 9 else 5), frameon=False, fontsize=9)
@@ -531,17 +530,6 @@ rate with the largest area is used for all ways of sampling. * no further rate w
 
 </details>
 """
-
-
-def overview(results: dict[str, Runs]) -> str:
-    """Area of every method on every testbed and with every way of sampling."""
-    columns = [(name, way) for name in results for way in TESTBEDS[name].ways]
-    header = ["area (95 % interval)", *(f"`{name}`{f', {way}' if len(TESTBEDS[name].ways) > 1 else ''}" for name, way in columns)]
-    rows = []
-    for method in METHODS:
-        cells = [shown(areas(results[name][method, way])) if (method, way) in results[name] else "" for name, way in columns]
-        rows.append([method, *cells])
-    return table(header, rows)
 
 
 def overview(results: dict[str, Runs]) -> str:
