@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from learnability import TASK, first_reach, mean_curve
+from learnability import TASK, mean_curve, speed_up
 from scipy import stats
 from seeds import ROOT, curves_of, table
 from tqdm import tqdm
@@ -220,13 +220,14 @@ def best_of(runs: dict[Setting, list[dict[str, Any]]]) -> Setting:
 
 def tune(out: Path, testbed: str, count: int) -> None:
     """Runs what `tuning` asks for until it asks for no more."""
+    asked: dict[Path, list[str]] = {}
     while True:
         settings = {method: tuning(out, testbed, method)[0] for method in TESTBEDS[testbed].methods}
         jobs = jobs_of(out, testbed, settings, TUNED_ON, ("uniform",))
-        jobs = {folder: command for folder, command in jobs.items() if not (folder / "command.json").exists()}
-        if not jobs:
+        if jobs == asked:
             return
-        run_all(jobs, count, f"{testbed}, learning rates")
+        run_all(jobs, count, f"{testbed}, learning rates")  # of those that are there, it looks at the command
+        asked = jobs
 
 
 def chosen(out: Path, testbed: str) -> dict[str, Setting]:
@@ -254,18 +255,10 @@ def tuning_table(out: Path, testbed: str) -> str:
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def area(run: dict[str, Any], axis: str = "steps", end: float | None = None) -> float:
-    """Mean height of the pass@1 curve over an axis from 0 to `end` (default: its end): the area under it, over its width."""
-    points = list(run[axis].items())
-    end = points[-1][0] if end is None else end
-    total = 0.0
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 >= end:
-            break
-        cut = min(x1, end)
-        height = y0 + (y1 - y0) * (cut - x0) / (x1 - x0)
-        total += (cut - x0) * (y0 + height) / 2
-    return total / end
+def area(run: dict[str, Any]) -> float:
+    """Mean height of the pass@1 curve over the steps: the area under it, over its width."""
+    points = list(run["steps"].items())
+    return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points)) / points[-1][0]
 
 
 def final(run: dict[str, Any]) -> float:
@@ -330,18 +323,10 @@ class Sooner(NamedTuple):
 
 
 def sooner(runs: list[dict[str, Any]], base: list[dict[str, Any]], axis: str) -> Sooner:
-    def curves(of: list[dict[str, Any]]) -> np.ndarray:  # (seeds, evaluations, 2)
-        return np.array([list(run[axis].items()) for run in of])
-
-    def times(a: np.ndarray, b: np.ndarray) -> float:  # of mean curves
-        best = a[:, 1].max()
-        # a base that never rose is at its best at once: there is nothing to be sooner than
-        return first_reach(a.tolist(), best) / first_reach(b.tolist(), best) if best > a[0, 1] else 1.0
-
-    a, b = curves(base), curves(runs)
+    a, b = [run[axis] for run in base], [run[axis] for run in runs]
     draws = np.random.default_rng(0).integers(len(a), size=(DRAWS // 5, len(a)))
-    low, high = np.quantile([times(a[draw].mean(0), b[draw].mean(0)) for draw in draws], [0.025, 0.975])
-    return Sooner(times(a.mean(0), b.mean(0)), float(low), float(high))
+    low, high = np.quantile([speed_up([a[i] for i in draw], [b[i] for i in draw]) for draw in draws], [0.025, 0.975])
+    return Sooner(speed_up(a, b), float(low), float(high))
 
 
 def sooner_verdict(found: Sooner) -> str:

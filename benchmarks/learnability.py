@@ -66,7 +66,7 @@ def first_reach(curve: list[tuple[float, float]], value: float) -> float:
 def mean_curve(runs: list[Curve]) -> list[tuple[float, float]]:
     """Over runs that were evaluated at the same steps: the mean x and the mean y of each evaluation."""
     points = zip(*(run.items() for run in runs), strict=True)
-    return [(statistics.mean(x for x, _ in point), statistics.mean(y for _, y in point)) for point in points]
+    return [(statistics.fmean(x for x, _ in point), statistics.fmean(y for _, y in point)) for point in points]
 
 
 def speed_up(uniform: list[Curve], other: list[Curve]) -> float:
