@@ -37,6 +37,7 @@ from common.checkpoint import write_atomically
 RATES, MOST_RATES = [3e-4, 6e-4, 1.2e-3], 5
 CRITICS = [2.5, 10.0]  # PPO's critic learning rate, in multiples of the policy's
 TUNED_ON, SEEDS = [100, 101], [0, 1, 2, 3, 4]
+FURTHER = {"habits": (["PPO", "VinePPO, K=9"], list(range(5, 15)))}  # methods that are compared once more, on seeds of their own
 METHODS = {  # four updates a step for all of them: so many the first three have by default on the embedded model
     "PPO": "train_ppo.py",
     "VinePPO, K=3": "train_vineppo.py --mc_samples 3",
@@ -44,7 +45,8 @@ METHODS = {  # four updates a step for all of them: so many the first three have
     "GRPO": "train_grpo.py --num_minibatches 4",
     "Dr. GRPO": "train_grpo.py --no_scale_rewards --loss_aggregation constant --num_minibatches 4",
     "RLOO": "train_grpo.py --no_scale_rewards --leave_one_out --loss_aggregation seq-mean-token-sum --num_minibatches 4",
-    "DAPO": "train_grpo.py --epsilon_high 0.28 --max_completion_length 67 --overlong_buffer 16 --overlong_factor 0.5 --num_minibatches 4",
+    "DAPO": "train_grpo.py --epsilon_high 0.28 --max_completion_length {limit} --overlong_buffer 16 --overlong_factor 0.5 "
+    "--num_minibatches 4",
     "NFT": "train_nft.py --num_minibatches 4",
     "RFT": "train_nft.py --num_minibatches 4 --neg_weight 0 --prompt_weight none",
 }
@@ -56,12 +58,12 @@ class Testbed(NamedTuple):
 
     about: str
     flags: str
-    methods: list[str]
+    longest: int  # tokens of the longest right solution; DAPO's penalty on long ones begins there
     ways: tuple[str, ...] = ("uniform",)
 
     @property
     def cells(self) -> list[tuple[str, str]]:
-        return [(method, way) for method in self.methods for way in self.ways]
+        return [(method, way) for method in METHODS for way in self.ways]
 
 
 TESTBEDS = {
@@ -69,7 +71,7 @@ TESTBEDS = {
         "chains of 4-6 sums with two random words before each line, which do not matter (3.9 nats a line, so that a problem has many right "
         "solutions); values up to 60, so that a wrong chain is right by luck in few cases",
         "--dataset arithmetic:values=60,words=2,tiers=half:1:4-6 --problems_per_step 8 --num_generations 4 --max_steps 40 --eval_steps 5",
-        list(METHODS),
+        51,
     ),
     "habits": Testbed(
         "the same chains, words and values from a base that can calculate (1,500 steps of warm start: .1 % of its lines are slips) and has "
@@ -77,20 +79,20 @@ TESTBEDS = {
         "sharpening does not help",
         "--dataset arithmetic:values=60,words=2,tiers=half:1:4-6,cells=0.01:12/0.3:8/0.6:4,warm_steps=1500 "
         "--problems_per_step 8 --num_generations 4 --max_steps 40 --eval_steps 5",
-        ["PPO", "VinePPO, K=9", "GRPO", "NFT", "RFT"],
+        51,
     ),
     "few": Testbed(
         "70 % of the problems are one or two sums, solved from the start, 20 % are chains of 14-16, hopeless, 10 % chains of 5-8, in "
         "between; tested on chains of 5-8 and 9-12, so on what choosing problems chooses",
         f"--dataset arithmetic:train=4000,{TASK} --problems_per_step 8 --num_generations 8 --max_steps 30 --eval_steps 5",
-        ["PPO", "VinePPO, K=3", "GRPO", "Dr. GRPO", "NFT"],
+        99,
         ("uniform", "lilo"),
     ),
 }
 AXES = {"steps": "step", "tokens": "generated tokens, thousands", "seconds": "seconds of steps, evaluations apart"}
 DRAWS = 10_000
 MANY = 1.5  # times the tokens
-VALUED_AT, VALUED = [10, 20, 30, 40], 60  # steps of a PPO run at which values of states are measured, and how many states
+VALUED_ON, VALUED_AT, VALUED = ["credit", "habits"], [10, 20, 30, 40], 60  # steps of PPO runs at which values of states are measured
 Runs = dict[tuple[str, str], list[dict[str, Any]]]  # by method and way of sampling, over seeds
 
 
@@ -149,14 +151,16 @@ def run_all(jobs: dict[Path, list[str]], count: int, what: str) -> None:
 
 
 def command_of(testbed: str, method: str, way: str, setting: Setting) -> list[str]:
-    flags = f"{METHODS[method]} {TESTBEDS[testbed].flags} {COMMON} --learning_rate {setting.rate:g}"
+    own = METHODS[method].format(limit=TESTBEDS[testbed].longest + 16)
+    flags = f"{own} {TESTBEDS[testbed].flags} {COMMON} --learning_rate {setting.rate:g}"
     critic = f" --critic_learning_rate {setting.critic * setting.rate:g}" if method == "PPO" else ""
     return (flags + critic + (f" --sampling {way}" if way != "uniform" else "")).split()
 
 
-def jobs_of(out: Path, testbed: str, settings: dict[str, list[Setting]], seeds: list[int], ways: tuple[str, ...]) -> dict[Path, list[str]]:
-    """By folder: every method at its settings on every seed; all methods of a seed, then the next seed."""
-    cells = [(method, way) for method, way in TESTBEDS[testbed].cells if way in ways]
+def jobs_of(
+    out: Path, testbed: str, settings: dict[str, list[Setting]], seeds: list[int], cells: list[tuple[str, str]]
+) -> dict[Path, list[str]]:
+    """By folder: every cell (method, way of sampling) at its settings on every seed; all cells of a seed, then the next seed."""
     return {
         folder_of(out, testbed, method, way, setting, seed): [*command_of(testbed, method, way, setting), "--seed", str(seed)]
         for seed in seeds
@@ -165,19 +169,20 @@ def jobs_of(out: Path, testbed: str, settings: dict[str, list[Setting]], seeds: 
     }
 
 
-def value_jobs(out: Path, setting: Setting) -> dict[Path, list[str]]:
-    """benchmarks/value_error.py for PPO on `credit`, every fresh seed; with checkpoints, so these are runs of their own."""
-    trains = [*command_of("credit", "PPO", "uniform", setting), "--save_steps", "10", "--save_total_limit", "0"]
+def value_jobs(out: Path, testbed: str, setting: Setting) -> dict[Path, list[str]]:
+    """benchmarks/value_error.py for PPO, every fresh seed; with checkpoints, so these are runs of their own."""
+    trains = [*command_of(testbed, "PPO", "uniform", setting), "--save_steps", "10", "--save_total_limit", "0"]
     trains += ["--resume_from_checkpoint", "auto"]
     measure = f"--steps {' '.join(map(str, VALUED_AT))} --states {VALUED} --choices 0".split()
     return {
-        out / "values" / f"seed-{seed}": ["benchmarks/value_error.py", " ".join(trains), "--seeds", str(seed), *measure] for seed in SEEDS
+        out / "values" / testbed / f"seed-{seed}": ["benchmarks/value_error.py", " ".join(trains), "--seeds", str(seed), *measure]
+        for seed in SEEDS
     }
 
 
-def value_errors(out: Path, seed: int) -> dict[int, dict[str, float]]:
+def value_errors(out: Path, testbed: str, seed: int) -> dict[int, dict[str, float]]:
     """By step and estimator: mean absolute error against V* in one run."""
-    steps = json.loads((out / "values" / f"seed-{seed}" / "value_error.json").read_text())["steps"]
+    steps = json.loads((out / "values" / testbed / f"seed-{seed}" / "value_error.json").read_text())["steps"]
     return {int(step): summaries[0]["mean absolute error"] for step, summaries in steps.items()}
 
 
@@ -222,8 +227,8 @@ def tune(out: Path, testbed: str, count: int) -> None:
     """Runs what `tuning` asks for until it asks for no more."""
     asked: dict[Path, list[str]] = {}
     while True:
-        settings = {method: tuning(out, testbed, method)[0] for method in TESTBEDS[testbed].methods}
-        jobs = jobs_of(out, testbed, settings, TUNED_ON, ("uniform",))
+        settings = {method: tuning(out, testbed, method)[0] for method in METHODS}
+        jobs = jobs_of(out, testbed, settings, TUNED_ON, [(method, "uniform") for method in METHODS])
         if jobs == asked:
             return
         run_all(jobs, count, f"{testbed}, learning rates")  # of those that are there, it looks at the command
@@ -231,12 +236,12 @@ def tune(out: Path, testbed: str, count: int) -> None:
 
 
 def chosen(out: Path, testbed: str) -> dict[str, Setting]:
-    return {method: best_of(tuning(out, testbed, method)[1]) for method in TESTBEDS[testbed].methods}
+    return {method: best_of(tuning(out, testbed, method)[1]) for method in METHODS}
 
 
 def tuning_table(out: Path, testbed: str) -> str:
     """A row for each method, and critic rate: area and, in brackets, the last three evaluations; * at the edge of what was tried."""
-    found = {method: tuning(out, testbed, method)[1] for method in TESTBEDS[testbed].methods}
+    found = {method: tuning(out, testbed, method)[1] for method in METHODS}
     columns = sorted({setting.rate for runs in found.values() for setting in runs})
     rows = []
     for method, runs in found.items():
@@ -569,10 +574,14 @@ def main() -> None:
             tune(out, name, arguments.jobs)
         if "run" in arguments.only:
             settings = chosen(out, name)
-            jobs = jobs_of(out, name, {method: [own] for method, own in settings.items()}, SEEDS, TESTBEDS[name].ways)
-            run_all(jobs, arguments.jobs, f"{name}, seeds")
-            if name == "credit":
-                run_all(value_jobs(out, settings["PPO"]), arguments.jobs, "values of states")
+            each = {method: [own] for method, own in settings.items()}
+            run_all(jobs_of(out, name, each, SEEDS, TESTBEDS[name].cells), arguments.jobs, f"{name}, seeds")
+            if name in FURTHER:
+                methods, seeds = FURTHER[name]
+                jobs = jobs_of(out, name, each, seeds, [(method, "uniform") for method in methods])
+                run_all(jobs, arguments.jobs, f"{name}, further seeds")
+            if name in VALUED_ON:
+                run_all(value_jobs(out, name, settings["PPO"]), arguments.jobs, f"{name}, values of states")
     if "write" in arguments.only:
         write(out, arguments.testbeds, arguments.docs)
 
