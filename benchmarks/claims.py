@@ -37,7 +37,7 @@ from common.checkpoint import write_atomically
 RATES, MOST_RATES = [3e-4, 6e-4, 1.2e-3], 5
 CRITICS = [2.5, 10.0]  # PPO's critic learning rate, in multiples of the policy's
 TUNED_ON, SEEDS = [100, 101], [0, 1, 2, 3, 4]
-FURTHER = {"habits": (["PPO", "VinePPO, K=9"], list(range(5, 15)))}  # methods that are compared once more, on seeds of their own
+FURTHER = {"habits": ([("PPO", "uniform"), ("VinePPO, K=9", "uniform")], list(range(5, 15)))}  # compared once more, on other fresh seeds
 METHODS = {  # four updates a step for all of them: so many the first three have by default on the embedded model
     "PPO": "train_ppo.py",
     "VinePPO, K=3": "train_vineppo.py --mc_samples 3",
@@ -158,7 +158,7 @@ def command_of(testbed: str, method: str, way: str, setting: Setting) -> list[st
 
 
 def jobs_of(
-    out: Path, testbed: str, settings: dict[str, list[Setting]], seeds: list[int], cells: list[tuple[str, str]]
+    out: Path, testbed: str, settings: dict[str, list[Setting]], cells: list[tuple[str, str]], seeds: list[int]
 ) -> dict[Path, list[str]]:
     """By folder: every cell (method, way of sampling) at its settings on every seed; all cells of a seed, then the next seed."""
     return {
@@ -194,6 +194,7 @@ def read(folder: Path) -> dict[str, Any]:
     revision = json.loads(done.read_text())["revision"] if done.exists() else "unknown"
     return {
         **curves_of(rows),
+        "seed": int(folder.name.removeprefix("seed-")),
         "revision": revision,
         "explained": statistics.mean(row["value/explained_variance"] for row in rows[-10:])
         if "value/explained_variance" in rows[-1]
@@ -228,7 +229,7 @@ def tune(out: Path, testbed: str, count: int) -> None:
     asked: dict[Path, list[str]] = {}
     while True:
         settings = {method: tuning(out, testbed, method)[0] for method in METHODS}
-        jobs = jobs_of(out, testbed, settings, TUNED_ON, [(method, "uniform") for method in METHODS])
+        jobs = jobs_of(out, testbed, settings, [(method, "uniform") for method in METHODS], TUNED_ON)
         if jobs == asked:
             return
         run_all(jobs, count, f"{testbed}, learning rates")  # of those that are there, it looks at the command
@@ -237,6 +238,10 @@ def tune(out: Path, testbed: str, count: int) -> None:
 
 def chosen(out: Path, testbed: str) -> dict[str, Setting]:
     return {method: best_of(tuning(out, testbed, method)[1]) for method in METHODS}
+
+
+def finished(out: Path, testbed: str, settings: dict[str, Setting], cells: list[tuple[str, str]], seeds: list[int]) -> Runs:
+    return {(method, way): [read(folder_of(out, testbed, method, way, settings[method], seed)) for seed in seeds] for method, way in cells}
 
 
 def tuning_table(out: Path, testbed: str) -> str:
@@ -345,28 +350,35 @@ def sooner_verdict(found: Sooner) -> str:
 VINEPPO, NFT, LILO = "VinePPO, arXiv 2410.01679", "NFT, arXiv 2505.18116", "learnability sampling, arXiv 2502.12272"
 
 
-def claims_of(results: dict[str, Runs], values: list[dict[int, dict[str, float]]]) -> list[list[str]]:
-    """Rows of the table: claim, source and scale, what was seen, verdict, testbed. values: `value_errors` of each seed."""
+def claims_of(results: dict[str, Runs], further: dict[str, Runs], values: dict[str, list[dict[int, dict[str, float]]]]) -> list[list[str]]:
+    """Rows of the table: claim, source and scale, what was seen, verdict, testbed. values: `value_errors` of each seed, by testbed."""
     rows = []
     for name in ("credit", "habits"):
         if name in results:
-            runs = {method: own for (method, _), own in results[name].items()}
-            own = vineppo_claims(runs) + (value_claims(values) if name == "credit" else []) + nft_claims(runs)
+            own = vineppo_claims(by_method(results[name]))
+            if further[name]:
+                own += vineppo_claims(by_method(further[name]), f", on {len(FURTHER[name][1])} further seeds")
+            own += value_claims(values[name]) + nft_claims(by_method(results[name]))
             rows += [[*row, name] for row in own]
     if "few" in results:
         rows += [[*row, "few"] for row in learnability_claims(results["few"])]
     return rows
 
 
-def vineppo_claims(runs: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+def by_method(runs: Runs) -> dict[str, list[dict[str, Any]]]:
+    """Of a testbed with one way of sampling."""
+    return {method: own for (method, _), own in runs.items()}
+
+
+def vineppo_claims(runs: dict[str, list[dict[str, Any]]], where: str = "") -> list[list[str]]:
     rows = []
     for method in (m for m in runs if m.startswith("VinePPO")):
         k, vine, ppo = method.removeprefix("VinePPO, "), runs[method], runs["PPO"]
         found, steps, seconds = difference(areas(vine), areas(ppo)), sooner(vine, ppo, "steps"), sooner(vine, ppo, "seconds")
         source = f"{VINEPPO}: RhoMath 1.1B, DeepSeekMath 7B; to PPO's best on MATH up to 9 and 2.8 times fewer steps (secondary source)"
-        rows.append([f"VinePPO ({k}) beats PPO per step", source, f"area {found}; at PPO's best mean value {steps}", verdict(found)])
+        rows.append([f"VinePPO ({k}) beats PPO per step{where}", source, f"area {found}; at PPO's best mean value {steps}", verdict(found)])
         source = f"{VINEPPO}: 3.0 and 1.5 times less wall time (secondary source)"
-        rows.append([f"VinePPO ({k}) beats PPO per second", source, f"at PPO's best mean value {seconds}", sooner_verdict(seconds)])
+        rows.append([f"VinePPO ({k}) beats PPO per second{where}", source, f"at PPO's best mean value {seconds}", sooner_verdict(seconds)])
     return rows
 
 
@@ -403,12 +415,12 @@ def nft_claims(runs: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 def learnability_claims(runs: Runs) -> list[list[str]]:
     rows, gains, tokens = [], {}, {}
-    for method in TESTBEDS["few"].methods:
+    for method in METHODS:
         lilo, uniform = runs[method, "lilo"], runs[method, "uniform"]
         gains[method] = [a - b for a, b in zip(areas(lilo), areas(uniform), strict=True)]
         tokens[method] = [a["all_tokens"] / b["all_tokens"] for a, b in zip(lilo, uniform, strict=True)]
         found, steps = difference(areas(lilo), areas(uniform)), sooner(lilo, uniform, "steps")
-        factor = {"PPO": "1.9 and 2.5", "VinePPO, K=3": "3.3 and 3.2", "GRPO": "1.5"}.get(method)
+        factor = {"PPO": "1.9 and 2.5", "VinePPO, K=9": "3.3 and 3.2", "GRPO": "1.5"}.get(method)
         source = f"{LILO}: {factor} times fewer steps to the best value, 1B to 1.5B" if factor else "ours, by extension"
         claim = f"learnability sampling needs fewer steps: {method}"
         rows.append([claim, source, f"area {found}; at uniform's best mean value {steps}", verdict(found)])
@@ -416,10 +428,10 @@ def learnability_claims(runs: Runs) -> list[list[str]]:
     low = min(interval(own)[0] for method, own in tokens.items() if not method.startswith("Vine"))
     holds = "reproduced, as it must be: four times the candidates" if low > MANY else "not reproduced"
     rows.append(["it costs many more tokens a step for PPO and GRPO", f"{LILO}: 4 times", f"{paid} times the tokens", holds])
-    low, high = interval(tokens["VinePPO, K=3"])
-    holds = "reproduced" if high < MANY else "not reproduced"
-    source = f"{LILO}: 1.04 times at K = 9"
-    rows.append(["and few for VinePPO", source, f"K = 3: {shown(tokens['VinePPO, K=3'], '.2f')} times the tokens", holds])
+    for method in (m for m in METHODS if m.startswith("VinePPO")):
+        holds = "reproduced" if interval(tokens[method])[1] < MANY else "not reproduced"
+        source = f"{LILO}: 1.04 times at K = 9"
+        rows.append([f"and few for {method}", source, f"{shown(tokens[method], '.2f')} times the tokens", holds])
     found = difference(gains["Dr. GRPO"], gains["GRPO"])
     claim = "GRPO divided by the standard deviation gains less from it than centred"
     rows.append([claim, f"{LILO}, theorem 3.1: theory", f"gain in area, centred less normalised: {found}", verdict(found)])
@@ -451,38 +463,40 @@ ELSEWHERE = [
 
 
 def plot(name: str, runs: Runs, path: Path) -> None:
-    """Mean curves over seeds with a bootstrap band, a panel for each axis."""
+    """Mean curves over seeds with a bootstrap band: a column of panels for each axis, a row for each way of sampling."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4.8), dpi=80, sharey=True)
-    several = len(TESTBEDS[name].ways) > 1
-    for axes, (axis, label) in zip(panels, AXES.items(), strict=True):
-        first = 0 if axis == "steps" else 1  # 0 tokens have no place on a logarithmic axis
-        for (method, way), own in runs.items():
-            colour = f"C{list(METHODS).index(method)}"
+    ways = TESTBEDS[name].ways
+    figure, grid = pyplot.subplots(len(ways), 3, figsize=(15, 0.8 + 4 * len(ways)), dpi=80, sharex="col", sharey=True, squeeze=False)
+    for (method, way), own in runs.items():
+        for axes, axis in zip(grid[ways.index(way)], AXES, strict=True):
+            first = 0 if axis == "steps" else 1  # 0 tokens have no place on a logarithmic axis
             x, y = zip(*mean_curve([run[axis] for run in own])[first:], strict=True)
             heights = np.array([list(run["steps"].values()) for run in own])[:, first:]
             low, high = zip(*(interval(column.tolist()) for column in heights.T), strict=True)
+            colour = f"C{list(METHODS).index(method)}"
             axes.fill_between(x, low, high, color=colour, alpha=0.07, linewidth=0)
-            dashed = several and way == "uniform"
-            axes.plot(x, y, "--" if dashed else "-", color=colour, linewidth=1.6, label=f"{method}, {way}" if several else method)
+            axes.plot(x, y, color=colour, linewidth=1.6, label=method)
+    for way, panels in zip(ways, grid, strict=True):
+        panels[0].set_ylabel("sampled pass@1, 400 unseen problems" + (f"\n{way}" if len(ways) > 1 else ""))
+        for axes, axis in zip(panels, AXES, strict=True):
+            axes.grid(alpha=0.3)
+            if axis != "steps":
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_formatter("")
+    for axes, label in zip(grid[-1], AXES.values(), strict=True):
         axes.set(xlabel=label)
-        axes.grid(alpha=0.3)
-        if axis != "steps":
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter("")
-    panels[0].set_ylabel("sampled pass@1, 400 unseen problems")
-    names = panels[0].get_legend_handles_labels()
-    figure.legend(*names, loc="lower center", ncols=min(len(runs), 9 if len(runs) <= 9 else 5), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.06 if len(runs) <= 9 else 0.1, 1, 1))
+    height = figure.get_figheight()
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", ncols=len(METHODS), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.3 / height, 1, 1))
     figure.savefig(path)
     pyplot.close(figure)
 
 
-def testbed_page(name: str, runs: Runs, settings: dict[str, Setting], tuned: str) -> str:
+def testbed_page(name: str, runs: Runs, further: Runs, settings: dict[str, Setting], tuned: str) -> str:
     """Its part of docs/results.md."""
     several = len(TESTBEDS[name].ways) > 1
     lines, every = [], []
@@ -492,9 +506,11 @@ def testbed_page(name: str, runs: Runs, settings: dict[str, Setting], tuned: str
         lines[-1] += [
             f"{statistics.mean(run[f'all_{axis}'] for run in own) / scale:.0f}" for axis, scale in (("tokens", 1e3), ("seconds", 1))
         ]
-        for seed, run in zip(SEEDS, own, strict=True):
+    for (method, way), own in [*runs.items(), *further.items()]:
+        label = f"{method}, {way}" if several else method
+        for run in own:
             curve = [f"{value:.3f}" for step, value in run["steps"].items() if step % 10 == 0]
-            every.append([label, str(seed), *curve, f"{final(run):.3f}", f"{area(run):.3f}"])
+            every.append([label, str(run["seed"]), *curve, f"{final(run):.3f}", f"{area(run):.3f}"])
     steps = [f"step {step}" for step in next(iter(runs.values()))[0]["steps"] if step % 10 == 0]
     ppo = [run["explained"] for (method, _), own in runs.items() if method == "PPO" for run in own if run["explained"] is not None]
     critic = f"PPO's critic explains {shown(ppo, '.2f')} of the variance of the returns in the last ten steps.\n\n" if ppo else ""
@@ -507,7 +523,7 @@ def testbed_page(name: str, runs: Runs, settings: dict[str, Setting], tuned: str
 
 {table(header, lines)}
 
-{critic}Revision of the code: {", ".join(sorted({run["revision"] for own in runs.values() for run in own}))}.
+{critic}Revision of the code: {", ".join(sorted({run["revision"] for own in [*runs.values(), *further.values()] for run in own}))}.
 
 Learning rates: mean area on seeds {" and ".join(map(str, TUNED_ON))}, and in brackets the last three evaluations. Uniform sampling; the
 rate with the largest area is used for all ways of sampling. * no further rate was tried on that side.
@@ -528,26 +544,22 @@ def overview(results: dict[str, Runs]) -> str:
     header = ["area (95 % interval)", *(f"`{name}`{f', {way}' if len(TESTBEDS[name].ways) > 1 else ''}" for name, way in columns)]
     rows = []
     for method in METHODS:
-        cells = [shown(areas(results[name][method, way])) if (method, way) in results[name] else "" for name, way in columns]
-        rows.append([method, *cells])
+        rows.append([method, *(shown(areas(results[name][method, way])) for name, way in columns)])
     return table(header, rows)
 
 
 def write(out: Path, testbeds: list[str], docs: Path) -> None:
     """docs/results.md and its figures, from finished runs."""
-    results, parts, notes = {}, [], (Path(__file__).with_suffix(".md")).read_text()
+    results, further, parts, notes = {}, {}, [], (Path(__file__).with_suffix(".md")).read_text()
     for name in testbeds:
         settings = chosen(out, name)
-        runs = {
-            (method, way): [read(folder_of(out, name, method, way, settings[method], seed)) for seed in SEEDS]
-            for method, way in TESTBEDS[name].cells
-        }
-        results[name] = runs
-        parts.append(testbed_page(name, runs, settings, tuning_table(out, name)))
-        plot(name, runs, docs / f"results_{name}.png")
+        results[name] = finished(out, name, settings, TESTBEDS[name].cells, SEEDS)
+        further[name] = finished(out, name, settings, *FURTHER.get(name, ([], [])))
+        parts.append(testbed_page(name, results[name], further[name], settings, tuning_table(out, name)))
+        plot(name, results[name], docs / f"results_{name}.png")
     header = ["claim", "source and scale", "seen here", "verdict", "testbed or command"]
-    values = [value_errors(out, seed) for seed in SEEDS] if "credit" in results else []
-    rows = claims_of(results, values)
+    values = {name: [value_errors(out, name, seed) for seed in SEEDS] for name in VALUED_ON if name in results}
+    rows = claims_of(results, further, values)
     filled = {
         "CLAIMS": table(header, rows + ELSEWHERE),
         "COUNT": str(len(rows)),
@@ -575,11 +587,9 @@ def main() -> None:
         if "run" in arguments.only:
             settings = chosen(out, name)
             each = {method: [own] for method, own in settings.items()}
-            run_all(jobs_of(out, name, each, SEEDS, TESTBEDS[name].cells), arguments.jobs, f"{name}, seeds")
+            run_all(jobs_of(out, name, each, TESTBEDS[name].cells, SEEDS), arguments.jobs, f"{name}, seeds")
             if name in FURTHER:
-                methods, seeds = FURTHER[name]
-                jobs = jobs_of(out, name, each, seeds, [(method, "uniform") for method in methods])
-                run_all(jobs, arguments.jobs, f"{name}, further seeds")
+                run_all(jobs_of(out, name, each, *FURTHER[name]), arguments.jobs, f"{name}, further seeds")
             if name in VALUED_ON:
                 run_all(value_jobs(out, name, settings["PPO"]), arguments.jobs, f"{name}, values of states")
     if "write" in arguments.only:

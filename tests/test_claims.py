@@ -18,7 +18,8 @@ def make_runs(out, noise=0.01):
     rng = random.Random(0)
     for name, bed in claims.TESTBEDS.items():
         settings = [claims.Setting(rate, critic) for rate, critic in product(claims.RATES, claims.CRITICS)]
-        for (method, way), setting, seed in product(bed.cells, settings, [*claims.TUNED_ON, *claims.SEEDS]):
+        seeds = [*claims.TUNED_ON, *claims.SEEDS, *claims.FURTHER.get(name, ([], []))[1]]
+        for (method, way), setting, seed in product(bed.cells, settings, seeds):
             if method != "PPO" and setting.critic != claims.CRITICS[0]:
                 continue
             gain = 0.3 + VINE.get(method, 0.0) + (0.1 if way == "lilo" else 0.0) - (0.0 if setting == BEST else 0.05)
@@ -33,8 +34,8 @@ def make_runs(out, noise=0.01):
             folder.mkdir(parents=True)
             (folder / "command.json").write_text(json.dumps({"command": [], "revision": "made up"}))
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for seed in claims.SEEDS:
-        folder = out / "values" / f"seed-{seed}"
+    for name, seed in product(claims.VALUED_ON, claims.SEEDS):
+        folder = out / "values" / name / f"seed-{seed}"
         folder.mkdir(parents=True)
         errors = {"constant": 0.12, "critic": 0.10 + rng.gauss(0, noise), "MC 3": 0.10 + rng.gauss(0, noise), "MC 9": 0.02}
         summaries = {str(step): [{"mean absolute error": errors}] for step in claims.VALUED_AT}
@@ -86,12 +87,14 @@ def test_the_page_has_every_seed_and_every_claim(tmp_path):
     assert verdicts["RFT's entropy falls", "credit"] == verdicts["and more than NFT's", "credit"] == "reproduced"
     assert verdicts["learnability sampling needs fewer steps: GRPO", "few"] == "reproduced"
     assert verdicts["it costs many more tokens a step for PPO and GRPO", "few"].startswith("reproduced")
-    assert verdicts["and few for VinePPO", "few"] == "reproduced"
+    assert verdicts["and few for VinePPO, K=3", "few"] == verdicts["and few for VinePPO, K=9", "few"] == "reproduced"
+    assert verdicts["VinePPO (K=9) beats PPO per step, on 10 further seeds", "habits"] == "reproduced"
     assert verdicts["GRPO divided by the standard deviation gains less from it than centred", "few"].startswith("not reproduced")
     for name, bed in claims.TESTBEDS.items():
         part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         seeds = [line for line in part.partition("<details>")[2].splitlines() if line.startswith("| ")][2:]
-        assert len(seeds) == len(bed.cells) * len(claims.SEEDS)
+        cells, further = claims.FURTHER.get(name, ([], []))
+        assert len(seeds) == len(bed.cells) * len(claims.SEEDS) + len(cells) * len(further)
         assert (tmp_path / f"results_{name}.png").stat().st_size > 10_000
 
 
@@ -106,11 +109,21 @@ def test_every_command_is_one_of_the_scripts(tmp_path):
             assert (config.seed, config.sampling, config.learning_rate) == (7, way, BEST.rate)
 
 
+def test_dapo_does_not_punish_right_solutions():
+    from common.tiny import Arithmetic, Generator
+
+    for name, bed in claims.TESTBEDS.items():
+        flags = claims.command_of(name, "DAPO", "uniform", BEST)
+        value = {flag: flags[flags.index(flag) + 1] for flag in ("--dataset", "--max_completion_length", "--overlong_buffer")}
+        longest = Generator(Arithmetic.parse(value["--dataset"].partition(":")[2])).longest_solution()
+        assert int(value["--max_completion_length"]) - int(value["--overlong_buffer"]) == longest == bed.longest
+
+
 def test_values_are_measured_on_the_ppo_of_the_comparison(tmp_path):
     import train_ppo
     from common.config import parse_config
 
-    for folder, (_, command, _, seed, *_) in claims.value_jobs(tmp_path, claims.Setting(6e-4, 10.0)).items():
+    for folder, (_, command, _, seed, *_) in claims.value_jobs(tmp_path, "habits", claims.Setting(6e-4, 10.0)).items():
         flags = ["--save_steps", "5", *command.split()[1:], "--seed", seed]  # value_error.py puts flags of its own first
         config = parse_config(train_ppo.Config, flags, "train_ppo.py")
         assert (config.learning_rate, config.critic_learning_rate) == (6e-4, pytest.approx(6e-3))
