@@ -1,6 +1,10 @@
 import json
+import os
 import random
+import signal
 import sys
+import threading
+import time
 from itertools import product
 
 import pytest
@@ -11,6 +15,11 @@ claims = pytest.importorskip("claims")  # needs scipy
 
 VINE = {"VinePPO, K=9": 0.2, "VinePPO, K=3": 0.0}  # how much higher than PPO
 BEST = claims.Setting(claims.RATES[1])
+
+
+def finish(folder, command):
+    folder.mkdir(parents=True)
+    (folder / "command.json").write_text(json.dumps({"command": command, "revision": "made up"}))
 
 
 def make_runs(out, noise=0.01):
@@ -31,12 +40,11 @@ def make_runs(out, noise=0.01):
                     row |= {"eval/pass@1": 0.3 + gain * step / 40 + rng.gauss(0, noise), "eval/greedy": 0.5}
                 rows.append(row)
             folder = claims.folder_of(out, name, method, way, setting, seed)
-            folder.mkdir(parents=True)
-            (folder / "command.json").write_text(json.dumps({"command": [], "revision": "made up"}))
+            finish(folder, [*claims.command_of(name, method, way, setting), "--seed", str(seed)])
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, seed in product(claims.VALUED_ON, claims.SEEDS):
-        folder = out / "values" / name / f"seed-{seed}"
-        folder.mkdir(parents=True)
+    jobs = [job for name in claims.VALUED_ON for job in claims.value_jobs(out, name, BEST).items()]
+    for folder, command in jobs:
+        finish(folder, command)
         errors = {"constant": 0.12, "critic": 0.10 + rng.gauss(0, noise), "MC 3": 0.10 + rng.gauss(0, noise), "MC 9": 0.02}
         summaries = {str(step): [{"mean absolute error": errors}] for step in claims.VALUED_AT}
         (folder / "value_error.json").write_text(json.dumps({"steps": summaries}))
@@ -45,6 +53,7 @@ def make_runs(out, noise=0.01):
 def test_area_under_a_curve():
     run = {"steps": {0: 0.0, 10: 1.0, 20: 1.0}}
     assert claims.area(run) == pytest.approx(0.75)
+    assert claims.height({"seconds": {0.0: 0.0, 10.0: 1.0, 20.0: 1.0}}, "seconds", 15.0) == pytest.approx((5 + 5) / 15)
 
 
 def test_a_verdict_needs_intervals_that_do_not_overlap():
@@ -65,16 +74,34 @@ def test_how_much_sooner():
     fast = [{"steps": {0: 0.2, 10: 0.6 + noise, 20: 0.8 + noise}} for noise in (-0.01, 0.01, 0.0)]
     found = claims.sooner(fast, base, "steps")
     assert found.times == pytest.approx(2) and 1.5 < found.low <= 2 <= found.high < 2.5
-    assert claims.sooner_verdict(found) == "reproduced"
     never = claims.sooner(base, fast, "steps")
-    assert never == (0, 0, 0) and "the other way" in claims.sooner_verdict(never) and str(never).startswith("never")
-    assert "no difference" in claims.sooner_verdict(claims.sooner(base, base, "steps"))
+    assert never == (0, 0, 0) and str(never).startswith("never")
+
+
+def test_better_per_step_may_be_worse_per_second():
+    def runs(slope, pace):
+        return [
+            {"steps": {x: slope * x + noise for x in range(0, 41, 5)}, "seconds": {x * pace: slope * x + noise for x in range(0, 41, 5)}}
+            for noise in (0.0, 0.001, 0.002, 0.003, 0.004)
+        ]
+
+    (step, *_, by_step), (second, *_, by_second) = claims.vineppo_claims({"PPO": runs(0.01, 1.0), "VinePPO, K=9": runs(0.015, 3.0)})
+    assert "per step" in step and by_step == "reproduced"
+    assert "per second" in second and by_second == "not reproduced: the other way round"
+
+
+def test_a_share_of_the_start():
+    assert claims.change([0.90, 0.91, 0.92, 0.93, 0.94], -1) == claims.change([1.10, 1.11, 1.12, 1.13, 1.14], 1) == "reproduced"
+    assert claims.change([0.90, 0.91, 0.92, 0.93, 0.94], 1).endswith("the other way round")
+    assert claims.change([0.8, 0.9, 1.0, 1.1, 1.2], 1).endswith("no difference shown")
+    narrow = [0.97, 0.98, 0.99, 0.99, 1.004]  # the bootstrap's interval leaves out 1, Student's does not
+    assert claims.interval(narrow)[1] < 1 and claims.change(narrow, -1).endswith("no difference shown")
 
 
 def test_the_page_has_every_seed_and_every_claim(tmp_path):
     make_runs(tmp_path / "runs")
     assert set(claims.chosen(tmp_path / "runs", "credit").values()) == {BEST}
-    claims.write(tmp_path / "runs", list(claims.TESTBEDS), tmp_path)
+    claims.write(tmp_path / "runs", tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "{{" not in text
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
@@ -84,12 +111,13 @@ def test_the_page_has_every_seed_and_every_claim(tmp_path):
     assert verdicts["Monte-Carlo values (K = 9) are more accurate than a critic's", "credit"] == "reproduced"
     assert verdicts["Monte-Carlo values (K = 3) are more accurate than a critic's", "credit"].startswith("not reproduced")
     assert verdicts["NFT is above RFT", "credit"].startswith("not reproduced")
-    assert verdicts["RFT's entropy falls", "credit"] == verdicts["and more than NFT's", "credit"] == "reproduced"
+    assert verdicts["RFT's entropy falls", "credit"] == verdicts["RFT's entropy falls more than NFT's", "credit"] == "reproduced"
+    assert verdicts["NFT's entropy rises", "credit"] == verdicts["DAPO's entropy rises", "credit"] == "not reproduced: the other way round"
     assert verdicts["learnability sampling needs fewer steps: GRPO", "few"] == "reproduced"
     assert verdicts["it costs many more tokens a step for PPO and GRPO", "few"].startswith("reproduced")
     assert verdicts["and few for VinePPO, K=3", "few"] == verdicts["and few for VinePPO, K=9", "few"] == "reproduced"
     assert verdicts["VinePPO (K=9) beats PPO per step, on 10 further seeds", "habits"] == "reproduced"
-    assert verdicts["GRPO divided by the standard deviation gains less from it than centred", "few"].startswith("not reproduced")
+    assert verdicts["GRPO divided by the standard deviation gains less from it than centred (Dr. GRPO)", "few"].startswith("not reproduced")
     for name, bed in claims.TESTBEDS.items():
         part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         seeds = [line for line in part.partition("<details>")[2].splitlines() if line.startswith("| ")][2:]
@@ -132,11 +160,10 @@ def test_values_are_measured_on_the_ppo_of_the_comparison(tmp_path):
 
 
 def test_the_grid_goes_on_where_its_edge_is_best(tmp_path):
-    def finish(rate, height):
+    def add(rate, height):
         for seed in claims.TUNED_ON:
             folder = claims.folder_of(tmp_path, "credit", "GRPO", "uniform", claims.Setting(rate), seed)
-            folder.mkdir(parents=True)
-            (folder / "command.json").write_text(json.dumps({"command": [], "revision": "made up"}))
+            finish(folder, [*claims.command_of("credit", "GRPO", "uniform", claims.Setting(rate)), "--seed", str(seed)])
             rows = [
                 {"step": 0, "eval/pass@1": 0.3},
                 {"step": 40, "num_tokens": 1, "step_time": 1.0, "eval/pass@1": height, "neg_logp": 0.1},
@@ -146,17 +173,30 @@ def test_the_grid_goes_on_where_its_edge_is_best(tmp_path):
     rates = lambda: [setting.rate for setting in claims.tuning(tmp_path, "credit", "GRPO")[0]]  # noqa: E731
     for rate, height in zip(claims.RATES, (0.5, 0.6, 0.7), strict=True):
         assert rates() == claims.RATES  # not all of them have run
-        finish(rate, height)
+        add(rate, height)
     assert rates() == [*claims.RATES, 2 * claims.RATES[-1]]
-    finish(2 * claims.RATES[-1], 0.65)
+    add(2 * claims.RATES[-1], 0.65)
     assert rates() == [*claims.RATES, 2 * claims.RATES[-1]]
     assert claims.best_of(claims.tuning(tmp_path, "credit", "GRPO")[1]) == claims.Setting(claims.RATES[-1])
 
 
 def test_runs_of_other_commands_are_not_used(tmp_path):
-    make_runs(tmp_path)  # says of every run that its command was another one
-    with pytest.raises(SystemExit, match="holds a run of another command"):
-        claims.tune(tmp_path, "credit", 1)
+    make_runs(tmp_path)
+    changed = [
+        claims.folder_of(tmp_path, "credit", "GRPO", "uniform", BEST, claims.TUNED_ON[0]),
+        claims.folder_of(tmp_path, "few", "NFT", "lilo", BEST, 3),
+        claims.folder_of(tmp_path, "habits", "PPO", "uniform", BEST, 9),
+        tmp_path / "values" / "habits" / "seed-2",
+    ]
+    for folder in changed:
+        before = (folder / "command.json").read_text()
+        (folder / "command.json").write_text(json.dumps({"command": ["another"], "revision": "made up"}))
+        with pytest.raises(SystemExit, match=f"{folder} holds a run of another command"):
+            claims.write(tmp_path, tmp_path)
+        (folder / "command.json").unlink()
+        with pytest.raises(SystemExit, match="do without --only first"):
+            claims.write(tmp_path, tmp_path)
+        (folder / "command.json").write_text(before)
 
 
 def test_a_run_that_fails_stops_everything(tmp_path, monkeypatch):
@@ -166,3 +206,21 @@ def test_a_run_that_fails_stops_everything(tmp_path, monkeypatch):
     done = {tmp_path / "done": ["-c", "import pathlib, sys; pathlib.Path(sys.argv[-1]).mkdir()"]}
     claims.run_all(done, 1, "runs")
     assert (tmp_path / "done" / "command.json").exists() and (tmp_path / "done.log").exists()
+
+
+def test_an_interrupt_ends_the_runs_in_hand(tmp_path):
+    def interrupt():
+        while len(list(tmp_path.glob("*.pid"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sleeps = f"import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.pid').touch(); time.sleep(600)"
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        claims.run_all({tmp_path / str(i): ["-c", sleeps] for i in range(5)}, 2, "runs")
+    started = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    assert len(started) == 2 and not claims.RUNNING
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not list(tmp_path.glob("*/command.json"))
