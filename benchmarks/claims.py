@@ -460,10 +460,12 @@ def nft_claims(runs: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
         rows.append([f"NFT is above RFT{where}", source, f"{found}", verdict(found)])
     entropies = {method: [entropy_change(run) for run in runs[method]] for method in ("RFT", "NFT", "DAPO")}
     source = f"{NFT}: RFT lowers it, NFT and DAPO raise it"
+    means = [statistics.mean(entropy_change(run) for run in own) for own in runs.values()]
     for method, own in entropies.items():
         wanted = -1 if method == "RFT" else 1
         claim = f"{method}'s entropy {'falls' if wanted < 0 else 'rises'}"
-        rows.append([claim, source, f"last ten steps, of the first ten's: {shown_t(own, '.2f')}", change(own, wanted)])
+        seen = f"last ten steps, of the first ten's: {shown_t(own, '.3f')}; means of all methods {min(means):.3f} - {max(means):.3f}"
+        rows.append([claim, source, seen, change(own, wanted)])
     more = difference(entropies["RFT"], entropies["NFT"])
     return [*rows, ["RFT's entropy falls more than NFT's", source, f"RFT less NFT: {more}", verdict(more, -1)]]
 
