@@ -423,7 +423,14 @@ def vineppo_claims(runs: dict[str, list[dict[str, Any]]], where: str = "") -> li
         end = min(max(run["seconds"]) for run in vine + ppo)
         within = difference(*([height(run, "seconds", end) for run in own] for own in (vine, ppo)))
         source = f"{VINEPPO}: RhoMath 1.1B, DeepSeekMath 7B; to PPO's best on MATH up to 9 and 2.8 times fewer steps (secondary source)"
-        rows.append([f"VinePPO ({k}) beats PPO per step{where}", source, f"area {found}; at PPO's best mean value {steps}", verdict(found)])
+        rows.append(
+            [
+                f"VinePPO ({k}) beats PPO per step{where}",
+                source,
+                f"area {shown(areas(vine))}, PPO's {shown(areas(ppo))}: {found}; at PPO's best mean value {steps}",
+                verdict(found),
+            ]
+        )
         source = f"{VINEPPO}: 3.0 and 1.5 times less wall time (secondary source)"
         rows.append(
             [
@@ -483,7 +490,9 @@ def learnability_claims(runs: Runs) -> list[list[str]]:
         rows.append([claim, source, f"area {found}; at uniform's best mean value {steps}", verdict(found)])
     paying = {method: own for method, own in tokens.items() if not method.startswith("VinePPO")}
     least = min(t_interval(own)[0] for own in paying.values())
-    paid = ", ".join(f"{method} {shown(own, '.2f')}" for method, own in paying.items())
+    paid = ", ".join(
+        f"{method} {statistics.mean(own):.2f} ({' to '.join(f'{x:.2f}' for x in t_interval(own))})" for method, own in paying.items()
+    )
     holds = "reproduced, as it must be: four times the candidates" if least > MANY else "not reproduced"
     rows.append(["it costs many more tokens a step for PPO and GRPO", f"{LILO}: 4 times", f"{paid} times the tokens", holds])
     for method in (m for m in METHODS if m.startswith("VinePPO")):
@@ -560,7 +569,8 @@ def testbed_page(name: str, runs: Runs, further: Runs, settings: dict[str, Setti
     lines, every = [], []
     for (method, way), own in runs.items():
         label = f"{method}, {way}" if several else method
-        lines.append([label, str(settings[method]), shown([final(run) for run in own]), shown([area(run) for run in own])])
+        rate = f"{settings[method].rate:g}" + (f", critic {settings[method].critic:g}x" if method == "PPO" else "")
+        lines.append([label, rate, shown([final(run) for run in own]), shown([area(run) for run in own])])
         lines[-1] += [
             f"{statistics.mean(run[f'all_{axis}'] for run in own) / scale:.0f}" for axis, scale in (("tokens", 1e3), ("seconds", 1))
         ]
@@ -588,7 +598,7 @@ rate with the largest area is used for all ways of sampling. * no further rate w
 
 {tuned}
 
-<details><summary>All seeds</summary>
+<details><summary>All seeds{", and at the end the further ones" if further else ""}</summary>
 
 {table(["method", "seed", *steps, "last three", "area"], every)}
 
