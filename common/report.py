@@ -114,7 +114,7 @@ def panel(title: str, x: str, height: float, below: float = 0.45) -> tuple[Figur
 
     figure = Figure(figsize=(4.8, height))
     axes = figure.add_axes((0.11, below / height, 0.87, 1 - (below + 0.28) / height))  # quicker than working out the margins
-    axes.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=min(10, 520 / len(title)), color=INK, parse_math=False)  # a run's name may be long
     axes.set_xlabel(X.get(x, x), fontsize=9, color=INK)
     axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -143,7 +143,8 @@ def under(figure: Figure, axes: Axes, columns: int) -> None:
 
 
 def learning_curve(runs: list[RunData], x: str) -> str:
-    below = 0.2 * -(-len(runs) // 2) if 1 < len(runs) <= len(PALETTE) else 0.0  # names of several runs would hide curves
+    columns = 1 if any(len(run.name) > 24 for run in runs) else 2
+    below = 0.2 * -(-len(runs) // columns) if 1 < len(runs) <= len(PALETTE) else 0.0  # names of several runs would hide curves
     figure, axes = panel("pass@1 on held-out problems", x, 3.0 + below, 0.45 + below)
     for run, colour in zip(runs, colours(runs), strict=True):
         at = [row[x] for row in run.evaluations]
@@ -155,7 +156,7 @@ def learning_curve(runs: list[RunData], x: str) -> str:
         axes.plot(at, [row["eval/greedy"] for row in run.evaluations], "--", color=colour, linewidth=1, alpha=0.8,
                   label="greedy" if len(runs) == 1 else None)
     if below:
-        under(figure, axes, 2)
+        under(figure, axes, columns)
     elif len(runs) == 1:
         legend(axes, loc="lower right")
     return svg(figure, f"curve-{x}")
@@ -227,7 +228,8 @@ def finite(value: Any) -> Any:
 def summary(run: RunData) -> str:
     """A line on a run: what, from where to where, at what cost."""
     flags, last = run.record["flags"], run.steps[-1] if run.steps else None
-    words = [f"{run.record['script']}.py, {Path(flags['model']).name} on {Path(flags['dataset']).name}, seed {flags['seed']}"]
+    dataset = flags["dataset"] if flags["dataset"].startswith("arithmetic") else Path(flags["dataset"]).name
+    words = [f"{run.record['script']}.py, {Path(flags['model']).name} on {dataset}, seed {flags['seed']}"]
     if run.evaluations:
         first, final = run.evaluations[0], run.evaluations[-1]
         words.append(f"pass@1 {first['eval/pass@1']:.3f} → {final['eval/pass@1']:.3f}, greedy {final['eval/greedy']:.3f} after step "

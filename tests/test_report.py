@@ -135,6 +135,35 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert "<b>seed-0</b>" in (tmp_path / "report.html").read_text()
 
 
+def test_long_names_are_not_cut_off(tmp_path, monkeypatch):
+    """Names of runs in titles and legends end inside their figure, and settings of the embedded task with a / in them are shown whole."""
+    figures, draw = [], report.svg
+    monkeypatch.setattr(report, "svg", lambda figure, name: figures.append(figure) or draw(figure, name))
+    folders = [
+        make_run(tmp_path / method / "0.0012" / "seed-0", steps=5)
+        for method in ("vineppo-k9-uniform", "dapo-uniform", "vineppo-k3-uniform")
+    ]
+    config = json.loads((folders[0] / "config.json").read_text())
+    config["flags"]["dataset"] = "arithmetic:cells=0.01:12/0.6:4,words=2"
+    (folders[0] / "config.json").write_text(json.dumps(config))
+    write_report(folders, tmp_path / "report.html")
+    assert "tiny on arithmetic:cells=0.01:12/0.6:4,words=2, seed 3" in (tmp_path / "report.html").read_text()
+    for figure in figures:
+        figure.draw_without_rendering()  # after the SVG's 72 dots an inch, in the figure's own
+    texts = [
+        (figure, text)
+        for figure in figures
+        for axes in figure.axes
+        for text in (axes._left_title, *(axes.get_legend().get_texts() if axes.get_legend() else ()))
+    ]
+    assert {"vineppo-k9-uniform/0.0012/seed-0", "seconds a step, vineppo-k9-uniform/0.0012/seed-0"} <= {
+        text.get_text() for _, text in texts
+    }
+    for figure, text in texts:
+        if "seed-0" in text.get_text():
+            assert text.get_window_extent().x1 <= figure.bbox.width, text.get_text()
+
+
 def test_runs_that_go_on_or_went_wrong(tmp_path):
     """A cut last line, numbers that are none, rows of older versions, and no step yet: a page all the same."""
     folder = make_run(tmp_path / "a", more=lambda pieces: {"token_values": [float("nan")] * len(pieces)})
