@@ -107,13 +107,14 @@ class Setting(NamedTuple):
     rate: float
     critic: float = CRITICS[0]  # of PPO alone
 
-    def __str__(self) -> str:
-        return f"{self.rate:g}" + (f", critic {self.critic:g}x" if self.critic != CRITICS[0] else "")
+    @property
+    def folder(self) -> str:
+        return f"{self.rate:g}" + (f"-critic-{self.critic:g}x" if self.critic != CRITICS[0] else "")
 
 
 def folder_of(out: Path, testbed: str, method: str, way: str, setting: Setting, seed: int) -> Path:
     name = "".join(letter for letter in method.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
-    return out / testbed / f"{name}-{way}" / str(setting).replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
+    return out / testbed / f"{name}-{way}" / setting.folder / f"seed-{seed}"
 
 
 def is_done(folder: Path, command: list[str]) -> bool:
@@ -141,7 +142,7 @@ def run(folder: Path, command: list[str], log: Path) -> None:
         RUNNING.discard(child)
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with code {code}; see {log}")
-    (folder / "command.json").write_text(json.dumps({"command": command, "revision": running}))
+    write_atomically(folder / "command.json", json.dumps({"command": command, "revision": running}))
 
 
 def revision() -> str:
@@ -159,13 +160,16 @@ def run_all(jobs: dict[Path, list[str]], count: int, what: str) -> None:
             for one in as_completed(waiting):
                 one.result()
                 bar.update()
-        except BaseException as error:
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on")
+        except RuntimeError as error:
+            sys.exit(str(error))
+        finally:
             threads.shutdown(wait=False, cancel_futures=True)
             while not all(one.done() for one in waiting):  # one may start just now
                 while RUNNING:
                     os.killpg(RUNNING.pop().pid, signal.SIGTERM)
                 time.sleep(0.1)
-            sys.exit("stopped; the same command goes on" if isinstance(error, KeyboardInterrupt) else str(error))
 
 
 def command_of(testbed: str, method: str, way: str, setting: Setting) -> list[str]:
@@ -465,11 +469,11 @@ def nft_claims(runs: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     for where, of in (("", area), (", last three evaluations", final)):
         found = difference([of(run) for run in runs["NFT"]], [of(run) for run in runs["RFT"]])
         rows.append([f"NFT is above RFT{where}", source, f"{found}", verdict(found)])
-    entropies = {method: [entropy_change(run) for run in runs[method]] for method in ("RFT", "NFT", "DAPO")}
+    entropies = {method: [entropy_change(run) for run in own] for method, own in runs.items()}
+    means = [statistics.mean(own) for own in entropies.values()]
     source = f"{NFT}: RFT lowers it, NFT and DAPO raise it"
-    means = [statistics.mean(entropy_change(run) for run in own) for own in runs.values()]
-    for method, own in entropies.items():
-        wanted = -1 if method == "RFT" else 1
+    for method, wanted in (("RFT", -1), ("NFT", 1), ("DAPO", 1)):
+        own = entropies[method]
         claim = f"{method}'s entropy {'falls' if wanted < 0 else 'rises'}"
         seen = f"last ten steps, of the first ten's: {shown_t(own, '.3f')}; means of all methods {min(means):.3f} - {max(means):.3f}"
         rows.append([claim, source, seen, change(own, wanted)])
@@ -610,10 +614,7 @@ def overview(results: dict[str, Runs]) -> str:
     """Area of every method on every testbed and with every way of sampling."""
     columns = [(name, way) for name in results for way in TESTBEDS[name].ways]
     header = ["area (95 % interval)", *(f"`{name}`{f', {way}' if len(TESTBEDS[name].ways) > 1 else ''}" for name, way in columns)]
-    rows = []
-    for method in METHODS:
-        rows.append([method, *(shown(areas(results[name][method, way])) for name, way in columns)])
-    return table(header, rows)
+    return table(header, [[method, *(shown(areas(results[name][method, way])) for name, way in columns)] for method in METHODS])
 
 
 def write(out: Path, docs: Path) -> None:

@@ -259,10 +259,14 @@ def _tiny_defaults(config: SamplingConfig) -> dict[str, Any]:
     return {**config.tiny_defaults, "max_completion_length": longest}
 
 
+def short_name(text: str) -> str:
+    """The last part of a path or hub name; settings of the embedded task, in which a / is none of a path, as they are."""
+    return text if text.startswith("arithmetic") else text.rstrip("/").split("/")[-1]
+
+
 def run_prefix(config: SamplingConfig, script: str) -> str:
     """The default run folder without its time: the same for reruns of the same script, model, data and seed."""
-    names = (text if text.startswith("arithmetic") else text.rstrip("/").split("/")[-1] for text in (config.model, config.dataset))
-    model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[:60] for name in names)
+    model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", short_name(text)).strip("-")[:60] for text in (config.model, config.dataset))
     return f"runs/{script}-{model}-{dataset}-s{config.seed}"
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.checkpoint import write_atomically
-from common.config import UserError
+from common.config import UserError, short_name
 
 if TYPE_CHECKING:  # half a second and 40 MB, for runs that write no report
     from matplotlib.axes import Axes
@@ -228,8 +228,7 @@ def finite(value: Any) -> Any:
 def summary(run: RunData) -> str:
     """A line on a run: what, from where to where, at what cost."""
     flags, last = run.record["flags"], run.steps[-1] if run.steps else None
-    dataset = flags["dataset"] if flags["dataset"].startswith("arithmetic") else Path(flags["dataset"]).name
-    words = [f"{run.record['script']}.py, {Path(flags['model']).name} on {dataset}, seed {flags['seed']}"]
+    words = [f"{run.record['script']}.py, {short_name(flags['model'])} on {short_name(flags['dataset'])}, seed {flags['seed']}"]
     if run.evaluations:
         first, final = run.evaluations[0], run.evaluations[-1]
         words.append(f"pass@1 {first['eval/pass@1']:.3f} → {final['eval/pass@1']:.3f}, greedy {final['eval/greedy']:.3f} after step "
