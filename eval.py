@@ -17,21 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from tqdm import tqdm
-
-from common.checkpoint import sha256, write_atomically
-from common.config import CommonConfig, SamplingConfig, UserError, config_record, flag, run_prefix
-from common.data import Problem, load_split, load_template, make_eval_problems
-from common.launch import run_script
-from common.policy import load_policy
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import CustomReward, make_requests
-from common.rollout import Completion, TransformersEngine, choose_engine, make_engine
-from common.verify import answers_equal, extract_answer, is_correct
-
-PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
-MAY_CHANGE = {"output_dir", "config", "k", "vllm_gpu_memory_utilization"}  # between the parts of one evaluation
+from common.config import CommonConfig, SamplingConfig, flag, run_prefix
+from common.errors import UserError
+from common.launch import parse_command_line, run_script
 
 
 @dataclass
@@ -56,6 +44,29 @@ class Config(SamplingConfig):
             raise UserError("--second_opinion math_verify: it is not installed; pip install math-verify, or leave the flag out")
         if self.k and not 1 <= min(self.k) <= max(self.k) <= self.num_samples:
             raise UserError(f"--k {' '.join(map(str, self.k))}: give numbers from 1 to the {self.num_samples} of --num_samples")
+
+
+if __name__ == "__main__":  # before torch and transformers are imported, so that --help and wrong flags are answered at once
+    CONFIG = parse_command_line(Config, __file__)
+
+import torch
+from tqdm import tqdm
+
+from common.policy.load import load_policy
+from common.policy.pretrained import context_length, load_tokenizer
+from common.problems.data import load_split
+from common.problems.prompts import load_template, make_eval_problems
+from common.records import Completion, Problem
+from common.rollout.choose_engine import choose_engine, connect, make_engine
+from common.rollout.rounds import make_requests
+from common.rollout.transformers_engine import TransformersEngine
+from common.run.files import sha256, write_atomically
+from common.run.record import config_record
+from common.verify.answers import answers_equal, extract_answer, is_correct
+from common.verify.rewards import CustomReward
+
+PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
+MAY_CHANGE = {"output_dir", "config", "k", "vllm_gpu_memory_utilization"}  # between the parts of one evaluation
 
 
 # ---- the numbers ----------------------------------------------------------------------------------------------------
@@ -147,8 +158,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems])
         if isinstance(engine, TransformersEngine):  # vLLM has the model already, and the adapter
             shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
-            engine.connect(load_policy(CommonConfig(**shared), tokenizer, model_config))
-        opinion = CustomReward(f"{Path(__file__).parent / 'common/second_opinion.py'}:{config.second_opinion}") \
+            connect(engine, load_policy(CommonConfig(**shared), tokenizer, model_config))
+        opinion = CustomReward(f"{Path(__file__).parent / 'common/verify/second_opinion.py'}:{config.second_opinion}") \
             if config.second_opinion != "none" else None
         size = max(1, engine.chunk // (config.num_samples + 1))
         parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]
@@ -247,4 +258,4 @@ def table(summary: dict[str, Any], config: Config) -> str:
 
 
 if __name__ == "__main__":
-    run_script(Config, evaluate, __file__)
+    run_script(evaluate, CONFIG)

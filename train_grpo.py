@@ -14,23 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from common.batching import all_logps, make_batch, microbatches, minibatches
-from common.config import CommonConfig, UserError, flag
-from common.data import load_rows, load_template, make_problems
-from common.groups import sample, verify
-from common.launch import run_script
-from common.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
-from common.memory import preflight
-from common.metrics import Run, TokenMeans, batch_metrics
-from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
-from common.policy import load_policy
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import evaluate, make_reward
-from common.rollout import make_engine
-from common.sampling import ProblemSampler
+from common.config import CommonConfig, flag
+from common.errors import UserError
+from common.launch import parse_command_line, run_script
 
 
 @dataclass
@@ -56,6 +42,29 @@ class Config(CommonConfig):
             raise UserError(f"--epsilon {self.epsilon} --epsilon_high {self.epsilon_high}: give 0 <= epsilon < 1 and epsilon_high >= 0, "
                             "as 0.2 and 0.28")
 
+
+if __name__ == "__main__":  # before torch and transformers are imported, so that --help and wrong flags are answered at once
+    CONFIG = parse_command_line(Config, __file__)
+
+import torch
+from torch import Tensor
+
+from common.policy.load import load_policy
+from common.policy.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
+from common.policy.micro_batches import microbatches, minibatches
+from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
+from common.policy.policy import all_logps
+from common.policy.pretrained import context_length, load_tokenizer
+from common.problems.choose import ProblemSampler
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.records import make_batch
+from common.rollout.choose_engine import connect, make_engine
+from common.rollout.rounds import evaluate, sample, verify
+from common.run.metrics import TokenMeans, batch_metrics
+from common.run.preflight import preflight
+from common.run.run import Run
+from common.verify.rewards import make_reward
 
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
@@ -124,7 +133,7 @@ def train(config: Config) -> None:
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     sampler = ProblemSampler(problems, config, engine, reward, run)
     run.start(policy, {"optimizer": optimizer, "sampler": sampler})
-    engine.connect(policy)
+    connect(engine, policy)
     preflight(engine, policy, config, problems + held_out)
     if config.eval_steps and run.step == 0:
         run.log(evaluate(engine, held_out, config, reward))
@@ -203,4 +212,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(Config, train, __file__)
+    run_script(train, CONFIG)

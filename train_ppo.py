@@ -15,24 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from common.batching import Batch, all_logps, make_batch, microbatches, minibatches
-from common.config import CommonConfig, UserError, flag
-from common.critic import Critic
-from common.data import load_rows, load_template, make_problems
-from common.groups import sample, verify
-from common.launch import run_script
-from common.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights, whiten
-from common.memory import preflight
-from common.metrics import Run, TokenMeans, batch_metrics
-from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
-from common.policy import Policy, load_policy
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import evaluate, make_reward
-from common.rollout import make_engine
-from common.sampling import ProblemSampler
+from common.config import CommonConfig, flag
+from common.errors import UserError
+from common.launch import parse_command_line, run_script
 
 
 @dataclass
@@ -68,6 +53,30 @@ class Config(CommonConfig):
         if self.kl_in_reward and self.beta == 0:
             raise UserError("--kl_in_reward needs the KL's weight: give --beta too, as 0.05")
 
+
+if __name__ == "__main__":  # before torch and transformers are imported, so that --help and wrong flags are answered at once
+    CONFIG = parse_command_line(Config, __file__)
+
+import torch
+from torch import Tensor
+
+from common.policy.critic import Critic
+from common.policy.load import load_policy
+from common.policy.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights, whiten
+from common.policy.micro_batches import microbatches, minibatches
+from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
+from common.policy.policy import Policy, all_logps
+from common.policy.pretrained import context_length, load_tokenizer
+from common.problems.choose import ProblemSampler
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.records import Batch, make_batch
+from common.rollout.choose_engine import connect, make_engine
+from common.rollout.rounds import evaluate, sample, verify
+from common.run.metrics import TokenMeans, batch_metrics
+from common.run.preflight import preflight
+from common.run.run import Run
+from common.verify.rewards import make_reward
 
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
@@ -159,7 +168,7 @@ def train(config: Config) -> None:
     critic_optimizer = make_optimizer(critic.parameters(), config.critic_learning_rate, config.optim)
     sampler = ProblemSampler(problems, config, engine, reward, run)
     run.start(policy, {"optimizer": optimizer, "critic_optimizer": critic_optimizer, "sampler": sampler}, critic)
-    engine.connect(policy)
+    connect(engine, policy)
     preflight(engine, policy, config, problems + held_out, critic)
     if config.eval_steps and run.step == 0:
         run.log(evaluate(engine, held_out, config, reward))
@@ -262,4 +271,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(Config, train, __file__)
+    run_script(train, CONFIG)

@@ -19,25 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-
-from common.batching import all_logps, make_batch, microbatches, minibatches
-from common.config import CommonConfig, UserError, flag
-from common.data import Problem, load_rows, load_template, make_problems
-from common.groups import sample, verify
-from common.launch import run_script
-from common.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights, whiten
-from common.memory import preflight
-from common.metrics import Run, TokenMeans, batch_metrics
-from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
-from common.policy import load_policy
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import Reward, evaluate, make_reward
-from common.rollout import Engine, Request, derive_seed, join, make_engine
-from common.sampling import ProblemSampler
-from common.steps import split_steps, token_offsets
+from common.config import CommonConfig, flag
+from common.errors import UserError
+from common.launch import parse_command_line, run_script
 
 
 @dataclass
@@ -67,6 +51,33 @@ class Config(CommonConfig):
         if not 0 <= self.epsilon < 1:
             raise UserError(f"--epsilon {self.epsilon}: give a number from 0 to below 1, as 0.2")
 
+
+if __name__ == "__main__":  # before torch and transformers are imported, so that --help and wrong flags are answered at once
+    CONFIG = parse_command_line(Config, __file__)
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from common.policy.load import load_policy
+from common.policy.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights, whiten
+from common.policy.micro_batches import microbatches, minibatches
+from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
+from common.policy.policy import all_logps
+from common.policy.pretrained import context_length, load_tokenizer
+from common.problems.choose import ProblemSampler
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.records import Problem, Request, derive_seed, make_batch
+from common.rollout.choose_engine import connect, make_engine
+from common.rollout.engine import Engine
+from common.rollout.reasoning_steps import split_steps
+from common.rollout.rounds import evaluate, sample, verify
+from common.rollout.text import join, token_offsets
+from common.run.metrics import TokenMeans, batch_metrics
+from common.run.preflight import preflight
+from common.run.run import Run
+from common.verify.rewards import Reward, make_reward
 
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
@@ -178,7 +189,7 @@ def train(config: Config) -> None:
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     sampler = ProblemSampler(problems, config, engine, reward, run)
     run.start(policy, {"optimizer": optimizer, "sampler": sampler})
-    engine.connect(policy)
+    connect(engine, policy)
     preflight(engine, policy, config, problems + held_out)
     if config.eval_steps and run.step == 0:
         run.log(evaluate(engine, held_out, config, reward))
@@ -273,4 +284,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(Config, train, __file__)
+    run_script(train, CONFIG)

@@ -33,7 +33,7 @@ from seeds import ROOT, curves_of, table
 from tqdm import tqdm
 
 sys.path.insert(0, str(ROOT))
-from common.checkpoint import write_atomically
+from common.run.files import write_atomically
 
 RATES, MOST_RATES = [3e-4, 6e-4, 1.2e-3], 5
 CRITICS = [2.5, 10.0]  # PPO's critic learning rate, in multiples of the policy's

@@ -35,13 +35,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpu_smoke import ON_GPU, ROOT, coin_flips, problems_file, random_model, watched
 from seeds import table
 
-from common.batching import MicroBatch
-from common.checkpoint import write_atomically
-from common.config import parse_config
-from common.launch import run_script
-from common.memory import GB, Plan, Shape, make_plan, shape_of
-from common.metrics import Run
-from common.policy import Policy
+from common.launch import parse_config, run_script
+from common.policy.micro_batches import MicroBatch
+from common.policy.policy import Policy
+from common.run.files import write_atomically
+from common.run.memory_plan import GB, Plan, Shape, make_plan, shape_of
+from common.run.run import Run
 
 ALL = ["train_ppo", "train_vineppo", "train_grpo", "train_nft"]
 EXECUTED = "executed.json"  # in the run folder: tokens through the model, by step

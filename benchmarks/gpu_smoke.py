@@ -29,15 +29,17 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common.batching import make_batch, microbatches
-from common.checkpoint import write_atomically
-from common.config import CommonConfig, UserError
-from common.data import Problem
+from common.config import CommonConfig
+from common.errors import UserError
 from common.launch import run_script
-from common.parity import ALLOWED
-from common.policy import Policy, load_policy
-from common.pretrained import load_tokenizer
-from common.rollout import Completion, Request, VLLMEngine, derive_seed
+from common.policy.load import load_policy
+from common.policy.micro_batches import microbatches
+from common.policy.policy import Policy
+from common.policy.pretrained import load_tokenizer
+from common.records import Completion, Problem, Request, derive_seed, make_batch
+from common.rollout.parity import ALLOWED
+from common.rollout.vllm_engine import VLLMEngine
+from common.run.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 # hidden, MLP, layers, heads, key-value heads, vocabulary, tied: Qwen2.5's sizes, and a toy for rehearsals
@@ -72,7 +74,8 @@ def random_model(shape: str, folder: Path) -> Path:
     """A Qwen2 of this shape, bfloat16, with the embedded model's tokenizer. Made once."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-    from common.tiny import Arithmetic, tiny_model
+    from common.tiny.model import tiny_model
+    from common.tiny.task import Arithmetic
 
     if (folder / "done").exists():
         return folder
@@ -256,6 +259,7 @@ def coin_flips(problems: list[Problem], completions: list[Completion]) -> torch.
 def training(arguments: argparse.Namespace, *flags: str) -> str:
     """Three steps of train_grpo.py on coin flips."""
     import common.rewards as rewards
+
     import train_grpo
 
     rewards.score = coin_flips

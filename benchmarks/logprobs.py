@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common.loss import selected_logps
+from common.policy.loss import selected_logps
 
 
 def resident_mb(field: str) -> float:

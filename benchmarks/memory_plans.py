@@ -20,7 +20,7 @@ from shapes import SHAPES, write_config
 
 import train_grpo
 import train_ppo
-from common.memory import GB, make_plan, shape_of
+from common.run.memory_plan import GB, make_plan, shape_of
 
 CARDS = (24, 40, 48, 80)
 # GRPO, NFT and VinePPO train one adapter and have the same plan

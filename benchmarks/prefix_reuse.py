@@ -33,15 +33,22 @@ from transformers import DynamicCache
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import prefill, rollout
-from common.batching import make_batch
-from common.config import UserError, parse_config
-from common.data import load_rows, load_template, make_problems
-from common.policy import Policy, load_policy
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import make_requests, make_reward
-from common.rollout import Completion, Engine, Request, TransformersEngine, VLLMEngine, make_engine
-from common.sampling import Epochs
-from common.steps import token_offsets
+from common.errors import UserError
+from common.launch import parse_config
+from common.policy.load import load_policy
+from common.policy.policy import Policy
+from common.policy.pretrained import context_length, load_tokenizer
+from common.problems.choose import Epochs
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.records import Completion, Request, make_batch
+from common.rollout.choose_engine import make_engine
+from common.rollout.engine import Engine
+from common.rollout.rounds import make_requests
+from common.rollout.text import token_offsets
+from common.rollout.transformers_engine import TransformersEngine
+from common.rollout.vllm_engine import VLLMEngine
+from common.verify.rewards import make_reward
 from train_vineppo import Config, estimate_values, states_of, step_starts
 
 DATASET = "arithmetic:tiers=plus:1:8-12"

@@ -34,15 +34,17 @@ from seeds import table
 from transformers import AutoConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common.batching import Batch, make_batch, microbatches
-from common.data import Problem
 from common.launch import keep_freed_memory
-from common.loss import aggregate, loss_divisor, truncated_importance_weights
-from common.metrics import TokenMeans
-from common.optim import clip_gradients, make_optimizer, take_step
-from common.policy import Policy, load_policy
-from common.rollout import Completion, Request, TransformersEngine, derive_seed
-from common.tiny import Arithmetic, build_model, build_tokenizer
+from common.policy.load import load_policy
+from common.policy.loss import aggregate, loss_divisor, truncated_importance_weights
+from common.policy.micro_batches import microbatches
+from common.policy.optim import clip_gradients, make_optimizer, take_step
+from common.policy.policy import Policy
+from common.records import Batch, Completion, Problem, Request, derive_seed, make_batch
+from common.rollout.transformers_engine import TransformersEngine
+from common.run.metrics import TokenMeans
+from common.tiny.model import build_model, build_tokenizer
+from common.tiny.task import Arithmetic
 from train_grpo import Config, clipped_tokens, grpo_token_loss
 
 ROOT = Path(__file__).parents[1]

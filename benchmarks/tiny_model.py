@@ -18,12 +18,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.config import CommonConfig
-from common.data import Problem, load_rows, load_template, make_problems
-from common.policy import load_policy
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import make_requests, score
-from common.rollout import TransformersEngine
-from common.tiny import Arithmetic, Generator, tiny_model
+from common.policy.load import load_policy
+from common.policy.pretrained import context_length, load_tokenizer
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.records import Problem
+from common.rollout.rounds import make_requests
+from common.rollout.transformers_engine import TransformersEngine
+from common.tiny.model import tiny_model
+from common.tiny.task import Arithmetic, Generator
+from common.verify.rewards import score
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common.verify import is_correct
+from common.verify.answers import is_correct
 
 
 def peak_gb() -> float:

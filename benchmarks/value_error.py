@@ -33,17 +33,23 @@ from transformers import PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train_ppo
-from common.batching import make_batch
-from common.checkpoint import load_checkpoint, write_atomically
-from common.config import UserError, parse_config
-from common.critic import Critic
-from common.data import Problem, load_rows, load_template, make_problems
-from common.policy import Policy, load_policy
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import Reward, make_requests, make_reward
-from common.rollout import Completion, Engine, Request, derive_seed, join, make_engine
-from common.sampling import Epochs
-from common.steps import token_offsets
+from common.errors import UserError
+from common.launch import parse_config
+from common.policy.critic import Critic
+from common.policy.load import load_policy
+from common.policy.policy import Policy
+from common.policy.pretrained import context_length, load_tokenizer
+from common.problems.choose import Epochs
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.records import Completion, Problem, Request, derive_seed, make_batch
+from common.rollout.choose_engine import make_engine
+from common.rollout.engine import Engine
+from common.rollout.rounds import make_requests
+from common.rollout.text import join, token_offsets
+from common.run.checkpoint import load_checkpoint
+from common.run.files import write_atomically
+from common.verify.rewards import Reward, make_reward
 from train_vineppo import State, step_starts
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common.rewards import Worker
-from common.verify import answers_equal, is_correct, reference_answer
+from common.verify.answers import answers_equal, is_correct, reference_answer
+from common.verify.rewards import Worker
 
 ROOT = Path(__file__).parents[1]
 Judge = Callable[[str, str], bool | None]

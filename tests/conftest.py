@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pytest
 from helpers import ARCHITECTURES, save_random_model
 
-from common.tiny import Arithmetic, build_tokenizer
+from common.tiny.model import build_tokenizer
+from common.tiny.task import Arithmetic
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common.batching import make_batch
 from common.config import CommonConfig
-from common.data import Problem
-from common.launch import run_script
-from common.policy import Policy, load_policy
-from common.rollout import Completion
+from common.launch import parse_command_line, run_script
+from common.policy.load import load_policy
+from common.policy.policy import Policy
+from common.records import Completion, Problem, make_batch
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -48,7 +47,7 @@ def run(script, folder, *flags, monkeypatch, quick=QUICK):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *quick, "--output_dir", str(folder), *flags])
     module = importlib.import_module(script)
     try:
-        run_script(module.Config, module.train, module.__file__)
+        run_script(module.train, parse_command_line(module.Config, module.__file__))
     except SystemExit as end:
         return end.code
     return 0
@@ -59,7 +58,7 @@ def evaluate(folder, *flags, monkeypatch):
     module = importlib.import_module("eval")
     monkeypatch.setattr(sys, "argv", ["eval.py", *QUICK[:2], "--num_samples", "4", "--output_dir", str(folder), *flags])
     try:
-        run_script(module.Config, module.evaluate, module.__file__)
+        run_script(module.evaluate, parse_command_line(module.Config, module.__file__))
     except SystemExit as end:
         return end.code
     return json.loads((folder / "summary.json").read_text())

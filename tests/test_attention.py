@@ -5,9 +5,9 @@ from torch.testing import assert_close
 from transformers import AutoConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from common.attention import NAME, attention
 from common.config import CommonConfig
-from common.policy import load_policy
+from common.policy.attention import NAME, attention
+from common.policy.load import load_policy
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -25,7 +25,7 @@ def test_it_is_transformers_own_without_the_copies(groups, length, masked, monke
         key, value = key[:, :, :length], value[:, :, :length]
     expected = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)[0]
     if length == 1 and groups < 6:
-        monkeypatch.setattr("common.attention.sdpa_attention_forward", None)  # not called
+        monkeypatch.setattr("common.policy.attention.sdpa_attention_forward", None)  # not called
     assert_close(attention(module, query, key, value, mask, scaling=0.3)[0], expected)
 
 

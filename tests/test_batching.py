@@ -8,11 +8,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
-from common import attention
-from common.attention import can_pack
-from common.batching import all_logps, microbatches, minibatches
-from common.loss import aggregate, loss_divisor, truncated_importance_weights
-from common.metrics import TokenMeans
+from common.policy import attention
+from common.policy.attention import can_pack
+from common.policy.loss import aggregate, loss_divisor, truncated_importance_weights
+from common.policy.micro_batches import microbatches, minibatches
+from common.policy.policy import all_logps
+from common.policy.self_checks import keeps_packed_rows_apart
+from common.run.metrics import TokenMeans
 
 PADDED, PACKED = (SimpleNamespace(device=torch.device("cpu"), packs=packs) for packs in (False, True))
 SIZES = ((5, 7), (3, 1), (9, 4), (20, 11), (2, 2), (8, 8))
@@ -101,15 +103,15 @@ def test_packed_microbatches_never_wait_for_the_gpu(random_models, tokenizer):
 
 def test_a_policy_packs_only_what_it_keeps_apart(random_models, tokenizer, monkeypatch):
     for architecture in ("llama", "qwen2", "qwen3"):
-        assert make_policy(random_models[architecture], tokenizer).keeps_packed_rows_apart()
+        assert keeps_packed_rows_apart(make_policy(random_models[architecture], tokenizer))
     policy = make_policy(random_models["llama"], tokenizer)
     real = policy.hidden_states
     monkeypatch.setattr(policy, "hidden_states", lambda ids, packing=None, **rest: real(ids, **rest))
-    assert not policy.keeps_packed_rows_apart()  # as with models that do not hand on where rows begin
+    assert not keeps_packed_rows_apart(policy)  # as with models that do not hand on where rows begin
     monkeypatch.undo()
     packed = attention.packed
     monkeypatch.setattr(attention, "packed", lambda query, key, value, *rest: packed(query, key.detach(), value, *rest))
-    assert not policy.keeps_packed_rows_apart()  # as with a kernel whose backward is wrong
+    assert not keeps_packed_rows_apart(policy)  # as with a kernel whose backward is wrong
 
 
 def test_models_whose_attention_cannot_be_packed_are_padded(random_models):

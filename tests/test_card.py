@@ -8,8 +8,9 @@ import pytest
 from helpers import ROOT, SCRIPTS, metrics, run, save_random_model
 from huggingface_hub import ModelCard
 
-from common.card import command, model_card
-from common.config import config_record, parse_config
+from common.launch import parse_config
+from common.run.model_card import command, model_card
+from common.run.record import config_record
 
 pytestmark = pytest.mark.parametrize("script", SCRIPTS)
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from helpers import make_policy
 
-import common.checkpoint as checkpoint
-from common.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint, what_is_missing
-from common.config import UserError
-from common.optim import make_optimizer
+import common.run.checkpoint as checkpoint
+from common.errors import UserError
+from common.policy.optim import make_optimizer
+from common.run.checkpoint import load_checkpoint, save_checkpoint
+from common.run.resume import checkpoints, newest_checkpoint, what_is_missing
 
 
 class Counter:

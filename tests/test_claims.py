@@ -127,7 +127,7 @@ def test_the_page_has_every_seed_and_every_claim(tmp_path):
 
 
 def test_every_command_is_one_of_the_scripts(tmp_path):
-    from common.config import parse_config
+    from common.launch import parse_config
 
     for name, bed in claims.TESTBEDS.items():
         for method, way in bed.cells:
@@ -138,7 +138,7 @@ def test_every_command_is_one_of_the_scripts(tmp_path):
 
 
 def test_dapo_does_not_punish_right_solutions():
-    from common.tiny import Arithmetic, Generator
+    from common.tiny.task import Arithmetic, Generator
 
     for name, bed in claims.TESTBEDS.items():
         flags = claims.command_of(name, "DAPO", "uniform", BEST)
@@ -149,7 +149,7 @@ def test_dapo_does_not_punish_right_solutions():
 
 def test_values_are_measured_on_the_ppo_of_the_comparison(tmp_path):
     import train_ppo
-    from common.config import parse_config
+    from common.launch import parse_config
 
     for folder, (_, command, _, seed, *_) in claims.value_jobs(tmp_path, "habits", claims.Setting(6e-4, 10.0)).items():
         flags = ["--save_steps", "5", *command.split()[1:], "--seed", seed]  # value_error.py puts flags of its own first

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, fields
 import pytest
 from helpers import ROOT, SCRIPTS
 
-from common.config import CommonConfig, UserError, config_record, flag, parse_config, run_prefix
+from common.config import CommonConfig, flag, run_prefix
+from common.errors import UserError
+from common.launch import parse_config
+from common.run.record import config_record
 
 
 @dataclass
@@ -91,10 +94,10 @@ def test_a_saved_config_reruns_and_given_flags_win(tmp_path):
 
 
 def test_a_resumed_run_keeps_its_flags_unless_a_changeable_one_is_given(tmp_path, monkeypatch, capsys):
-    import common.checkpoint as checkpoint
+    import common.run.resume as resume
 
     saved_config(tmp_path / "run", learning_rate=0.125, lora_r=4, max_steps=10, seed=3)
-    monkeypatch.setattr(checkpoint, "what_is_missing", lambda folder: None)
+    monkeypatch.setattr(resume, "what_is_missing", lambda folder: None)
     (tmp_path / "run" / "checkpoint-5").mkdir()
     where = str(tmp_path / "run" / "checkpoint-5")
     config = parse("--resume_from_checkpoint", where)
@@ -121,9 +124,9 @@ def test_auto_that_finds_nothing_keeps_the_saved_config(tmp_path):
 
 
 def test_the_same_command_with_resume_is_accepted(tmp_path, monkeypatch):
-    import common.checkpoint as checkpoint
+    import common.run.resume as resume
 
-    monkeypatch.setattr(checkpoint, "what_is_missing", lambda folder: None)
+    monkeypatch.setattr(resume, "what_is_missing", lambda folder: None)
     command = ["--stop", r"\n\nProblem:", "--seed", "4", "--output_dir", str(tmp_path / "run")]
     saved_config(tmp_path / "run", **{**asdict(parse(*command)), "config": None})
     (tmp_path / "run" / "checkpoint-5").mkdir()

@@ -4,9 +4,11 @@ import pytest
 from helpers import SHARED
 from transformers import AutoTokenizer
 
-from common.config import CommonConfig, UserError
-from common.data import REGISTERED, load_rows, load_template, make_problems
-from common.verify import answers_equal, is_correct
+from common.config import REGISTERED, CommonConfig
+from common.errors import UserError
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.verify.answers import answers_equal, is_correct
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not there")
 

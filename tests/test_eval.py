@@ -8,8 +8,8 @@ import pytest
 from helpers import SHARED, evaluate, run, save_random_model
 from safetensors.torch import load_file, save_file
 
-import common.rollout as rollout
-from common.verify import answers_equal
+import common.rollout.transformers_engine as transformers_engine
+from common.verify.answers import answers_equal
 from eval import interval, majority_at_k, majority_vote, pass_at_k
 
 
@@ -108,7 +108,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, caps
         return real(self, requests)
 
     monkeypatch.setattr(module.TransformersEngine, "generate", generate)
-    monkeypatch.setattr(rollout, "MAX_ROWS", {"cpu": 60})
+    monkeypatch.setattr(transformers_engine, "MAX_ROWS", {"cpu": 60})
     assert evaluate(tmp_path / "a", monkeypatch=monkeypatch) == 130
     assert f"12 problems are in {tmp_path / 'a'}; with --output_dir" in capsys.readouterr().out
     assert len((tmp_path / "a" / "problems.jsonl").read_text().splitlines()) == 12

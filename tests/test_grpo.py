@@ -3,8 +3,8 @@ import torch
 from helpers import documented_flag_sets, metrics, run
 from torch.testing import assert_close
 
-from common.config import UserError
-from common.loss import aggregate, loss_divisor
+from common.errors import UserError
+from common.policy.loss import aggregate, loss_divisor
 from train_grpo import Config, clipped_tokens, group_advantages, grpo_token_loss, overlong_penalty
 
 CLIP = {"epsilon": 0.2, "epsilon_high": 0.2}

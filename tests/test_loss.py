@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from common.loss import aggregate, kl_estimate, loss_divisor, selected_logps, truncated_importance_weights
+from common.policy.loss import aggregate, kl_estimate, loss_divisor, selected_logps, truncated_importance_weights
 
 MODES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
 

@@ -11,10 +11,12 @@ from helpers import ROOT, SCRIPTS, make_policy, metrics, run, save_random_model
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from common.batching import on_device
-from common.config import CommonConfig, UserError
-from common.critic import Critic
-from common.memory import GB, NF4, STATES, WASTE, Settings, largest_microbatch, make_plan, parts_of, plan_run, saved_bytes, shape_of, table
+from common.config import CommonConfig
+from common.errors import UserError
+from common.policy.critic import Critic
+from common.policy.packing import on_device
+from common.run.memory_plan import GB, NF4, STATES, WASTE, Settings, make_plan, parts_of, plan_run, saved_bytes, shape_of, table
+from common.run.preflight import largest_microbatch
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from shapes import SHAPES, write_config
@@ -172,7 +174,7 @@ def test_the_plan_needs_a_config_alone_and_leaves_nothing(script, tmp_path, monk
 def a_gpu(monkeypatch, free, whole, engine):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * GB, whole * GB))
-    monkeypatch.setattr("common.memory.choose_engine", lambda config: (engine, "a test"))
+    monkeypatch.setattr("common.run.memory_plan.choose_engine", lambda config: (engine, "a test"))
 
 
 def test_a_run_on_a_gpu_takes_over_the_plan_for_what_is_free(tmp_path, monkeypatch):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from common.batching import microbatches
-from common.config import UserError
-from common.loss import aggregate, loss_divisor
+from common.errors import UserError
+from common.policy.loss import aggregate, loss_divisor
+from common.policy.micro_batches import microbatches
 from train_grpo import group_advantages, grpo_token_loss
 from train_nft import (
     Config,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from common.config import CommonConfig
-from common.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
+from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 
 
 @pytest.mark.parametrize(

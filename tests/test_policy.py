@@ -10,10 +10,11 @@ from peft import PeftModel
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common.batching import microbatches
-from common.config import CommonConfig, UserError
-from common.policy import load_policy
-from common.pretrained import check_against_shapes
+from common.config import CommonConfig
+from common.errors import UserError
+from common.policy.load import load_policy
+from common.policy.micro_batches import microbatches
+from common.policy.pretrained import check_against_shapes
 
 TEMPERATURE = 0.7
 
@@ -87,7 +88,7 @@ def test_saved_adapter_loads_in_plain_peft_and_merges_for_plain_transformers(arc
     base = AutoModelForCausalLM.from_pretrained(random_models[architecture], **plain)
     assert_close(PeftModel.from_pretrained(base, tmp_path / "adapter")(input_ids=ids).logits, ours, atol=1e-5, rtol=1e-5)
     if architecture != "llama":  # one run of the command itself is enough
-        from common.policy import merge
+        from common.policy.merge import merge
 
         merge(str(random_models[architecture]), str(tmp_path / "adapter"), str(tmp_path / "merged"))
     else:

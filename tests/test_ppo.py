@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common.batching import microbatches
-from common.config import UserError
-from common.critic import Critic
-from common.loss import aggregate, loss_divisor, whiten
-from common.optim import clip_gradients, make_optimizer, take_step
+from common.errors import UserError
+from common.policy.critic import Critic
+from common.policy.loss import aggregate, loss_divisor, whiten
+from common.policy.micro_batches import microbatches
+from common.policy.optim import clip_gradients, make_optimizer, take_step
 from train_ppo import Config, clipped_tokens, explained_variance, gae, ppo_token_loss, terminal_rewards, value_token_loss
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from helpers import ROOT, metrics, random_batch, run
 
-from common import report
-from common.config import UserError
-from common.report import browser, page, pieces, read_run, wilson, write_report
-from common.samples import SHOWN, add_tokens, completion_rows
+from common.errors import UserError
+from common.run import report
+from common.run.completion_rows import SHOWN, add_tokens, completion_rows
+from common.run.report import browser, page, pieces, read_run, wilson, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -228,7 +228,7 @@ def test_tokens_of_mixed_problems_are_kept(random_models, tokenizer):
 def test_folders_that_are_no_runs(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="not a run folder"):
         read_run(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["common.run", "report", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"error: .* is not a run folder"):
         report.main()
 
@@ -245,7 +245,7 @@ def test_a_report_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys)
 def test_several_runs_from_the_command_line(tmp_path):
     folders = [make_run(tmp_path / f"run{i}", steps=10 + 5 * i) for i in range(5)]
     out = tmp_path / "all.html"
-    command = [sys.executable, "-m", "common.report", *map(str, folders), "--out", str(out)]
+    command = [sys.executable, "-m", "common.run", "report", *map(str, folders), "--out", str(out)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str(out)
     shown, asked = opened(out, "#run=2&step=5")

@@ -6,10 +6,9 @@ import pytest
 import torch
 from helpers import metrics, run
 
-from common.config import UserError
-from common.data import Problem
-from common.rewards import CustomReward, VerifierReward, make_reward, score
-from common.rollout import Completion
+from common.errors import UserError
+from common.records import Completion, Problem
+from common.verify.rewards import CustomReward, VerifierReward, make_reward, score
 
 FUNCTIONS = """
 import os, sys, time

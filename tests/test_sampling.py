@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import CommonConfig, UserError
-from common.data import Problem
-from common.groups import Group, sample, verify
-from common.rollout import Completion, derive_seed
-from common.sampling import DYNAMIC_ROUNDS, FADING, Epochs, Memory, ProblemSampler, learnability, most_learnable, scores_of
+from common.config import CommonConfig
+from common.errors import UserError
+from common.problems.choose import DYNAMIC_ROUNDS, FADING, Epochs, Memory, ProblemSampler, learnability, most_learnable, scores_of
+from common.records import Completion, Group, Problem, derive_seed
+from common.rollout.rounds import sample, verify
 
 
 class Engine:

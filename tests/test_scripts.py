@@ -17,8 +17,8 @@ import torch
 from helpers import QUICK, ROOT, SCRIPTS, metrics, run, save_random_model
 from safetensors.torch import load_file
 
-from common.checkpoint import what_is_missing
-from common.launch import run_script
+from common.launch import parse_command_line, run_script
+from common.run.resume import what_is_missing
 
 pytestmark = pytest.mark.parametrize("script", SCRIPTS)
 
@@ -265,9 +265,9 @@ def test_a_second_signal_ends_at_once(script, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_problems(script, tmp_path, monkeypatch):
     """From the second step on, one token's loss is NaN."""
-    import common.policy as policy
+    from common.policy.policy import Policy
 
-    real, calls = policy.Policy.logps, []
+    real, calls = Policy.logps, []
 
     def broken(self, batch, entropy=False):
         logps, entropies = real(self, batch, entropy)
@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_problems(script, 
                 logps = logps * torch.where(torch.arange(logps.numel()).reshape(logps.shape) == 0, float("nan"), 1.0)
         return logps, entropies
 
-    monkeypatch.setattr(policy.Policy, "logps", broken)
+    monkeypatch.setattr(Policy, "logps", broken)
     message = run(script, tmp_path / "run", "--max_steps", "6", monkeypatch=monkeypatch)
     assert calls and "is not finite" in message and "arithmetic/train/" in message and "checkpoint-1" in message
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
@@ -306,16 +306,16 @@ def test_a_disk_without_room_stops_the_run_with_the_last_checkpoint_whole(script
 
 
 def test_a_run_that_never_came_to_a_checkpoint_starts_over_with_the_same_command(script, tmp_path, monkeypatch, capsys):
-    import common.rewards
+    import common.verify.rewards
 
-    real = common.rewards.score
+    real = common.verify.rewards.score
 
     def killed(*_):
         raise KeyboardInterrupt
 
     flags = ["--max_steps", "2", "--resume_from_checkpoint", "auto"]
     with monkeypatch.context() as patch:
-        patch.setattr("common.rewards.score", lambda *_: killed() if (tmp_path / "run" / "metrics.jsonl").exists() else real(*_))
+        patch.setattr("common.verify.rewards.score", lambda *_: killed() if (tmp_path / "run" / "metrics.jsonl").exists() else real(*_))
         assert run(script, tmp_path / "run", *flags, monkeypatch=patch) == 130
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0]
     assert run(script, tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
@@ -341,16 +341,16 @@ def test_two_runs_of_the_same_second_get_two_folders(script, tmp_path, monkeypat
     module = importlib.import_module(script)
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *QUICK, "--max_steps", "1"])
-        run_script(module.Config, module.train, module.__file__)
+        run_script(module.train, parse_command_line(module.Config, module.__file__))
     first, second = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert second == f"{first}-2"
 
 
 def test_folders_that_cannot_be_used_are_refused_before_anything_is_loaded(script, tmp_path, monkeypatch):
-    import common.policy as policy
+    from common.policy import load
 
     assert run(script, tmp_path / "run", "--max_steps", "1", monkeypatch=monkeypatch) == 0
-    monkeypatch.setattr(policy, "model_folder", lambda config: pytest.fail("a model was looked for"))
+    monkeypatch.setattr(load, "model_folder", lambda config: pytest.fail("a model was looked for"))
     assert "holds another run" in run(script, tmp_path / "run", monkeypatch=monkeypatch)
     (tmp_path / "file").write_text("")
     assert "cannot be written" in run(script, tmp_path / "file" / "below", monkeypatch=monkeypatch)

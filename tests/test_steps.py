@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from common import steps
-from common.rollout import decode
-from common.steps import split_steps, token_offsets
+from common.rollout import text as steps
+from common.rollout.reasoning_steps import split_steps
+from common.rollout.text import decode, token_offsets
 
 RULES = ["lines", "math"]
 

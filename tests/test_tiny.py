@@ -9,13 +9,17 @@ import torch
 from helpers import ROOT
 from transformers import AutoTokenizer
 
-from common.config import CommonConfig, UserError
-from common.data import load_rows, load_template, make_problems
-from common.policy import load_policy
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import make_requests, score
-from common.rollout import TransformersEngine
-from common.tiny import EOS, Arithmetic, Generator, build_tokenizer, tiny_model
+from common.config import CommonConfig
+from common.errors import UserError
+from common.policy.load import load_policy
+from common.policy.pretrained import context_length, load_tokenizer
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.rollout.rounds import make_requests
+from common.rollout.transformers_engine import TransformersEngine
+from common.tiny.model import EOS, build_tokenizer, tiny_model
+from common.tiny.task import Arithmetic, Generator
+from common.verify.rewards import score
 
 QUICK = "warm_steps=3,train=40,test=20"
 
@@ -118,7 +122,7 @@ def test_processes_that_start_at_once_make_one_model_and_another_setting_another
 
 
 def test_a_warm_start_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    import common.tiny as tiny
+    import common.tiny.model as tiny
 
     monkeypatch.setenv("VINERY_CACHE", str(tmp_path))
 

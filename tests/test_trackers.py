@@ -9,8 +9,9 @@ import sys
 import pytest
 from helpers import QUICK, SCRIPTS, metrics, run
 
-from common.config import CommonConfig, UserError
-from common.trackers import Tracker, check_login
+from common.config import CommonConfig
+from common.errors import UserError
+from common.run.trackers import Tracker, check_login
 
 SCRIPT = SCRIPTS[0]
 INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("tensorboard", "wandb", "trackio")}

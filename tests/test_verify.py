@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from common.verify import answers_equal, extract_answer, is_correct, reference_answer
+from common.verify.answers import answers_equal, extract_answer, is_correct, reference_answer
 
 
 @pytest.mark.parametrize(

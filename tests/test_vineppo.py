@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from common.config import UserError
-from common.data import Problem
-from common.loss import aggregate, loss_divisor, whiten
-from common.rollout import Completion, decode, join
-from common.steps import split_steps, token_offsets
+from common.errors import UserError
+from common.policy.loss import aggregate, loss_divisor, whiten
+from common.records import Completion, Problem
+from common.rollout.reasoning_steps import split_steps
+from common.rollout.text import decode, join, token_offsets
 from train_grpo import group_advantages
 from train_vineppo import (
     Config,

@@ -11,15 +11,17 @@ from helpers import evaluate, make_policy, metrics, run, save_random_model
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import common.rollout as rollout
-from common.batching import make_batch, microbatches
-from common.config import CommonConfig, UserError
-from common.data import Problem
-from common.policy import merge
-from common.pretrained import load_tokenizer
-from common.rollout import Request, TransformersEngine, VLLMEngine, derive_seed
+from common.config import CommonConfig
+from common.errors import UserError
+from common.policy.merge import merge
+from common.policy.micro_batches import microbatches
+from common.policy.pretrained import load_tokenizer
+from common.records import Problem, Request, derive_seed, make_batch
+from common.rollout.choose_engine import connect
+from common.rollout.transformers_engine import TransformersEngine
+from common.rollout.vllm_engine import CPU_BLOCK, VLLMEngine
 
-BLOCK = rollout.CPU_BLOCK
+BLOCK = CPU_BLOCK
 # longer than two cache blocks, so that there is something to reuse, rightly or wrongly
 PROMPTS = [tuple((7 * i + 3 * k) % 90 + 3 for k in range(2 * BLOCK + 5 + i)) for i in range(4)]
 
@@ -50,10 +52,10 @@ def adapting(model):
 def engine_and_policy(request, merging, adapting, model, tokenizer, monkeypatch):
     policy = make_policy(model, tokenizer, temperature=0.8)
     if request.param == "merged weights":
-        merging.connect(policy)
+        connect(merging, policy)
         return merging, policy
     monkeypatch.setattr(policy, "merged_weights", dict)
-    adapting.connect(policy)
+    connect(adapting, policy)
     return adapting, policy
 
 
@@ -91,7 +93,7 @@ def test_sampler_and_trainer_agree_after_every_sync(engine_and_policy):
 
 def test_without_the_reset_the_cache_is_stale_and_is_noticed(merging, model, tokenizer, monkeypatch):
     policy = make_policy(model, tokenizer, temperature=0.8)
-    merging.connect(policy)
+    connect(merging, policy)
     requests = requests_for()
     merging.generate(requests)
     change(policy)
@@ -100,7 +102,7 @@ def test_without_the_reset_the_cache_is_stale_and_is_noticed(merging, model, tok
         merging.sync()
         assert largest_difference(policy, requests, merging.generate(requests)) > 0.1
         with pytest.raises(UserError, match=r"does not sample from the policy that is trained.*--engine transformers"):
-            merging.connect(policy)
+            connect(merging, policy)
     merging.sync()
     assert largest_difference(policy, requests, merging.generate(requests)) < 1e-4
     monkeypatch.setattr(merging.llm, "reset_prefix_cache", lambda: False)
@@ -111,7 +113,7 @@ def test_without_the_reset_the_cache_is_stale_and_is_noticed(merging, model, tok
 def test_adapters_of_the_same_name_would_be_stale_too(adapting, model, tokenizer, monkeypatch):
     policy = make_policy(model, tokenizer, temperature=0.8)
     monkeypatch.setattr(policy, "merged_weights", dict)
-    adapting.connect(policy)
+    connect(adapting, policy)
     seen = []
     for _ in range(3):
         adapting.sync()
@@ -127,28 +129,28 @@ def test_adapters_of_the_same_name_would_be_stale_too(adapting, model, tokenizer
     adapting.sync()
     assert largest_difference(policy, requests, adapting.generate(requests)) > 0.1
     with pytest.raises(UserError, match="does not sample from the policy"):
-        adapting.connect(policy)
+        connect(adapting, policy)
 
 
 def test_a_lost_adapter_is_noticed_at_the_start_though_it_is_still_zero(merging, adapting, model, tokenizer, monkeypatch):
     policy = make_policy(model, tokenizer, noise=0.0, temperature=0.8)
-    merging.connect(policy)
+    connect(merging, policy)
     with monkeypatch.context() as lost:
         lost.setattr(merging.llm, "collective_rpc", lambda *_, **__: None)
         with pytest.raises(UserError, match="does not sample from the policy"):
-            merging.connect(policy)
+            connect(merging, policy)
     monkeypatch.setattr(policy, "merged_weights", dict)
-    adapting.connect(policy)
+    connect(adapting, policy)
     real = adapting.llm.generate
     monkeypatch.setattr(adapting.llm, "generate", lambda *inputs, lora_request, **options: real(*inputs, **options))
     with pytest.raises(UserError, match="does not sample from the policy"):
-        adapting.connect(policy)
+        connect(adapting, policy)
 
 
 def test_the_check_leaves_the_policy_as_it_was(engine_and_policy, capsys):
     engine, policy = engine_and_policy
     before = {name: parameter.clone() for name, parameter in policy.parameters_of().items()}
-    engine.connect(policy)
+    connect(engine, policy)
     assert all(torch.equal(parameter, before[name]) for name, parameter in policy.parameters_of().items())
     assert "parity: |sampler - trainer| over" in capsys.readouterr().out
     requests = requests_for()
@@ -158,8 +160,8 @@ def test_the_check_leaves_the_policy_as_it_was(engine_and_policy, capsys):
 def test_waking_up_hands_the_adapter_over_again_and_checks(engine_and_policy, monkeypatch):
     engine, policy = engine_and_policy
     calls = []
-    real = rollout.check_parity
-    monkeypatch.setattr(rollout, "check_parity", lambda *inputs: calls.append("check") or real(*inputs))
+    check = engine.on_wake
+    monkeypatch.setattr(engine, "on_wake", lambda: calls.append("check") or check())
     monkeypatch.setattr(engine.llm, "sleep", lambda level: calls.append(f"sleep {level}"))
     monkeypatch.setattr(engine.llm, "wake_up", lambda: calls.append("wake"))
     engine.sleep()
@@ -178,7 +180,7 @@ def test_waking_up_hands_the_adapter_over_again_and_checks(engine_and_policy, mo
     def lost(*_):
         raise UserError("the adapter is lost")
 
-    monkeypatch.setattr(rollout, "check_parity", lost)
+    monkeypatch.setattr(engine, "on_wake", lost)
     monkeypatch.setattr(engine.llm, "generate", lambda *_, **__: pytest.fail("sampled without a check"))
     engine.sleep()
     with pytest.raises(UserError, match="the adapter is lost"):
@@ -207,7 +209,7 @@ def test_both_engines_give_the_same_greedy_completions_texts_and_reasons(engine_
 
 def test_end_tokens_end_completions_and_are_kept(merging, model, tokenizer):
     policy = make_policy(model, tokenizer, temperature=0.8)
-    merging.connect(policy)
+    connect(merging, policy)
     completions = [c for group in merging.generate(requests_for(n=30, max_tokens=40)) for c in group]
     ended = [c for c in completions if c.finish_reason == "stop"]
     assert ended and len(ended) < len(completions)
@@ -218,7 +220,7 @@ def test_end_tokens_end_completions_and_are_kept(merging, model, tokenizer):
 
 def test_seeds_decide_what_is_sampled(merging, model, tokenizer):
     policy = make_policy(model, tokenizer, temperature=0.8)
-    merging.connect(policy)
+    connect(merging, policy)
     requests = requests_for(n=6)
     first = merging.generate(requests)
     assert len({tuple(c.ids) for c in first[0]}) > 3  # six different samples of one prompt
@@ -232,7 +234,7 @@ def test_seeds_decide_what_is_sampled(merging, model, tokenizer):
 
 def test_samples_of_a_prompt_share_its_prefill(merging, model, tokenizer, monkeypatch):
     policy = make_policy(model, tokenizer)
-    merging.connect(policy)
+    connect(merging, policy)
     outputs = []
     real = merging.llm.generate
     monkeypatch.setattr(merging.llm, "generate", lambda *inputs, **options: outputs.extend(made := real(*inputs, **options)) or made)

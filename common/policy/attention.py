@@ -1,0 +1,87 @@
+"""Attention as transformers' "sdpa" does it, but without copies of keys and values in sampling, and for rows packed without padding."""
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from common.policy.packing import Packing
+
+NAME = "sdpa_without_copies"
+
+
+def register() -> str:
+    """Makes the implementation known to transformers, and gives its name for `attn_implementation`."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+
+def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
+              scaling: float | None = None, packing: Packing | None = None, **options: Any) -> tuple[Tensor, None]:
+    """(B, L, heads, D) of query (B, heads, L, D), key and value (B, groups, S, D), mask (B, 1, L, S) or None.
+
+    With a mask, transformers first copies each key and value once per query head of its group: a third to a half of the
+    time of sampling. For L = 1 the heads of a group can stand where the query's tokens do, and nothing is copied.
+
+    With `packing`, B is 1 and the L tokens are those of many rows.
+    """
+    if packing is not None:
+        return packed(query, key, value, packing, scaling), None
+    rows, heads, length, size = query.shape
+    groups = key.shape[1]
+    if length > 1 or heads == groups or (attention_mask is not None and attention_mask.shape[1] > 1):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+    query = query.reshape(rows, groups, heads // groups, size)
+    if query.device.type == "cpu" and query.dtype == torch.float32 and attention_mask is not None and attention_mask.is_floating_point():
+        # for so few queries a row plain products are faster than the fused kernel
+        scores = torch.matmul(query * (scaling or size**-0.5), key.transpose(-1, -2)).add_(attention_mask)
+        output = torch.matmul(scores.softmax(-1), value)
+    else:
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
+    return output.reshape(rows, 1, heads, size), None
+
+
+
+def packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None) -> Tensor:
+    """(1, L, heads, D): causal attention of query (1, heads, L, D), key and value (1, groups, L, D) within pieces and what they see."""
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads or groups, D)
+    if query.device.type == "cuda":
+        from torch.nn.attention.varlen import varlen_attn
+
+        return varlen_attn(query, key[packing.keys], value[packing.keys], packing.starts, packing.key_starts, packing.longest,
+                           packing.most_keys, scale=scaling, window_size=(-1, 0), enable_gqa=True)[None]
+    blocks, way_back = packing.cpu_blocks
+    outputs = []
+    for queries, keys, mask in blocks:
+        # index_select: its backward adds whole rows, that of advanced indexing goes number by number
+        states = (x.index_select(0, i.flatten()).unflatten(0, i.shape).transpose(1, 2)
+                  for x, i in ((query, queries), (key, keys), (value, keys)))  # (n, heads or groups, Q or K, D)
+        outputs.append(F.scaled_dot_product_attention(*states, attn_mask=mask.to(query.dtype), scale=scaling, enable_gqa=True)
+                       .transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, way_back)[None]
+
+
+
+def can_pack(text_config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `packed` can stand in for the model's attention: no windows, no soft-capped scores; on a GPU, what its kernel takes."""
+    windows = "sliding_attention" in (getattr(text_config, "layer_types", None) or ()) or (
+        getattr(text_config, "layer_types", None) is None and getattr(text_config, "sliding_window", None))
+    if windows or getattr(text_config, "attn_logit_softcapping", None):
+        return False
+    if device.type == "cpu":
+        return True
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return dtype == torch.bfloat16 and size <= 256 and "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -1,0 +1,65 @@
+"""The policy of a run, read from disk: the base as --dtype or --load_in_4bit says, and its adapter."""
+from __future__ import annotations
+
+import re
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from common.config import CommonConfig
+from common.errors import UserError
+from common.policy.attention import register
+from common.policy.policy import REFERENCE, Policy
+from common.policy.pretrained import model_folder
+from common.policy.self_checks import check_head, keeps_packed_rows_apart
+
+NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # parts of Gemma 3 and the like that text never reaches: no adapter there
+
+
+def with_adapter(base: PreTrainedModel, config: CommonConfig) -> PeftModel:
+    """The base with a fresh LoRA adapter of the run's shape, named "default"."""
+    sees = any(re.fullmatch(NOT_LANGUAGE, name) for name, _ in base.named_modules())
+    return get_peft_model(base, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
+                                           target_modules=config.lora_target_modules or "all-linear",
+                                           exclude_modules=NOT_LANGUAGE if sees else None))
+
+
+
+def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig) -> Policy:
+    """The policy of a run: base in `--dtype` or 4 bit, and a fresh adapter or the one in `--adapter`.
+
+    Raises UserError for weights that cannot be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                      bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
+    # sdpa leaves out the soft-cap on attention scores (Gemma 2) without a word
+    attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else register()
+    try:
+        base = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=dtype, quantization_config=quantization,
+                                                    device_map={"": device}, attn_implementation=attention)
+    except OSError as error:
+        raise UserError(f"--model {config.model}: its weights could not be read: {str(error).strip().splitlines()[0]}") from error
+    base.requires_grad_(False)
+    torch.manual_seed(config.seed)  # the adapter's first values
+    if config.adapter:
+        model = PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
+        config.lora_r, config.lora_alpha = model.peft_config["default"].r, model.peft_config["default"].lora_alpha
+        print(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
+        if config.beta > 0:
+            model.load_adapter(config.adapter, REFERENCE)
+    else:
+        model = with_adapter(base, config)
+    policy = Policy(model, tokenizer, config.temperature, config.gradient_checkpointing)
+    policy.activate("default")
+    check_head(policy)
+    policy.packs = policy.packs and keeps_packed_rows_apart(policy)
+    return policy

@@ -1,0 +1,147 @@
+"""Pure functions between log-probs and a scalar loss. Masked positions, NaN included, never reach a result."""
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
+# A chunk of logits may have this many elements: 64 MB in float32, whatever the vocabulary
+CHUNK_ELEMENTS = 2**24
+MAX_LOG_RATIO = 20.0  # exp() of more than this is an overflow on its way, and any clip has long since acted
+
+
+def loss_divisor(mask: Tensor, mode: Aggregation, max_completion_length: int | None = None) -> float:
+    """What the loss of a whole optimiser step is divided by; pass it to `aggregate` for each of its micro-batches.
+
+    mask: (B, T) bool of all completions of the step, those that get no pass included. "token-mean": their tokens;
+    "seq-mean-*": the completions with at least one token; "constant" (Dr. GRPO, arXiv 2503.20783): completions x
+    `max_completion_length`. Never 0: an empty mask gives 1.
+    """
+    if mode == "token-mean":
+        divisor = mask.sum().item()
+    elif mode in ("seq-mean-token-mean", "seq-mean-token-sum"):
+        divisor = mask.any(dim=1).sum().item()
+    elif mode == "constant":
+        if max_completion_length is None:
+            raise ValueError('mode "constant" needs max_completion_length')
+        divisor = mask.any(dim=1).sum().item() * max_completion_length
+    else:
+        raise ValueError(f"unknown aggregation {mode!r}")
+    return float(divisor) or 1.0
+
+
+
+def aggregate(token_loss: Tensor, mask: Tensor, mode: Aggregation, divisor: float) -> Tensor:
+    """The scalar loss of a micro-batch; those of all micro-batches of an optimiser step add up to the step's loss.
+
+    token_loss, mask: (B, T). With l = [[-1, -0.5], [0.2, 0.4, 0.6, 0.8]] and 8 tokens allowed: token-mean 0.083333,
+    seq-mean-token-mean -0.125, seq-mean-token-sum 0.25, constant 0.03125.
+    """
+    kept = torch.where(mask, token_loss, 0.0)
+    if mode == "seq-mean-token-mean":
+        kept = kept / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return kept.sum() / divisor
+
+
+
+def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: Literal["k1", "k2", "k3"] = "k3") -> Tensor:
+    """Per-token estimate (B, T) of KL(policy || reference) from sampled tokens, nats, with gradient.
+
+    With d = logps - ref_logps: k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1 >= 0 (Schulman, "Approximating KL Divergence").
+    As a loss on on-policy samples, k2 has the gradient of this KL, k3 that of the forward KL, k1 none in expectation.
+    logps [-1, -0.2], ref [-1.3, -0.1] -> k3 [0.040818, 0.005171].
+    """
+    d = (logps - ref_logps).clamp(min=-MAX_LOG_RATIO)
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        return torch.exp(-d) + d - 1
+    raise ValueError(f"unknown KL estimator {kind!r}")
+
+
+
+def truncated_importance_weights(old_logps: Tensor, sampling_logps: Tensor, cap: float) -> Tensor:
+    """min(exp(old_logps - sampling_logps), cap), (B, T), no gradient: the trainer's policy against the sampler's.
+
+    Multiplies the policy loss, not the KL term. Ratio 2.459603 at cap 2 -> 2.
+    """
+    return torch.exp((old_logps - sampling_logps).detach().clamp(max=MAX_LOG_RATIO)).clamp(max=cap)
+
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """x (B, T) to mean 0 and variance 1 over the masked tokens (variance with ddof 1, plus 1e-8); 0 where the mask is False.
+
+    As in PPO (arXiv 1707.06347)'s code and in VinePPO's (2410.01679). All values equal, or only one: all 0.
+    [0.5, 0.4, 0.2, -0.3] -> [0.842927, 0.561951, 0, -1.404879].
+    """
+    values = x[mask]
+    if len(values) < 2 or values.min() == values.max():  # else rounding of the mean would be blown up
+        return torch.zeros_like(x)
+    return torch.zeros_like(x).masked_scatter(mask, (values - values.mean()) / (values.var() + 1e-8).sqrt())
+
+
+
+def selected_logps(hidden: Tensor, weight: Tensor, tokens: Tensor, *, temperature: float, softcap: float | None = None,
+                   entropy: bool = False, chunk_elements: int = CHUNK_ELEMENTS) -> tuple[Tensor, Tensor | None]:
+    """log softmax(logits / temperature) of one token per row: (N,) float32, nats; and the entropy (N,), without gradient.
+
+    hidden (N, H), weight (V, H) of the output head, tokens (N,) int64; logits = hidden @ weight.T, soft-capped if the
+    model does (Gemma 2). Logits exist only for `chunk_elements` / V rows at a time, and again in the backward pass: no
+    (N, V) tensor is ever made. The head is frozen and gets no gradient.
+    """
+    if weight.requires_grad:
+        raise ValueError("the output head must be frozen: no gradient is computed for it")
+    rows = max(1, chunk_elements // weight.shape[0])
+    logps, entropies = _SelectedLogps.apply(hidden, weight, tokens, temperature, softcap, entropy, rows)
+    return logps, entropies if entropy else None
+
+
+
+class _SelectedLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, softcap: float | None,
+                entropy: bool, rows: int) -> tuple[Tensor, Tensor]:
+        logps = hidden.new_empty(len(hidden), dtype=torch.float32)
+        normalisers, entropies = torch.empty_like(logps), torch.zeros_like(logps)
+        for i in range(0, len(hidden), rows):
+            part = slice(i, i + rows)
+            logits = head_logits(hidden[part], weight, softcap).div_(temperature)  # (rows, V)
+            normalisers[part] = logits.logsumexp(-1)
+            logps[part] = logits.gather(-1, tokens[part, None])[:, 0] - normalisers[part]
+            if entropy:  # log Z - E[logit]
+                mean = torch.softmax(logits, -1).mul_(logits.clamp_(min=torch.finfo(torch.float32).min)).sum(-1)
+                entropies[part] = normalisers[part] - mean
+        ctx.save_for_backward(hidden, weight, tokens, normalisers)
+        ctx.options = temperature, softcap, rows
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, tokens, normalisers = ctx.saved_tensors
+        temperature, softcap, rows = ctx.options
+        grad_hidden = torch.empty_like(hidden)
+        for i in range(0, len(hidden), rows):
+            part = slice(i, i + rows)
+            logits = head_logits(hidden[part], weight, softcap).div_(temperature)
+            slope = 1 - (logits * (temperature / softcap)).square_() if softcap else None  # of the soft-cap
+            probs = logits.sub_(normalisers[part, None]).exp_()  # in place: one (rows, V) tensor at a time
+            grads = probs.neg_()
+            grads[torch.arange(len(grads), device=grads.device), tokens[part]] += 1  # d logp / d logits = onehot - p
+            grads.mul_((grad[part] / temperature)[:, None])
+            if slope is not None:
+                grads.mul_(slope)
+            grad_hidden[part] = grads.to(weight.dtype) @ weight
+        return grad_hidden, None, None, None, None, None, None
+
+
+
+def head_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+    """Logits (N, V) float32 of hidden states (N, H) under the output head (V, H), soft-capped where the model does."""
+    logits = (hidden.to(weight.dtype) @ weight.T).float()
+    return torch.tanh_(logits.div_(softcap)).mul_(softcap) if softcap else logits

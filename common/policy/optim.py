@@ -1,0 +1,61 @@
+"""The optimiser's side of an update: which parameters, at which learning rate, from which gradients."""
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from common.config import CommonConfig
+
+
+def adamw_8bit(paged: bool) -> type[torch.optim.Optimizer]:
+    """bitsandbytes' AdamW with its state in 8 bits; paged, the state moves to the host while the GPU is short of memory."""
+    import bitsandbytes  # only where it is wanted: not everyone has it
+
+    return bitsandbytes.optim.PagedAdamW8bit if paged else bitsandbytes.optim.AdamW8bit
+
+
+
+def make_optimizer(parameters: dict[str, nn.Parameter], learning_rate: float, name: str = "adamw_torch") -> torch.optim.Optimizer:
+    """AdamW over the named parameters, without weight decay: that would pull the policy to the base. `name`: as `--optim`."""
+    if name == "adamw_torch":
+        return torch.optim.AdamW(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
+    return adamw_8bit(paged=name.startswith("paged"))(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
+
+
+
+def learning_rate_at(step: int, config: CommonConfig) -> float:
+    """The learning rate of a step (1..max_steps): linear warm-up, then constant, or falling to 0 after the last step."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    # the share of the fall still to come; max_steps + 1, so that the last step is not done at rate 0
+    left = (config.max_steps + 1 - step) / (config.max_steps + 1 - config.warmup_steps)
+    factor = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.lr_scheduler_type]
+    return config.learning_rate * factor
+
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, passes: int) -> Tensor:
+    """The gradient norm before clipping to `max_norm`, after `passes` backward passes.
+
+    Raises RuntimeError if a parameter got no gradient from them: an adapter was switched before its backward. No passes
+    (no completion needed one) count as zero gradients.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    missing = [p for p in parameters if p.grad is None]
+    if missing and (passes or len(missing) < len(parameters)):
+        raise RuntimeError(f"{len(missing)} of {len(parameters)} parameters got no gradient: was the adapter switched before backward?")
+    for parameter in missing:  # Adam moves on its momentum, as it would after a pass that gave zeros
+        parameter.grad = torch.zeros_like(parameter)
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+
+def take_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Moves the parameters and drops their gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,208 @@
+"""The model that is trained: one frozen base, LoRA adapters on it, and how to run, save and merge them.
+
+The policy is the adapter named "default" (so that PEFT saves it at the root of its folder); the reference policy is the
+same base with the adapter off, or with the frozen adapter that the run started from.
+"""
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from common.policy.attention import can_pack
+from common.policy.loss import head_logits, selected_logps
+from common.policy.micro_batches import MicroBatch, microbatches
+from common.policy.pretrained import stop_token_ids
+from common.records import Batch
+
+REFERENCE = "reference"  # the frozen copy of the adapter that a run starts from
+
+
+class Policy:
+    """A frozen base with LoRA adapters. `model` is the PeftModel; parameters are reached by adapter name."""
+
+    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, temperature: float, checkpointing: bool = False) -> None:
+        self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
+        self.base = model.get_base_model()
+        text_config = self.base.config.get_text_config()
+        self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
+        self.device = next(model.parameters()).device
+        self.quantized = bool(getattr(self.base, "is_loaded_in_4bit", False))
+        self.dtype = self.base.get_output_embeddings().weight.dtype
+        self.vocabulary = self.base.get_output_embeddings().weight.shape[0]
+        self.stop_ids = stop_token_ids(tokenizer, self.base.generation_config)
+        self.checkpointing = checkpointing
+        self.packs = can_pack(text_config, self.device, self.dtype)
+        model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
+        for layer in self._lora_layers():
+            # PEFT would take inputs to the adapter's float32, and autocast back, to a copy for each layer that backward keeps
+            layer.cast_input_dtype_enabled = self.dtype != torch.bfloat16
+        for layer in model.modules():
+            if type(layer).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks it for a CPU kernel without a gradient
+                layer.training = True
+        if checkpointing:
+            self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    # ---- running --------------------------------------------------------------------------------------------------
+
+    def hidden_states(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """The backbone's output for `input_ids` (B, L): last_hidden_state (B, L, H), past_key_values if asked for."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            # PEFT holds LoRA weights in float32: without autocast a bfloat16 base would compute them in float32
+            return self.base.base_model(input_ids=input_ids, **inputs)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (N, V) float32 of a few hidden states (N, H), before any temperature."""
+        return head_logits(hidden, self.base.get_output_embeddings().weight, self.softcap)
+
+    def logps(self, batch: MicroBatch, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probs (B, T) of a MicroBatch's completion tokens at the sampling temperature, nats; 0 where masked.
+
+        With `entropy`, also the policy's entropy (B, T), nats, without gradient.
+        """
+        hidden, tokens = self.states_before(batch)
+        chosen, entropies = selected_logps(hidden, self.base.get_output_embeddings().weight, tokens,
+                                           temperature=self.temperature, softcap=self.softcap, entropy=entropy)
+        return batch.spread(chosen), batch.spread(entropies) if entropies is not None else None
+
+    def states_before(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Hidden states (N, H) from which a MicroBatch's N completion tokens were chosen, row by row, and these tokens (N,)."""
+        with self._recompute(torch.is_grad_enabled()):
+            hidden = self.hidden_states(batch.input_ids, use_cache=False, **batch.inputs).last_hidden_state
+        return hidden.flatten(0, 1)[batch.before], batch.tokens
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is the reference policy; no gradients."""
+        with torch.no_grad():
+            if REFERENCE not in self.model.peft_config:
+                with self.adapters_off():
+                    yield
+                return
+            with self.using(REFERENCE):
+                yield
+
+    def activate(self, adapter: str) -> None:
+        """Switches to an adapter for good: the model runs with it, and it alone takes gradients (the reference takes none)."""
+        self.model.set_adapter(adapter)
+        for name in self.model.peft_config:  # set_adapter flips these too, the reference's included
+            for parameter in self.parameters_of(name).values():
+                parameter.requires_grad_(name == adapter != REFERENCE)
+
+    @contextlib.contextmanager
+    def using(self, adapter: str) -> Iterator[None]:
+        """Inside, the model runs with this adapter, and it alone takes gradients: its backward() belongs inside as well."""
+        self.activate(adapter)
+        try:
+            yield
+        finally:
+            self.activate("default")
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """Inside, the model is the base alone."""
+        # PEFT's own context manager walks the model several times; this only flips the layers' switch
+        layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    @contextlib.contextmanager
+    def merged(self, weights: dict[nn.Module, Tensor]) -> Iterator[None]:
+        """Inside, each layer uses its tensor of `weights` (from `merged_weights`) instead of base and adapter.
+
+        The base tensors are put back untouched: adding an adapter and subtracting it again would wear them away.
+        """
+        if not weights:
+            yield
+            return
+        parents = [(parent, name, layer) for parent in self.base.modules() for name, layer in parent.named_children() if layer in weights]
+        kept = {layer: layer.base_layer.weight.data for layer in weights}
+        for parent, name, layer in parents:  # the adapter's layers stand aside: each costs a few Python calls a token
+            layer.base_layer.weight.data = weights[layer]
+            setattr(parent, name, layer.base_layer)
+        try:
+            yield
+        finally:
+            for parent, name, layer in parents:
+                setattr(parent, name, layer)
+                layer.base_layer.weight.data = kept[layer]
+
+    @torch.no_grad()
+    def merged_weights(self) -> dict[nn.Module, Tensor]:
+        """W + delta of every adapted layer, as new tensors; empty where merging would round (not unquantised float32)."""
+        if self.quantized or self.dtype != torch.float32:
+            return {}
+        return {layer: layer.base_layer.weight + layer.get_delta_weight("default") for layer in self._lora_layers("default")}
+
+    # ---- parameters -----------------------------------------------------------------------------------------------
+
+    def parameters_of(self, adapter: str = "default") -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name. By name, not by requires_grad, which PEFT flips when adapters are switched."""
+        return {name: p for name, p in self.model.named_parameters() if f".{adapter}." in name and "lora_" in name}
+
+    def add_adapter(self, adapter: str, seed: int) -> None:
+        """A second adapter of the policy's shape, freshly started and switched off."""
+        torch.manual_seed(seed)
+        shape = copy.copy(self.model.peft_config["default"])
+        shape.init_lora_weights, shape.inference_mode = True, False  # of an adapter that was read from a folder they differ
+        self.model.add_adapter(adapter, shape)
+        self.activate("default")
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32, adapter: str = "default") -> None:
+        """Writes an adapter as a plain PEFT folder: the policy's is `folder` itself, another is `folder`/its name."""
+        weights = {name: parameter.detach().to(dtype) for name, parameter in self.parameters_of(adapter).items()}
+        self.model.save_pretrained(str(folder), state_dict=weights, selected_adapters=[adapter], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form with a path of this machine in it
+
+    def load(self, folder: Path, adapter: str = "default") -> None:
+        """Puts the weights of a PEFT folder written by `save` into an adapter."""
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        with torch.no_grad():
+            for name, parameter in self.parameters_of(adapter).items():
+                parameter.copy_(saved[name.replace(f".{adapter}.", ".")])
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _lora_layers(self, adapter: str = "default") -> list[nn.Module]:
+        return [m for m in self.model.modules() if hasattr(m, "lora_A") and adapter in m.lora_A]
+
+    @contextlib.contextmanager
+    def _recompute(self, wanted: bool) -> Iterator[None]:
+        """Inside, layers checkpoint their activations. Only their own switch is set to training, so dropout stays off."""
+        layers = [m for m in self.base.modules() if getattr(m, "gradient_checkpointing", False)] if self.checkpointing and wanted else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+
+def all_logps(policy: Policy, batch: Batch, rows: Tensor, max_tokens: int) -> Tensor:
+    """Log-probs (B, T) of the given rows of a batch, in float32 on the CPU, without gradient; 0 elsewhere."""
+    return per_token(lambda micro: policy.logps(micro)[0], batch, rows, max_tokens, policy)
+
+
+@torch.no_grad()
+def per_token(function: Callable[[MicroBatch], Tensor], batch: Batch, rows: Tensor, max_tokens: int, policy: Policy) -> Tensor:
+    """(B, T) of a function that gives (b, T) for a micro-batch: the given rows, float32 on the CPU, no gradient; 0 elsewhere."""
+    result = torch.zeros(len(batch), int(batch.lengths.max()))
+    for micro in microbatches(batch, rows, max_tokens, policy):
+        result[micro.rows, :micro.completion_mask.shape[1]] = function(micro).float().cpu()
+    return result

@@ -1,0 +1,59 @@
+"""Two checks of a freshly loaded policy against a slower way to the same numbers."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.policy.loss import selected_logps
+from common.policy.packing import pack
+from common.policy.policy import Policy
+
+
+@torch.no_grad()
+def check_head(policy: Policy) -> None:
+    """Raises UserError if the model does more to its logits than a head and a soft-cap: our log-probs would be wrong."""
+    ids = torch.tensor([[min(3, policy.base.config.get_text_config().vocab_size - 1)] * 4], device=policy.device)
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.dtype == torch.bfloat16):
+        expected = policy.base(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+    hidden = policy.hidden_states(ids, use_cache=False).last_hidden_state[0]
+    best = expected.argmax(-1)
+    ours, _ = selected_logps(hidden, policy.base.get_output_embeddings().weight, best, temperature=1.0, softcap=policy.softcap)
+    difference = (ours - expected.gather(-1, best[:, None])[:, 0]).abs().max().item()
+    if not difference < (1e-3 if policy.dtype == torch.float32 else 0.1):
+        raise UserError(f"{type(policy.base).__name__} changes its logits in a way that is not supported (log-probs off by "
+                        f"{difference:.3g}); Llama, Qwen 2/2.5/3, Mistral and Gemma 2/3 work")
+
+
+def keeps_packed_rows_apart(policy: Policy) -> bool:
+    """Whether packed rows give the same states and the same gradient as each row alone.
+
+    They do not in models whose layers carry a state from token to token, or that do not hand on where rows begin.
+    """
+    vocabulary = policy.base.config.get_text_config().vocab_size
+    first, second, a, b, c = (((np.arange(n) * n + n) % vocabulary).tolist() for n in (6, 9, 5, 8, 7))
+    rows = [(tuple(first), a), (tuple(first), b), (tuple(second), c)]  # two of the rows share a prompt
+    ids, before, inputs = pack([prompt for prompt, _ in rows], [completion for _, completion in rows], policy.device)
+    try:
+        packed = _states_and_gradient(policy, torch.from_numpy(ids), np.concatenate(before), **inputs)
+    except Exception as error:  # a kernel or a model that does not know these inputs raises whatever it likes
+        print(f"note: rows are padded and prompts not shared in the update: {type(error).__name__}: {error}", flush=True)
+        return False
+    alone = [_states_and_gradient(policy, torch.tensor([[*prompt, *completion]]), len(prompt) - 1 + np.arange(len(completion)))
+             for prompt, completion in rows]
+    expected = torch.cat([states for states, _ in alone]), sum(gradient for _, gradient in alone)
+    allowed = (1e-4, 1e-3) if policy.dtype == torch.float32 else (0.03, 0.1)  # relative, of the states and of the gradient
+    return all((ours - theirs).norm() < most * theirs.norm() for ours, theirs, most in zip(packed, expected, allowed, strict=True))
+
+
+def _states_and_gradient(policy: Policy, ids: Tensor, places: np.ndarray, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """The states (N, H) at `places` of a sequence (1, L), and the gradient of a weighted sum of them, of all adapter parameters."""
+    parameters = list(policy.parameters_of().values())
+    states = policy.hidden_states(ids.to(policy.device), use_cache=False, **inputs).last_hidden_state[0][places].float()
+    loss = (states * torch.linspace(-1, 1, states.shape[1], device=policy.device)).sum()
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    whole = [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, gradients, strict=True)]
+    return states.detach(), torch.cat([gradient.flatten() for gradient in whole])

@@ -1,0 +1,53 @@
+"""Which engine samples, and how it is started and connected to the policy."""
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from common.config import SamplingConfig
+from common.policy.policy import Policy
+from common.rollout.engine import Engine
+from common.rollout.parity import check_parity, probes
+from common.rollout.transformers_engine import TransformersEngine
+from common.rollout.vllm_engine import VLLMEngine
+
+
+def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
+                prompts: list[tuple[int, ...]]) -> Engine:
+    """The engine of `--engine`, started; a trainer then calls `connect`. `prompts`: what will be asked at most.
+
+    Called before the trainer's model is loaded, as vLLM measures the free memory of the GPU and takes its share.
+    """
+    name, why = choose_engine(config)
+    print(f"engine: {name} on {'cuda' if torch.cuda.is_available() else 'cpu'} ({why})", flush=True)
+    if config.top_p < 1:
+        print("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
+              "the importance weights are biased")
+    return TransformersEngine() if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
+
+
+
+def choose_engine(config: SamplingConfig) -> tuple[str, str]:
+    """What `--engine` means here, and why."""
+    if config.engine != "auto":
+        return config.engine, f"--engine {config.engine}"
+    missing = ("there is no CUDA device" if not torch.cuda.is_available() else
+               "vllm is not installed" if not importlib.util.find_spec("vllm") else
+               "vLLM's adapters need --dtype bfloat16 on a GPU" if config.dtype == "float32" else
+               "the embedded model is done before vLLM has started" if config.model == "tiny" else None)
+    return ("transformers", f"auto: {missing}") if missing else ("vllm", "auto: there are a CUDA device and vllm")
+
+
+def connect(engine: Engine, policy: Policy) -> None:
+    """Makes the engine sample from this policy, and checks that it does. Raises UserError if it does not.
+
+    The check runs again whenever the engine has been asleep. An engine that samples from the trainer's own model needs none.
+    """
+    engine.connect(policy)
+    if engine.probe_prompts:
+        check = functools.partial(check_parity, engine, policy, probes(engine.probe_prompts, policy.temperature))
+        print(check(), flush=True)
+        engine.on_wake = check

@@ -1,0 +1,33 @@
+"""The engine interface: what the training scripts ask of a sampler."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from common.policy.policy import Policy
+from common.records import Completion, Request
+
+
+class Engine(Protocol):
+    """Samples completions of token prompts.
+
+    With the transformers engine a sample depends on its request's seed and on nothing else: not on the other requests, their order
+    or their batches (token for token on CPU; on a GPU the seeds are the same, but kernels round differently from batch to batch).
+    vLLM gets the same seeds and promises less.
+    """
+
+    chunk: int  # completions that keep the engine busy
+    probe_prompts: Sequence[tuple[int, ...]]  # prompts on which sampler and trainer are compared; none if they are one model
+    on_wake: Callable[[], object]  # called after each wake-up, before the first sample
+
+    def connect(self, policy: Policy) -> None:
+        """Names the policy to sample from. Scripts call `choose_engine.connect`, which also checks the result."""
+
+    def sync(self) -> None:
+        """Samples from the policy's current adapter from now on."""
+
+    def sleep(self) -> None:
+        """Frees the memory that the trainer may need. The next `generate` wakes the engine up."""
+
+    def generate(self, requests: list[Request]) -> list[list[Completion]]:
+        """completions[i] are the `n` samples of requests[i]."""

@@ -1,0 +1,56 @@
+"""What a step does with its groups: sample, verify; and how held-out problems are evaluated."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.config import CommonConfig, SamplingConfig
+from common.records import Completion, Group, Problem, Request, derive_seed
+from common.rollout.engine import Engine
+from common.verify.rewards import Reward
+
+
+def sample(groups: list[Group], engine: Engine, config: SamplingConfig) -> list[Completion]:
+    """Samples what the groups lack, all in one call of the engine. Returns the new completions."""
+    lacking = [group for group in groups if len(group.completions) < group.wanted]
+    requests = [
+        Request(group.problem.prompt_ids, derive_seed(group.seed, "more", len(group.completions)) if group.completions else group.seed,
+                group.wanted - len(group.completions), config.max_completion_length, config.temperature, config.top_p,
+                tuple(config.stop or ()))
+        for group in lacking]
+    new = engine.generate(requests) if requests else []
+    for group, completions in zip(lacking, new, strict=True):
+        group.completions += completions
+    return [completion for completions in new for completion in completions]
+
+
+
+def verify(groups: list[Group], reward: Reward) -> Tensor:
+    """Scores the completions that have no reward yet. Returns all rewards (B,) float32, in the order of `make_batch`."""
+    new = [(group, completion) for group in groups for completion in group.completions[len(group.rewards):]]
+    scores = reward([group.problem for group, _ in new], [completion for _, completion in new]).tolist() if new else []
+    for (group, _), score in zip(new, scores, strict=True):
+        group.rewards.append(score)
+        group.scores.append(score)
+    return torch.tensor([score for group in groups for score in group.rewards])
+
+
+
+def make_requests(problems: list[Problem], config: SamplingConfig, purpose: str, step: int, n: int, temperature: float) -> list[Request]:
+    """`n` completions of each problem under the run's sampling flags; the seed tells purpose, step and place apart."""
+    return [Request(p.prompt_ids, derive_seed(config.seed, purpose, step, p.id, place), n, config.max_completion_length,
+                    temperature, config.top_p, tuple(config.stop or ())) for place, p in enumerate(problems)]
+
+
+
+def evaluate(engine: Engine, problems: list[Problem], config: CommonConfig, reward: Reward) -> dict[str, float]:
+    """`eval/pass@1` (one sample a problem at the training temperature, the same seeds every time) and `eval/greedy`.
+
+    With `--reward` both are means of that reward.
+    """
+    sampled = make_requests(problems, config, "evaluation", 0, 1, config.temperature)
+    greedy = make_requests(problems, config, "evaluation", 0, 1, 0.0)
+    completions = [group[0] for group in engine.generate(sampled + greedy)]
+    scores = reward(problems + problems, completions).double()
+    return {"eval/pass@1": scores[:len(problems)].mean().item(), "eval/greedy": scores[len(problems):].mean().item(),
+            "eval/problems": len(problems)}

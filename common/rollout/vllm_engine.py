@@ -1,0 +1,153 @@
+"""The engine that is vLLM, in this process. The one file that imports vllm."""
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from common.config import SamplingConfig
+from common.errors import UserError
+from common.policy.policy import Policy
+from common.policy.pretrained import adapter_settings, load_generation_config, model_folder, stop_token_ids
+from common.records import Completion, Request, hash_seeds
+from common.rollout.text import decode, stop_at
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has buffers for
+CPU_KV_GIB = 2  # for vLLM's keys and values without a GPU, as CPU_CACHE_BYTES
+CPU_BLOCK = 32  # tokens in a cache block without a GPU, where vLLM's default of 128 never shares a short prompt; a multiple of 32
+
+
+class VLLMEngine:
+    """Samples with vLLM, in this process. On a GPU it is handed the adapter alone, on CPU the merged weights.
+
+    A new adapter gets a name, id and path of its own, and the prefix cache is emptied at each `sync`: the keys and values in
+    it are the old policy's. `on_wake` is called after each wake-up: an adapter from before the sleep is not trusted.
+    """
+
+    chunk = 1024  # a few times what runs at once, so that few places are empty while the last completions end
+
+    def __init__(self, config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
+                 prompts: list[tuple[int, ...]]) -> None:
+        """Starts vLLM on the base, with `--adapter` if there is one. Raises UserError if it does not start."""
+        self.tokenizer, self.policy, self.asleep, self.version = tokenizer, None, False, 0
+        self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
+        self.sleeps = getattr(config, "vllm_enable_sleep_mode", False)  # eval.py has no such flag, nor a rank
+        rank = adapter_settings(config.adapter)["r"] if config.adapter else getattr(config, "lora_r", None)
+        self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest, as they reach furthest over a cache block
+        self.on_wake: Callable[[], object] = lambda: None
+        on_gpu = torch.cuda.is_available()
+        options: dict[str, Any] = {"gpu_memory_utilization": config.vllm_gpu_memory_utilization, "enable_sleep_mode": self.sleeps}
+        if not on_gpu:
+            # a prompt that is prefilled in pieces has its random numbers wound back, which only CUDA's generators can
+            options = {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_GIB))
+        if rank:
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": min((r for r in LORA_RANKS if r >= rank), default=rank)}
+        if config.load_in_4bit:  # the same NF4 with double quantisation as the trainer's
+            options["quantization"] = "bitsandbytes"
+        # in this process: merged weights need no copy, and Ctrl-C reaches the run alone, not an engine beside it
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM  # seconds, and only here: a script can be imported without vllm
+
+        dtype = config.dtype if config.dtype != "auto" else "bfloat16" if on_gpu else "float32"
+        try:
+            self.llm = LLM(model=model_folder(config), dtype=dtype, seed=config.seed % 2**31, enable_prefix_caching=True,
+                           max_model_len=max(map(len, prompts)) + config.max_completion_length, logprobs_mode="processed_logprobs",
+                           generation_config="vllm", use_tqdm_on_load=False, **options)  # sampling parameters are the requests' alone
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"vLLM did not start: {str(error).strip() or type(error).__name__}. If memory is short: another "
+                            f"--vllm_gpu_memory_utilization (now {config.vllm_gpu_memory_utilization}), --load_in_4bit, a smaller "
+                            "--max_completion_length; else --engine transformers. VLLM_LOGGING_LEVEL=INFO shows more") from error
+        self.lora = self._lora_request(config.adapter) if config.adapter else None
+
+    def connect(self, policy: Policy) -> None:
+        """Samples from this policy from now on."""
+        self.policy = policy
+        size = 4 * sum(parameter.numel() for parameter in policy.parameters_of().values())
+        self.folder = memory_folder(4 * size)
+        weakref.finalize(self, shutil.rmtree, self.folder, True)  # at exit, too
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Samples from the current adapter from now on."""
+        merged = self.policy.merged_weights() if self.policy.device.type == "cpu" else {}  # vLLM's LoRA is twice as slow on CPU
+        if merged:
+            names = {module: name for name, module in self.policy.base.named_modules()}
+            weights = iter([(f"{names[layer]}.weight", weight) for layer, weight in merged.items()])
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": True})
+            self.lora = None
+        else:
+            old, folder = self.lora, self.folder / str(self.version + 1)
+            self.policy.save(folder, self.policy.dtype)
+            self.lora = self._lora_request(str(folder))  # read by vLLM at its next request
+            self._drop(old)
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache, so it would sample from two policies at once")
+
+    def sleep(self) -> None:
+        """With `--vllm_enable_sleep_mode`, moves vLLM's weights to host memory and gives up its keys and values."""
+        if self.sleeps and not self.asleep:
+            self.llm.sleep(level=1)  # level 2 drops the weights, and was seen to crash with LoRA
+            self.asleep = True
+
+    def generate(self, requests: list[Request]) -> list[list[Completion]]:
+        """completions[i] are the `n` samples of requests[i]."""
+        if self.asleep:
+            torch.cuda.empty_cache()  # what the trainer's allocator holds unused is vLLM's again
+            self.llm.wake_up()
+            self.asleep = False
+            self.on_wake()
+        from vllm import SamplingParams
+
+        # each sample is a request with a seed of its own: vLLM would count up from the first; a prompt is shared through the cache
+        samples = [(request, int(hash_seeds(np.uint64(request.seed), sample))) for request in requests for sample in range(request.n)]
+        parameters = [SamplingParams(
+            max_tokens=request.max_tokens, temperature=request.temperature, top_p=request.top_p, seed=seed % 2**63, logprobs=0,
+            stop=list(request.stop), stop_token_ids=sorted(self.stop_ids | self._named(request.stop)), detokenize=bool(request.stop),
+        ) for request, seed in samples]
+        outputs = self.llm.generate([{"prompt_token_ids": list(request.prompt_ids)} for request, _ in samples], parameters,
+                                    use_tqdm=False, lora_request=self.lora)
+        completions = iter([self._completion(request, output.outputs[0]) for (request, _), output in zip(samples, outputs, strict=True)])
+        return [[next(completions) for _ in range(request.n)] for request in requests]
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _lora_request(self, folder: str) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        self.version += 1
+        return LoRARequest(f"policy-{self.version}", self.version, folder)
+
+    def _drop(self, lora: Any) -> None:
+        """Deletes the folder of an adapter that `sync` wrote; the one of `--adapter` is not ours."""
+        if lora is not None and Path(lora.lora_path).parent == self.folder:
+            shutil.rmtree(lora.lora_path)
+
+    def _named(self, stop: tuple[str, ...]) -> set[int]:
+        """Tokens that are called like a stop string: special ones such as <|im_end|>, which no text shows."""
+        vocabulary = self.tokenizer.get_vocab() if stop else {}
+        return {vocabulary[end] for end in stop if end in vocabulary}
+
+    def _completion(self, request: Request, output: Any) -> Completion:
+        if output.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended a completion with finish reason {output.finish_reason!r}")
+        ids = list(output.token_ids)
+        logps = [chosen[token].logprob for chosen, token in zip(output.logprobs, ids, strict=True)]
+        text = decode(self.tokenizer, ids)
+        return Completion(ids, logps, output.finish_reason, text[:stop_at(text, request.stop)])
+
+
+def memory_folder(size: int) -> Path:
+    """A new folder in memory-backed storage where that has `size` bytes left, else where temporary files go."""
+    shared = Path("/dev/shm")  # 64 MB in a container that was not told otherwise
+    fits = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > size
+    return Path(tempfile.mkdtemp(prefix="vinery-", dir=shared if fits else None))

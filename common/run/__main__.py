@@ -1,0 +1,4 @@
+"""python -m common.run report RUN [RUN ...] [--out FILE]"""
+from common.run.report import main
+
+main()

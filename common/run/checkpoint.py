@@ -1,0 +1,99 @@
+"""Checkpoints: a PEFT folder with the trainer's state beside it, whole or not there at all.
+
+A checkpoint is written under a temporary name, flushed to disk and renamed. Its manifest lists every file with size and
+hash, so that a copy that broke off is refused as well.
+"""
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+
+from common.errors import UserError
+from common.run.files import sha256, write_atomically
+from common.run.resume import MANIFEST, TRAINER_STATE, checkpoints, what_is_missing
+
+
+class Stateful(Protocol):
+    """Anything that a resumed run must continue with: optimiser, sampler of problems, counters."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+
+class Saved(Protocol):
+    """Anything that is kept as files of its own: the policy's adapter, a critic."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+
+def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dict[str, Stateful], keep: int, card: str) -> Path:
+    """Writes checkpoint-`step`, `card` as its README.md, then deletes all but the newest `keep` (0: none).
+
+    Raises OSError, leaving older ones.
+    """
+    final, temporary = run_folder / f"checkpoint-{step}", run_folder / f"checkpoint-{step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        try:
+            for model in models:
+                model.save(temporary)
+        except SafetensorError as error:  # hides the system's error in its text
+            found = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(found[1]) if found else errno.EIO, str(error), str(temporary)) from error
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        state = io.BytesIO()  # torch.save to a path would hide a full disk in a RuntimeError
+        torch.save({"step": step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}, state)
+        (temporary / TRAINER_STATE).write_bytes(state.getbuffer())
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        for path in [*files, *{path.parent for path in files}]:
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
+        temporary.rename(final)
+        _flush(run_folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename worked
+    for old in checkpoints(run_folder)[:-keep or None] if keep else []:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+
+def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful]) -> int:
+    """Puts a checkpoint's state into models and parts; the step it was made at. Raises UserError if it is not whole."""
+    problem = what_is_missing(folder)
+    if problem:
+        raise UserError(f"{folder} is not a whole checkpoint ({problem}); resume from an older one")
+    for model in models:
+        model.load(folder)
+    state = torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True)
+    torch.set_rng_state(state["rng"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]
+
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that the file or folder is on disk: a rename must not overtake what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

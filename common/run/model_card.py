@@ -1,0 +1,97 @@
+"""The model card: what was trained, from what, on what, how, and how well it did."""
+from __future__ import annotations
+
+import ast
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from common.config import REGISTERED, CommonConfig, resolve
+
+LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to")  # flags that say nothing of the model
+
+
+def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evaluations: list[dict[str, Any]], step: int) -> str:
+    """README.md of a run folder and of its checkpoints, in the hub's format: the front matter lists only what is on the hub.
+
+    `record`: config.json. `evaluations`: the rows of metrics.jsonl that have `eval/*`, oldest first. Folders of this machine
+    appear by their last name.
+    """
+    local = {name for name in (config.model, config.dataset) if Path(name).exists()}
+    base, data = (Path(name).name if name in local else name for name in (config.model, config.dataset))
+    tiny = config.model == "tiny"
+    on_hub = config.dataset not in local and data.partition(":")[0] != "arithmetic"
+    head = ModelCardData(base_model=None if tiny or config.model in local else base,
+                         datasets=(REGISTERED[data].path if data in REGISTERED else data) if on_hub else None,
+                         library_name="peft", pipeline_tag="text-generation",
+                         tags=["lora", "reinforcement-learning", "reasoning", "vinery", script.stem])
+    about = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem).split("\n\n")
+    results = ["| step | pass@1 | greedy |", "|---|---|---|"]
+    results += [f"| {row['step']} | {row['eval/pass@1']:.3f} | {row['eval/greedy']:.3f} |"
+                for row in evaluations[:1] + evaluations[1:][-1:]]
+    scored = (f"On {config.eval_problems} held-out problems at most; pass@1 from one sample each at temperature {config.temperature:g}:\n\n"
+              + "\n".join(results)) if evaluations else "Not evaluated during training."
+    use = f"""```
+python eval.py --dataset {shlex.quote(data)} --adapter path/of/this/folder
+```""" if tiny else f"""```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{base}")
+model.load_adapter("path/of/this/folder")  # needs peft
+```"""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    return f"""---
+{head.to_yaml()}
+---
+
+# {base}, LoRA, {script.stem} on {data.partition(':')[0]}
+
+{about[0].strip()} This is the adapter after {step} steps of `{script.name}` of Vinery.
+
+- **Base**: `{base}`{', the model that ships with Vinery' if tiny else ''}
+- **Data**: `{data}`
+- **Adapter**: LoRA, r {config.lora_r}, alpha {config.lora_alpha}
+
+## Results
+
+{scored}
+
+## Training
+
+```
+{command(config, script)}
+```
+
+{' '.join(' '.join(about[1:2]).split())}
+
+Seed {config.seed}; {versions}; {record['hardware']['gpu'] or 'CPU'}.
+
+## Use
+
+{use}
+"""
+
+
+
+def command(config: CommonConfig, script: Path) -> str:
+    """The command line that gives this config: every flag that is not at its default, folders by their last name."""
+    defaults = resolve(type(config), {}, {"model": config.model, "dataset": config.dataset})
+    words = []
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        if spec.name in LOCAL or value in (None, []) or (value == getattr(defaults, spec.name) and spec.name not in ("model", "dataset")):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{spec.name}" if value else f"--no_{spec.name}")
+        else:
+            words.append(" ".join([f"--{spec.name}", *(_word(str(one)) for one in (value if isinstance(value, list) else [value]))]))
+    return " \\\n    ".join([f"python {script.name}", *words])
+
+
+
+def _word(text: str) -> str:
+    """As a shell wants it, on one line."""
+    return shlex.quote((Path(text).name if Path(text).exists() else text).replace("\n", "\\n"))
