@@ -52,8 +52,9 @@ def test_rollouts_do_not_depend_on_order_or_batching(engine, tokenizer, monkeypa
     assert [shuffled[i] for i in range(30)] == whole  # log-probs too, to the last bit
     assert ids_of([engine.generate([request])[0] for request in requests]) == ids_of(whole)
     monkeypatch.setattr(rollout, "CPU_CACHE_BYTES", 40 * engine.cache_bytes_per_token)  # about one row at a time
-    assert sum(1 for some in engine._parts(requests) for _ in engine._batches(requests, some, 0)) > 60
-    assert ids_of(engine.generate(requests)) == ids_of(whole)
+    batches, real = [], engine._run
+    monkeypatch.setattr(engine, "_run", lambda rows, prompts: batches.append(rows) or real(rows, prompts))
+    assert ids_of(engine.generate(requests)) == ids_of(whole) and len(batches) > 60
     # sample i is the same whether or not the others are asked for
     fewer = engine.generate([Request(r.prompt_ids, r.seed, 2, r.max_tokens) for r in requests])
     assert ids_of(fewer) == [ids[:2] for ids in ids_of(whole)]
@@ -63,12 +64,12 @@ def test_batches_keep_within_the_memory_for_keys_and_values(engine, tokenizer, m
     monkeypatch.setattr(rollout, "CPU_CACHE_BYTES", 200 * engine.cache_bytes_per_token)
     requests = make_requests(40, len(tokenizer), n=4)
     seen = []
-    for some in engine._parts(requests):
-        held = Prompts(engine.policy, [requests[i].prompt_ids for i in some]).tokens
-        assert held <= 50 or len({requests[i].prompt_ids for i in some}) == 1
-        for rows in engine._batches(requests, some, held):
+    for together in engine._prefills(requests):
+        prompts = Prompts(engine.policy, [requests[i].prompt_ids for i in together])
+        assert prompts.tokens <= 50 or len({requests[i].prompt_ids for i in together}) == 1
+        for rows in engine._batches(requests, together, prompts):
             longest = max(len(r.prompt_ids) for r in rows.requests) + max(r.max_tokens for r in rows.requests)
-            assert len(rows.where) == 1 or longest * len(rows.where) <= 200 - held
+            assert len(rows.where) == 1 or longest * len(rows.where) <= 200 - prompts.tokens
             seen += rows.where
     assert sorted(seen) == [(i, k) for i in range(40) for k in range(4)]
 
@@ -180,7 +181,7 @@ def test_a_special_token_can_be_a_stop_string(engine, tokenizer):
 def test_long_prompts_are_not_prefilled_all_at_once(engine, tokenizer, monkeypatch):
     monkeypatch.setattr(rollout, "PREFILL_TOKENS", 100)
     requests = make_requests(40, len(tokenizer), n=2)
-    parts = list(engine._parts(requests))
+    parts = list(engine._prefills(requests))
     assert sorted(i for some in parts for i in some) == list(range(40))
     for some in parts:
         prompts = {requests[i].prompt_ids for i in some}

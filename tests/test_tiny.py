@@ -112,7 +112,7 @@ def test_more_problems_than_there_are_is_refused():
 def test_processes_that_start_at_once_make_one_model_and_another_setting_another(tmp_path, monkeypatch):
     monkeypatch.setenv("VINERY_CACHE", str(tmp_path))
     settings = [QUICK, QUICK, QUICK + ",words=1"]
-    code = "import sys; from common.tiny import *; print(tiny_model(Arithmetic.parse(sys.argv[1])))"
+    code = "import sys; from common.tiny.model import *; print(tiny_model(Arithmetic.parse(sys.argv[1])))"
     workers = [subprocess.Popen([sys.executable, "-c", code, text], cwd=ROOT, stdout=subprocess.PIPE, text=True) for text in settings]
     folders = [worker.communicate(timeout=120)[0].strip() for worker in workers]
     assert folders[0] == folders[1] != folders[2]

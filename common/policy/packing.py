@@ -50,7 +50,7 @@ class Packing:
             blocks.append((torch.from_numpy(queries.astype(np.int64)), torch.from_numpy(keys), mask))
             query_places.append(np.where(real, queries, -1).flatten())
         flat = np.concatenate(query_places)  # a place in the L tokens, or -1 for padding
-        way_back = np.empty(int(self.starts[-1]), dtype=np.int64)
+        way_back = np.empty(self.starts.numpy()[-1], dtype=np.int64)
         way_back[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
         return blocks, torch.from_numpy(way_back)
 

@@ -2,5 +2,5 @@
 
 task.py: `Arithmetic` (settings), `Generator` (problems and the teacher's solutions). It imports no torch.
 model.py: `tiny_model` (the model's folder: shipped, or made on first use), `build_tokenizer`, `build_model`.
-`python -m common.tiny` makes the shipped model in default/ again.
+`python -m common.tiny` makes the shipped model in tiny-*/ again.
 """

@@ -1,4 +1,8 @@
-"""The embedded model: its tokenizer, its warm start, and the folder that it is kept in."""
+"""The embedded model: its tokenizer, its warm start, and the folder that it is kept in.
+
+The model of the default settings ships with the project, beside this file. `python -m common.tiny` makes it again. The model of other
+settings is made on first use and kept in the user's cache.
+"""
 from __future__ import annotations
 
 import hashlib
@@ -21,9 +25,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from common.errors import UserError
 from common.tiny.task import ITEMS, NAMES, VERBS, WORDS, Arithmetic, Generator
 
-RECIPE = 1  # part of the cache key: raise it whenever the code below changes what the warm start produces
+RECIPE = 2  # part of the folder's name: raise it whenever the code changes the model that the warm start makes
 EOS, PAD = "<eos>", "<pad>"
 MAX_LENGTH = 1024  # positions of the model, tokens
+SHIPPED = Path(__file__).parent  # models in this folder need no warm start
 
 
 def build_tokenizer(settings: Arithmetic) -> PreTrainedTokenizerFast:
@@ -71,16 +76,48 @@ def _batches(generator: Generator, tokenizer: PreTrainedTokenizerFast) -> Iterat
 
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) for matrices, in float32 throughout.
+
+    `torch.optim.Muon` does its Newton-Schulz steps in bfloat16, which takes 10 times as long on a CPU without bfloat16 instructions.
+    """
+
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Moves each matrix along its orthogonalised momentum (with Nesterov's look-ahead)."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                average = self.state[matrix].setdefault("average", torch.zeros_like(matrix))
+                average.lerp_(matrix.grad, 1 - group["momentum"])
+                direction = orthogonalised(matrix.grad.lerp(average, group["momentum"]))
+                rows, columns = matrix.shape
+                matrix.sub_(direction, alpha=group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix with all its singular values moved near 1 (0.7 to 1.2), by five Newton-Schulz steps."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)  # no singular value is above 1, as the steps need
+    for _ in range(5):
+        square = x @ x.T
+        # the polynomial 3.4445 s - 4.7750 s^3 + 2.0315 s^5 of each singular value s; its coefficients are Jordan's
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
 def warm_start(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """The model after supervised training on the teacher's solutions."""
     generator, model = Generator(settings), build_model(len(tokenizer), settings.seed)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
     # the rates are the highest of those tried that did not make the loss jump; Muon alone halves the steps needed
-    optimizers = [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0)]
+    optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0)]
     # 20 steps up, then down to 5 %: most of the gain comes while the rate falls
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: min((i + 1) / 20, 1 - 0.95 * i / settings.warm_steps)) for o in optimizers]
-    for ids, labels in tqdm(_batches(generator, tokenizer), total=settings.warm_steps, desc="warm start (first use only)"):
+    for ids, labels in tqdm(_batches(generator, tokenizer), total=settings.warm_steps, desc="warm start (first use of these settings)"):
         # padding is on the right and no label looks at it, so no attention mask is needed
         hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
         wanted = labels[:, 1:] != -100
@@ -95,35 +132,63 @@ def warm_start(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast) -> Qwen
 
 
 
-def tiny_model(settings: Arithmetic) -> Path:
-    """The folder of the warm-started model and tokenizer, made on first use and kept in the cache.
+def recipe_of(settings: Arithmetic) -> str:
+    """Everything that the model depends on, as text. The number of training problems is not part of it."""
+    shaping = {key: value for key, value in asdict(settings).items() if key != "train"}
+    return json.dumps({"recipe": RECIPE, **shaping}, sort_keys=True)
 
-    The cache is $VINERY_CACHE, else vinery/ in the user's cache folder. A folder there is whole: it is written under a
-    temporary name and renamed, by one process at a time.
+
+def folder_name(settings: Arithmetic) -> str:
+    """The name of the model's folder: models of different recipes have different names."""
+    return f"tiny-{hashlib.sha256(recipe_of(settings).encode()).hexdigest()[:16]}"
+
+
+def tiny_model(settings: Arithmetic) -> Path:
+    """The folder of the warm-started model and its tokenizer: the one that ships, else one made on first use and kept in the cache.
+
+    The cache is $VINERY_CACHE, else vinery/ in the user's cache folder. A folder there is whole: one process at a time writes it under
+    a temporary name and renames it.
     """
-    shaping = {key: value for key, value in asdict(settings).items() if key != "train"}  # their number changes nothing here
-    recipe = json.dumps({"recipe": RECIPE, **shaping}, sort_keys=True)
+    name = folder_name(settings)
+    if (SHIPPED / name).exists():
+        return SHIPPED / name
     home = os.environ.get("VINERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vinery"
-    folder = Path(home) / f"tiny-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    folder = Path(home) / name
     if folder.exists():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")
+        lock = FileLock(f"{folder}.lock")  # two runs that start at once must not both do the warm start
         lock.acquire()
     except OSError as error:
         raise UserError(f"the cache {folder.parent} cannot be written ({error.strerror}): name another folder in VINERY_CACHE") from error
     with lock:
         if not folder.exists():
-            tokenizer = build_tokenizer(settings)
-            model = warm_start(settings, tokenizer)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
-            try:
-                model.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
-                (temporary / "recipe.json").write_text(recipe)
-                temporary.chmod(0o755)  # mkdtemp's is for one user alone
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename worked
+            make_model(settings, folder)
+    return folder
+
+
+def make_model(settings: Arithmetic, folder: Path) -> None:
+    """Does the warm start and writes model, tokenizer and recipe into a new folder, which is whole or not there."""
+    tokenizer = build_tokenizer(settings)
+    model = warm_start(settings, tokenizer)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "recipe.json").write_text(recipe_of(settings) + "\n")
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # some are written for one user alone
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename worked
+
+
+def ship() -> Path:
+    """Makes the model of the default settings beside this file, in place of the one that was there."""
+    folder = SHIPPED / folder_name(Arithmetic())
+    for old in SHIPPED.glob("tiny-*"):
+        shutil.rmtree(old)
+    make_model(Arithmetic(), folder)
     return folder
