@@ -102,7 +102,7 @@ def flags_table(group: Group) -> str:
     records = [run.record for run in group.runs]
     given = {match[1].replace("-", "_") for word in records[0].get("command", []) if (match := re.match(r"--([\w-]+)", str(word)))}
     flags = {name: ", ".join(dict.fromkeys(shown(record["flags"].get(name)) for record in records)) for name in sorted(records[0]["flags"])}
-    parts = {"On the command line": given & set(flags), "Defaults, and flags from a saved configuration": set(flags) - given}
+    parts = {"On the command line": given & set(flags), "All others": set(flags) - given}
     return "".join(f"<h4>{title}</h4><dl>" + "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(flags[name])}</dd></div>"
                                                     for name in sorted(names)) + "</dl>" for title, names in parts.items() if names)
 

@@ -52,9 +52,9 @@ OTHERS = {
         "Standard deviation of the rewards of one problem's completions, averaged over the problems of a step."),
     "completions/clipped_ratio": ("Completions cut off, share",
         "Share of the completions that reached the length limit. If it is large, raise --max_completion_length."),
-    "neg_logp": ("Mean of -log p, nats per token",
-        "Estimate of the entropy from the samples: the mean of -log p over all sampled tokens. "
-        "Compare runs by this number, because the entropy above may leave completions out."),
+    "neg_logp": ("Negative log-prob, nats per token",
+        "Mean negative log-prob of all sampled tokens. It estimates the entropy of the policy from the samples. "
+        "Compare runs by this number, because the chart of the entropy may leave completions out."),
     "learning_rate": ("Learning rate",
         "Learning rate of the step, after warm-up and schedule."),
     "sampling/sampling_logp_difference/mean": ("Sampler against trainer, mean difference",
@@ -112,8 +112,8 @@ class Plot:
         """A line through the points, with a gap where a number is not finite. `kind`: thin, dashed or dots."""
         parts, gap = [], True
         for x, y in points:
-            if math.isfinite(y):
-                parts.append(f"M{self.at(x, y)}h0" if kind == "dots" else f"{'M' if gap else 'L'}{self.at(x, y)}")
+            if math.isfinite(y):  # h0 makes a dot of a point that no line goes to
+                parts.append(f"M{self.at(x, y)}h0" if gap or kind == "dots" else f"L{self.at(x, y)}")
             gap = not math.isfinite(y)
         return f'<path class="line {kind}" stroke="{colour}" d="{"".join(parts)}"/>'
 
@@ -165,7 +165,8 @@ def thin(rows: list[Row], x: str, y: str, most: int = POINTS) -> tuple[list[floa
     points = [(row[x], row[y]) for row in rows if y in row]
     size = -(-len(points) // most) or 1
     parts = [points[i:i + size] for i in range(0, len(points), size)]
-    return [statistics.fmean(a for a, _ in part) for part in parts], [statistics.fmean(b for _, b in part) for part in parts]
+    finite = [[b for _, b in part if math.isfinite(b)] or [math.nan] for part in parts]
+    return [statistics.fmean(a for a, _ in part) for part in parts], [statistics.fmean(part) for part in finite]
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
