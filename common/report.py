@@ -144,7 +144,7 @@ def stacks(groups: list[Group]) -> str:
     mixed = ("Share of the problems tried in a step, by how many of their completions were right. A growing orange area means that the "
              "problems are too hard, a growing green area that they are too easy.")
     if equal_rewards_give_no_advantage([run for group in groups for run in group.runs]):
-        mixed += " Completions in the green and orange areas get advantage 0 in this run, so the model learns from the blue area alone."
+        mixed += " Completions in the green and orange areas get advantage 0 here, so the model learns from the blue area alone."
     timed = "Duration of the phases of a step. Evaluation is not included. The thickest area is the phase to make faster."
     charts = []
     for group in groups:

@@ -151,7 +151,7 @@ def legend(text: str, number: int = 0) -> list[str]:
 @in_browser
 def test_nothing_is_wider_than_the_page(tmp_path):
     """Long names wrap, charts fit, and settings of the embedded task with a / in them are shown whole."""
-    names = ("vineppo-k9-uniform", "dapo-uniform", "vineppo-k3-uniform-" + "very-" * 20 + "long")
+    names = ("vineppo-k9-uniform", "dapo-uniform", "vineppo-k3-uniform-" + "very" * 30)
     folders = [make_run(tmp_path / name / "0.0012" / "seed-0", steps=5, flags={"beta": i}) for i, name in enumerate(names)]
     config = json.loads((folders[0] / "config.json").read_text())
     config["flags"]["dataset"] = "arithmetic:cells=0.01:12/0.6:4,words=2"
@@ -286,8 +286,8 @@ def test_long_runs_stay_small(tmp_path):
     (kept,) = browser([read_run(folder)])
     assert kept["left_out"] == 60 - len(kept["steps"]) > 0 and kept["steps"][-1]["step"] == 60
     assert all(len(place["samples"]) == SHOWN for place in kept["steps"])
-    many = {f"fork/{i}": lambda step: step % 7 / 7 for i in range(40)}
-    runs = [read_run(make_run(tmp_path / f"s{seed}", steps=900, every=300, flags={"seed": seed}, extra=many)) for seed in range(6)]
+    many = {f"fork/{i}": lambda step: step % 7 / 7 for i in range(100)}
+    runs = [read_run(make_run(tmp_path / f"s{seed}", steps=450, every=225, flags={"seed": seed}, extra=many)) for seed in range(6)]
     runs[0].samples = read_run(folder).samples
     assert len(page(runs).encode()) < 2_000_000
 
