@@ -72,7 +72,7 @@ class SamplingConfig:
     prompt_column: str | None = flag(None, "data", "Name of the question column. Default: the first found of question, problem, prompt.")
     answer_column: str | None = flag(None, "data", "Name of the answer column. Default: the first found of answer, solution, reference.")
 
-    max_completion_length: int = flag(1024, "completions", "Longest completion, in tokens. A completion that reaches it has reward 0.")
+    max_completion_length: int = flag(1024, "completions", "Longest completion, in tokens. A completion cut off there has reward 0.")
     temperature: float = flag(1.0, "completions", "Sampling temperature. The trainer divides its logits by it as well.")
     top_p: float = flag(1.0, "completions", "Nucleus sampling: share of probability kept. Below 1 the importance weights are biased.")
     stop: list[str] | None = flag(
@@ -136,7 +136,7 @@ class CommonConfig(SamplingConfig):
     candidate_generations: int | None = flag(
         None, "problems", "Completions with which lilo and buffer try each candidate. Default: --num_generations.")
     candidate_choice: Literal["epochs", "memory"] = flag(
-        "epochs", "problems", "Candidates. epochs: the next problems of the epoch. memory: those most learnable by earlier steps.")
+        "epochs", "problems", "Candidates. epochs: the next of the epoch. memory: those that look most learnable by earlier steps.")
     buffer_steps: int | None = flag(None, "problems", "Steps after which buffer chooses its problems again. Default: 10.")
     vllm_enable_sleep_mode: bool = flag(False, "completions", "vLLM moves its weights to host memory during the update (sleep level 1).")
 

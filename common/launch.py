@@ -56,7 +56,7 @@ class Parser(HfArgumentParser):
             groups[self.names[action.dest]]._group_actions.append(action)
 
     def add_argument(self, *names: str, **options: Any) -> Any:
-        """Adds a flag as argparse does. HfArgumentParser passes on the metadata of the field, which argparse does not know: it is dropped."""
+        """Adds a flag as argparse does, without the field metadata that HfArgumentParser passes on and argparse does not know."""
         options.pop("group", None)
         if names[0].startswith("--no_"):
             options["help"] = f"The opposite of --{names[0][5:]}."
@@ -186,7 +186,7 @@ def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
             raise
         remedy = ("earlier checkpoints are complete: free some space and continue with --resume_from_checkpoint auto"
                   if hasattr(config, "resume_from_checkpoint") else "free some space; the same command with this --output_dir continues")
-        sys.exit(f"error: no space left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")
+        sys.exit(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")
 
 
 def keep_freed_memory() -> None:
