@@ -9,7 +9,16 @@ import torch
 
 from common.config import CommonConfig
 from common.errors import UserError
-from common.problems.choose import DYNAMIC_ROUNDS, MEMORY_DECAY, Epochs, Memory, ProblemSampler, learnability, learnability_of, most_learnable
+from common.problems.choose import (
+    DYNAMIC_ROUNDS,
+    MEMORY_DECAY,
+    Epochs,
+    Memory,
+    ProblemSampler,
+    learnability,
+    learnability_of,
+    most_learnable,
+)
 from common.records import Completion, Group, Problem, derive_seed
 from common.rollout.rounds import sample, verify
 
@@ -293,7 +302,8 @@ def test_memory_fades_by_the_step():
     assert memory.recent_outcomes("p", 10) == (6, 2) and memory.recent_outcomes("other", 10) == (0, 0)
     assert memory.recent_outcomes("p", 13) == pytest.approx((6 * MEMORY_DECAY**3, 2 * MEMORY_DECAY**3))
     memory.record([group_of(4, 4, problem)], 13)
-    assert memory.recent_outcomes("p", 14) == pytest.approx((6 * MEMORY_DECAY**4, 2 * MEMORY_DECAY**4 + 4 * MEMORY_DECAY)) and memory.totals["p"] == [12, 6]
+    assert memory.recent_outcomes("p", 14) == pytest.approx((6 * MEMORY_DECAY**4, 2 * MEMORY_DECAY**4 + 4 * MEMORY_DECAY))
+    assert memory.totals["p"] == [12, 6]
 
 
 def test_memory_finds_promising_what_was_sometimes_solved_then_what_is_unknown_and_with_time_the_rest():
@@ -308,7 +318,8 @@ def test_memory_finds_promising_what_was_sometimes_solved_then_what_is_unknown_a
     soon, late = shares(2), shares(200)
     assert soon["mixed"] > 0.6 > 0.15 < soon["new"] and soon["solved"] < 0.05 and soon["hopeless"] < 0.05
     assert all(0.2 < share < 0.3 for share in late.values())  # forgotten
-    assert memory.thompson_sample(names, 4, 2, 7) == memory.thompson_sample(names, 4, 2, 7) and set(memory.thompson_sample(names, 4, 2, 7)) == set(names)
+    drawn = memory.thompson_sample(names, 4, 2, 7)
+    assert drawn == memory.thompson_sample(names, 4, 2, 7) and set(drawn) == set(names)
 
 
 @pytest.mark.parametrize("sampling", ["lilo", "adaptive", "dynamic"])
