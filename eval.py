@@ -46,7 +46,7 @@ class Config(SamplingConfig):
             raise UserError(f"--k {' '.join(map(str, self.k))}: give numbers from 1 to the {self.num_samples} of --num_samples")
 
 
-if __name__ == "__main__":  # before torch and transformers are imported, so that --help and wrong flags are answered at once
+if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
     CONFIG = parse_command_line(Config, __file__)
 
 import torch
