@@ -82,10 +82,19 @@ def random_model(shape: str, folder: Path) -> Path:
     hidden, mlp, layers, heads, kv_heads, vocabulary, tied = SHAPES[shape]
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(Arithmetic()))
     config = Qwen2Config(
-        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        vocab_size=vocabulary, tie_word_embeddings=tied, max_position_embeddings=4096,
-        initializer_range=1.2 / hidden**0.5,  # 0.02 at 7B, and the same gain per layer in all shapes
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        max_position_embeddings=4096,
+        initializer_range=1.2 / hidden**0.5,  # 0.02 at 7B; the same gain per layer in all shapes
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
     torch.manual_seed(0)
     with torch.device("cuda" if ON_GPU else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
