@@ -232,7 +232,7 @@ def train(config: Config) -> None:
                 take_step(optimizer, learning_rate_at(step, config))
             metrics = {
                 "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
-                "frac_tokens_floored": means.mean("floored"), "grad_norm": torch.stack(norms).mean().item(),
+                "clip_ratio/region_mean": means.mean("floored"), "grad_norm": torch.stack(norms).mean().item(),
                 "learning_rate": learning_rate_at(step, config),
                 "sampling/sampling_logp_difference/mean": means.mean("difference"),
                 "sampling/sampling_logp_difference/max": means.max("difference")}
