@@ -1,8 +1,8 @@
 """Is the answer of a completion the reference answer? The input is text, the result True or False. No text is ever executed.
 
-extract.py finds the answer. Plain numerals are compared as numerals. Any other answer is read into a form by forms.py (a list, an
-interval, an equation, ...), and forms are compared part by part here. The parts are compared by value (equal.py) or as text. The
-work is limited by construction, so there is no timeout. docs/verifier.md has the conventions.
+extract.py finds the answer. Two plain numerals are compared as numerals. Any other answer is read into a form by forms.py: a list, an
+interval, an equation and so on. This file compares two forms part by part, and the parts by value (equal.py) or as text. The work is
+limited by construction, so there is no timeout. docs/verifier.md has the conventions.
 """
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
         x, y = y, x
     if x[0] == "relation":
         work.spend(4 * len(x[2]))
-        return _equal_relations(x, y, work) if y[0] == "relation" else _relation_gives(x, y, work)
+        return _equal_relations(x, y, work) if y[0] == "relation" else _relation_states(x, y, work)
     kinds = {x[0], y[0]}
     if kinds <= {"list", "set"}:
         return _equal_in_any_order(x[1], y[1], work)
     if kinds == {"thousands", "list"}:  # 1,234 may mean 1, 234
         return _equal_in_order(x[1], y[1], work)
-    if kinds == {"value", "text"}:
+    if kinds == {"value", "text"}:  # as texts
         return (x[2] if x[0] == "value" else x[1]) == (y[2] if y[0] == "value" else y[1])
     if x[0] != y[0]:
         return False
     if x[0] == "value":
-        same_unit = x[3] == y[3] or not x[3] or not y[3]
-        return same_unit and _equal_values(x, y, work)
+        unit_x, unit_y = x[3], y[3]
+        return (unit_x == unit_y or not unit_x or not unit_y) and _equal_values(x, y, work)
     if x[0] in ("union", "and", "or"):
         return _equal_in_any_order(x[1], y[1], work)
     if x[0] == "bracketed":
@@ -98,12 +98,13 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
 
 def _equal_values(x: Form, y: Form, work: Work) -> bool:
     """Whether two values have the same text, or the same value at all points."""
-    if x[2] == y[2] and x[2]:
+    (_, tree_x, text_x, _), (_, tree_y, text_y, _) = x, y
+    if text_x == text_y and text_x:
         return True
-    if x[1] is None or y[1] is None:
+    if tree_x is None or tree_y is None:
         return False
     try:
-        return same_values(x[1], y[1], work)
+        return same_values(tree_x, tree_y, work)
     except Unsupported:
         return False
 
@@ -127,7 +128,7 @@ def _equal_in_any_order(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) ->
 
 # ---- comparing equations and inequalities ---------------------------------------------------------------------------
 
-def _relation_gives(relation: Form, value: Form, work: Work) -> bool:
+def _relation_states(relation: Form, value: Form, work: Work) -> bool:
     """Whether a relation states this value: x = 5 states 5, and 6/4 = 3/2 states 1.5."""
     _, operators, parts, is_named = relation
     values = parts[1:] if is_named else parts
@@ -146,28 +147,29 @@ def _is_true_chain(operators: tuple[str, ...], values: tuple[Form, ...], work: W
 def _equal_relations(x: Form, y: Form, work: Work) -> bool:
     """Whether two relations say the same.
 
-    All parts are equal, in the same or in the opposite direction; or the difference of the sides of x is a multiple of that of y. For
-    an inequality the sign of the factor decides which direction it must have.
+    They do if all parts are equal, in the same or in the opposite direction: x < 5 and 5 > x. Two equations also do if left side minus
+    right side of one is a multiple of that of the other. So do two inequalities: in the same direction for a positive factor, in the
+    opposite direction for a negative one.
     """
-    operators, parts = y[1], y[2]
-    if x[1] == operators and _equal_in_order(x[2], parts, work):
+    (_, operators_x, parts_x, _), (_, operators_y, parts_y, _) = x, y
+    if operators_x == operators_y and _equal_in_order(parts_x, parts_y, work):
         return True
-    flipped = tuple(FLIPPED.get(operator, operator) for operator in operators[::-1])
-    can_be_flipped = not {"\\to", "\\in"} & set(flipped)
-    if can_be_flipped and x[1] == flipped and _equal_in_order(x[2], parts[::-1], work):
+    flipped_y = tuple(FLIPPED.get(operator, operator) for operator in operators_y[::-1])
+    can_be_flipped = not {"\\to", "\\in"} & set(flipped_y)
+    if can_be_flipped and operators_x == flipped_y and _equal_in_order(parts_x, parts_y[::-1], work):
         return True
-    sides = (*x[2], *parts)
-    if len(sides) != 4 or any(not is_expression(side) or side[3] for side in sides):
+    sides = (*parts_x, *parts_y)
+    if len(sides) != 4 or any(not is_expression(side) or side[3] for side in sides):  # side[3]: its unit
         return False
-    if x[1] not in (operators, flipped) or x[1][0] not in ("=", "\\neq", *FLIPPED):
+    if operators_x not in (operators_y, flipped_y) or operators_x[0] not in ("=", "\\neq", *FLIPPED):
         return False
     try:
         sign = sign_of_ratio(_difference(*sides[:2]), _difference(*sides[2:]), work)
     except Unsupported:
         return False
-    if sign is None or x[1][0] in ("=", "\\neq"):
+    if sign is None or operators_x[0] in ("=", "\\neq"):
         return sign is not None
-    same_direction = x[1] == operators and x[1] != flipped
+    same_direction = operators_x == operators_y and operators_x != flipped_y
     return sign > 0 if same_direction else sign < 0
 
 

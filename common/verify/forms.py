@@ -116,7 +116,7 @@ def _choice_letter(text: str) -> str | None:
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
 _WITH_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
-_AND_OR_OR = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
+_CONJUNCTION = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
 _NUMERAL_WITH_BASE = re.compile(r"(-?)\(?0*(\d[\dA-F]*)\)?_(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
 
@@ -145,7 +145,7 @@ def read_form(text: str, depth: int = 0) -> Form:
         zero_padded = tuple(bool(re.match(r"\s*0\d", part)) for part in parts[1:])  # 1:03 is not 1:3
         return ("ratio", tuple(read_form(part, depth + 1) for part in parts), zero_padded)
     if "\\pm" in text or "\\mp" in text:
-        if text.count("\\pm") > 1 and "\\mp" not in text:  # two values or four? the text does not tell
+        if text.count("\\pm") > 1 and "\\mp" not in text:  # the text does not say whether it means two values or four
             return ("text", text.replace(" ", ""))
         upper, lower = text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+")
         return ("list", (read_value(upper), read_value(lower)))
@@ -168,13 +168,13 @@ def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]
 
 
 def _split_at_commas(text: str) -> list[str]:
-    """The pieces between commas. The commas of a number such as 1,234 do not separate, unless a digit stands beside it: 1,234,5."""
+    """The pieces between commas. The comma of 1,234 does not separate. In 1,234,5 it does, because one more comma and digit follow."""
     masked = _WITH_THOUSANDS.sub(lambda match: match[0].replace(",", "\x00"), text) if "," in text else text
     return [piece.replace("\x00", ",") for piece in split_outside_brackets(masked, ",")]
 
 
 def _flattened(kind: str, items: tuple[Form, ...]) -> Form:
-    """A list or set, with lists among its items replaced by their items: 1, 2 \\pm 3 has three. Raises Unsupported if it is too long."""
+    """A list or set. A list among its items is replaced by its items: 1, 2 \\pm 3 has three items. Raises Unsupported for too many."""
     flat = tuple(part for item in items for part in (item[1] if item[0] == "list" else (item,)))
     if len(flat) > MAX_ITEMS:
         raise Unsupported("items")
@@ -184,7 +184,7 @@ def _flattened(kind: str, items: tuple[Form, ...]) -> Form:
 def _read_list(text: str, depth: int) -> Form | None:
     """A list, whose items are separated by commas, semicolons, "and" or "or"."""
     words = {word.lower() for word in re.findall(r"\b(?:and|or)\b", text, re.IGNORECASE)}
-    separated = _AND_OR_OR.sub(";", text) if words else text
+    separated = _CONJUNCTION.sub(";", text) if words else text
     if not all(piece.strip(' "') for piece in separated.split(";")):
         separated = text
     if len(split_outside_brackets(separated, ";")) == 1 and len(_split_at_commas(separated)) == 1:
@@ -226,7 +226,7 @@ def _read_set(text: str, depth: int) -> Form | None:
         return ("text", text)
     if not content.strip():
         return ("text", "\\emptyset")
-    with_thousands = ", " in content  # {5,100} has two items, {1,000, 2} as well
+    with_thousands = ", " in content  # {5,100} has two items: 5 and 100. {1,000, 2} also has two: 1000 and 2
     return _flattened("set", _read_items(content, with_thousands, depth))
 
 
@@ -258,6 +258,7 @@ _NOT_A_NAME = re.compile(
 
 
 def _is_name(text: str) -> bool:
+    """Whether the text names a value, as x and f(5) do."""
     return bool(_NAME_OF_VALUE.fullmatch(text)) and not _NOT_A_NAME.search(text)
 
 
@@ -353,7 +354,7 @@ def _mixed_number_as_sum(match: re.Match[str]) -> str:
 
 
 def _is_words(text: str) -> bool:
-    """Whether the text consists of words, and is not the name of a Greek letter."""
+    """Whether the text consists of words and is no Greek letter."""
     only_letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", text)
     has_a_word = re.search(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$", text)
     return bool(only_letters and has_a_word) and not re.fullmatch(r"theta|alpha|beta", text)
