@@ -23,7 +23,6 @@ import sys
 import time
 import venv
 from collections import Counter
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,11 @@ WARM_UP = 2  # steps at the beginning of a run that are not counted
 CALIBRATION_STEPS = 6  # counted steps in each run of the calibration
 TURNS = 2  # runs of each setting in the calibration
 OURS, THEIRS = "train_grpo.py", "TRL"
+PHASES = ("sample", "verify", "update", "sync")
 FLAGS = ["--eval_steps", "0", "--save_steps", "0", "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--dtype", "float32"]
 
 # One run of either side, as trl_side.py writes it. Each step has began, sample, verify (seconds), lengths, rewards (of every completion)
-# and trained (share of the completions with a forward and backward pass); all steps but the last have seconds
+# and trained (share of the completions with a forward and backward pass). `start` adds seconds to all steps but the last
 Result = dict[str, Any]
 
 
@@ -53,9 +53,9 @@ def start(command: list[str], path: Path, threads: int) -> Result | None:
     return result
 
 
-def counted(result: Result, name: str) -> list[Any]:
-    """One quantity of each counted step."""
-    return [step[name] for step in result["steps"][WARM_UP:-1]]
+def counted_seconds(result: Result) -> list[float]:
+    """The seconds of each counted step."""
+    return [step["seconds"] for step in result["steps"][WARM_UP:-1]]
 
 
 # ---- train_grpo.py ---------------------------------------------------------------------------------------------------
@@ -84,9 +84,9 @@ def be_ours(folder: Path, steps: str, seed: str) -> None:
     noted_steps = []
     for beginning, row in zip(began, rows, strict=True):
         own = [completion for completion in completions if completion["step"] == row["step"]]
-        noted_steps.append({"began": beginning, "sample": row["time/sample"], "verify": row["time/verify"]})
-        noted_steps[-1] |= {"lengths": [c["tokens"] for c in own], "rewards": [c["reward"] for c in own]}
-        noted_steps[-1]["trained"] = statistics.mean(c["advantage"] != 0 for c in own)
+        step = {"began": beginning, **{phase: row[f"time/{phase}"] for phase in PHASES}}
+        step |= {"lengths": [c["tokens"] for c in own], "rewards": [c["reward"] for c in own]}
+        noted_steps.append(step | {"trained": statistics.mean(c["advantage"] != 0 for c in own)})
     adapter = load_file(folder / f"checkpoint-{steps}" / "adapter_model.safetensors")
     result = {
         "steps": noted_steps,
@@ -138,14 +138,8 @@ def job_like(ours: Path) -> dict[str, Any]:
             "weight_decay": 0.0,
             "loss_type": "dapo",  # TRL's name for the mean over all tokens of the step
             "shuffle_dataset": False,  # the problems are in our order already
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "log_completions": False,
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
+            **{"use_cpu": True, "bf16": False, "gradient_checkpointing": False},
+            **{"log_completions": False, "save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True},
         },
     }
 
@@ -222,47 +216,33 @@ def check_same_work(ours: Result, theirs: Result) -> None:
         sys.exit(f"the two sides did not do the same work: completions in each step are {completions[0]} and {completions[1]}")
 
 
-def tokens(result: Result) -> int:
-    """Tokens sampled in the counted steps."""
-    return sum(map(sum, counted(result, "lengths")))
-
-
-def completions(result: Result) -> int:
-    """Completions in the counted steps."""
-    return sum(map(len, counted(result, "lengths")))
+def measures(run: Result) -> dict[str, list[float]]:
+    """The quantities of one run: a value for each counted step, or one value for the run."""
+    steps = run["steps"][WARM_UP:-1]
+    seconds, lengths = [step["seconds"] for step in steps], [length for step in steps for length in step["lengths"]]
+    return {
+        "completions/s": [len(lengths) / sum(seconds)],
+        "seconds a step": seconds,
+        "of them sampling": [step["sample"] for step in steps],
+        "update, sync and the rest": [step["seconds"] - step["sample"] - step["verify"] for step in steps],
+        "peak resident memory, GB": [run["peak_gb"]],
+        "of it added by the steps": [run["peak_gb"] - run["before_gb"]],
+        "tokens a completion": [statistics.mean(lengths)],
+        "reward of the first step": [statistics.mean(run["steps"][0]["rewards"])],
+        "reward of the last step": [statistics.mean(run["steps"][-1]["rewards"])],
+        "completions with a forward and backward pass, %": [100 * statistics.mean(step["trained"] for step in steps)],
+        "seconds a token": [sum(seconds) / sum(lengths)],
+    }
 
 
 def report(sides: dict[str, list[Result]]) -> str:
-    """A table of both sides, and a table of their ratios."""
-
-    def pooled(values: Callable[[Result], list[float]]) -> list[str]:
-        return [spread([value for run in runs for value in values(run)]) for runs in sides.values()]
-
-    def by_run(value: Callable[[Result], float], form: str = ".2f") -> list[str]:
-        return [spread([value(run) for run in runs], form) for runs in sides.values()]
-
-    def rest(run: Result) -> list[float]:
-        return [step["seconds"] - step["sample"] - step["verify"] for step in run["steps"][WARM_UP:-1]]
-
-    rows = [
-        ["completions/s, by round", *by_run(lambda run: completions(run) / sum(counted(run, "seconds")), ".1f")],
-        ["seconds a step, all steps", *pooled(lambda run: counted(run, "seconds"))],
-        ["of them sampling", *pooled(lambda run: counted(run, "sample"))],
-        ["update, sync and the rest", *pooled(rest)],
-        ["peak resident memory, GB", *by_run(lambda run: run["peak_gb"])],
-        ["of it added by the steps", *by_run(lambda run: run["peak_gb"] - run["before_gb"])],
-        ["tokens a completion", *by_run(lambda run: tokens(run) / completions(run), ".1f")],
-        ["reward, first step", *by_run(lambda run: statistics.mean(run["steps"][0]["rewards"]))],
-        ["reward, last step", *by_run(lambda run: statistics.mean(run["steps"][-1]["rewards"]))],
-        ["completions with a forward and backward pass, %", *by_run(lambda run: 100 * statistics.mean(counted(run, "trained")), ".0f")],
-    ]
+    """A table of both sides over all rounds, and a table of their ratios in each round."""
+    found = {name: [measures(run) for run in runs] for name, runs in sides.items()}
+    rows = [[name, *(spread([value for run in runs for value in run[name]], ".3g") for runs in found.values())] for name in found[OURS][0]]
     ratios = []
-    for name, value in (
-        ("seconds a step", lambda run: statistics.median(counted(run, "seconds"))),
-        ("seconds a token", lambda run: sum(counted(run, "seconds")) / tokens(run)),
-        ("peak memory", lambda run: run["peak_gb"]),
-    ):
-        own = [value(ours) / value(theirs) for ours, theirs in zip(*sides.values(), strict=True)]
+    for name in ("seconds a step", "seconds a token", "peak resident memory, GB"):
+        pairs = zip(found[OURS], found[THEIRS], strict=True)
+        own = [statistics.median(ours[name]) / statistics.median(theirs[name]) for ours, theirs in pairs]
         ratios.append([name, *(f"{ratio:.3f}" for ratio in own), f"**{statistics.median(own):.3f}**"])
     header = [f"{OURS} / {THEIRS}", *(f"round {i + 1}" for i in range(len(sides[OURS]))), "median"]
     return f"median (lowest - highest)\n\n{table(['', *sides], rows)}\n\n{table(header, ratios)}"
@@ -285,7 +265,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         check_same_work(ours, theirs)
         sides[OURS].append(ours)
         sides[THEIRS].append(theirs)
-        seconds = [statistics.median(counted(run, "seconds")) for run in (ours, theirs)]
+        seconds = [statistics.median(counted_seconds(run)) for run in (ours, theirs)]
         print(f"round {i} of {arguments.rounds}: {OURS} {seconds[0]:.3f} s a step, {THEIRS} {seconds[1]:.3f} s", flush=True)
     (folder / "result.json").write_text(json.dumps({"setting": setting, "sides": sides}))
     print(f"\n{arguments.threads} threads, float32, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs a side")
@@ -356,26 +336,27 @@ def profile(arguments: argparse.Namespace, folder: Path) -> None:
     """Prints the seconds of each phase of a step of train_grpo.py, and of the matrix products in it."""
     print(f"a run of {OURS}", flush=True)
     run = run_ours(folder / "ours", arguments.steps + 1, 0, arguments.threads)
-    rows, steps = read_rows(folder / "ours" / "metrics.jsonl")[WARM_UP:-1], len(run["steps"]) - WARM_UP - 1
+    steps = run["steps"][WARM_UP:-1]
     print("its matrix products", flush=True)
     import torch
 
     torch.set_num_threads(arguments.threads)
-    counts = products(folder / "ours", steps)
+    counts = products(folder / "ours", len(steps))
     timed = {shape: seconds_of(shape) for shape in sorted(set().union(*counts.values()))}
-    bare = {phase: sum(timed[shape] * count for shape, count in own.items()) / steps for phase, own in counts.items()}
-    gflop = {phase: sum(2e-9 * m * k * n * count for (m, k, n), count in own.items()) / steps for phase, own in counts.items()}
-    took = {phase: statistics.mean(row[f"time/{phase}"] for row in rows) for phase in ("sample", "verify", "update", "sync")}
-    whole = statistics.mean(counted(run, "seconds"))
+    bare = {phase: sum(timed[shape] * count for shape, count in own.items()) / len(steps) for phase, own in counts.items()}
+    gflop = {phase: sum(2e-9 * m * k * n * count for (m, k, n), count in own.items()) / len(steps) for phase, own in counts.items()}
+    took = {phase: statistics.mean(step[phase] for step in steps) for phase in PHASES}
+    whole = statistics.mean(counted_seconds(run))
     took |= {"rest": whole - sum(took.values()), "step": whole}
     bare["step"], gflop["step"] = sum(bare.values()), sum(gflop.values())
     lines = []
     for phase, seconds in took.items():
         lines.append([phase, f"{seconds:.4f}", f"{seconds / whole:.1%}", "", "", "", ""])
         if phase in bare:
-            lines[-1][3:] = [f"{bare[phase]:.4f}", f"{gflop[phase]:.2f}", f"{gflop[phase] / bare[phase]:.0f}", f"{seconds / bare[phase]:.2f}"]
+            numbers = (f"{gflop[phase]:.2f}", f"{gflop[phase] / bare[phase]:.0f}", f"{seconds / bare[phase]:.2f}")
+            lines[-1][3:] = [f"{bare[phase]:.4f}", *numbers]
     header = ["phase", "seconds a step", "share", "bare matrix products, s", "GFLOP", "GFLOP/s", "times the products"]
-    print(f"\n{OURS}, {run['threads']} threads, means of {steps} steps of {completions(run) // steps} completions\n\n{table(header, lines)}")
+    print(f"\n{OURS}, {run['threads']} threads, means of {len(steps)} steps\n\n{table(header, lines)}")
 
 
 def main() -> None:
