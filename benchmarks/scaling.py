@@ -2,11 +2,10 @@
 
     python benchmarks/scaling.py [--axes completions length vocabulary rank] [--rounds 3] [--threads 2] [--plot docs/scaling.svg]
 
-The other sizes stay at BASE. The model has the embedded model's architecture and random weights. The transformers engine samples
-without an end token, so every completion has its full length. The update is phases 5 and 6 of train_grpo.py on random completions, all
-of which are trained on. Each point is measured once in every round, in processes of its own. A time is the median of --repeats after a
-warm-up, then the median over rounds. Memory is the most that an update holds above the memory before it: resident memory on a CPU,
-torch's count on a GPU.
+The other sizes stay at BASE. Each point is a run of train_grpo.py on a model with the embedded model's architecture and random weights.
+There is no end token and every second reward is 1, so every completion has its full length and is trained on. Each point is measured once
+in every round. A time is the median of --repeats steps after a warm-up, then the median over rounds. Memory is the most that an update
+holds above the memory before it: resident memory on a CPU (Linux), torch's count on a GPU.
 
 For each size the script prints a table, and for each column the line a + b n by least squares with its R^2 and the points that are more
 than 10 % of their value away from the line. Values that all lie within 10 % of each other get no line.
@@ -15,32 +14,31 @@ than 10 % of their value away from the line. Values that all lie within 10 % of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import math
+import random
 import statistics
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
-from measure import ROOT, device_name, parser, resident_gb, result_of, save_svg, stacked_panels, table
-from transformers import AutoConfig
+from measure import device_name, parser, read_rows, resident_gb, result_of, save_svg, stacked_panels, table
 
-from common.batching import Batch, make_batch, microbatches
+import train_grpo
+from common.config import parse_config
 from common.data import Problem
 from common.launch import keep_freed_memory
-from common.loss import aggregate, loss_divisor, truncated_importance_weights
-from common.metrics import TokenMeans
-from common.optim import clip_gradients, make_optimizer, take_step
-from common.policy import Policy, load_policy
-from common.rollout import Completion, Request, TransformersEngine, derive_seed
+from common.metrics import Run
+from common.policy import Policy
+from common.rewards import VerifierReward
+from common.rollout import Completion, TransformersEngine
 from common.tiny import Arithmetic, build_model, build_tokenizer
-from train_grpo import Config, clipped_tokens, grpo_token_loss
 
-OUT = ROOT / "runs" / "scaling"
 BASE = {"completions": 64, "length": 64, "vocabulary": 1024, "rank": 32}
 AXES = {
     "completions": [32, 64, 128, 256, 512],
@@ -49,7 +47,6 @@ AXES = {
     "rank": [4, 8, 16, 32, 64, 128],
 }
 COLUMNS = {"sample": "sampling, s", "update": "update, s", "step": "both, s", "memory_mb": "the update's memory, MB"}
-PROMPT = 32  # tokens
 GROUP = 8  # completions of each prompt
 MICROBATCH = 2048  # tokens
 ALLOWED = 0.1  # distance from the line, as a share of the value
@@ -58,92 +55,66 @@ ALLOWED = 0.1  # distance from the line, as a share of the value
 # ---- a point, in a process of its own --------------------------------------------------------------------------------
 
 
-def prepare(point: dict[str, int]) -> tuple[Config, Policy]:
-    """A random model of this vocabulary with a fresh adapter of this rank."""
-    folder = OUT / f"model-{point['vocabulary']}"
-    build_model(point["vocabulary"], seed=0).save_pretrained(folder)
-    sizes = {"lora_r": point["rank"], "lora_alpha": 2 * point["rank"], "max_completion_length": point["length"]}
-    config = Config(model=str(folder), max_tokens_per_microbatch=MICROBATCH, **sizes)
-    policy = load_policy(config, build_tokenizer(Arithmetic()), AutoConfig.from_pretrained(folder))
-    policy.stop_ids = set()  # a completion ends at its length alone
-    return config, policy
+def random_task(vocabulary: int, folder: Path) -> list[str]:
+    """The flags for a random model of this vocabulary and for prompts of 32 tokens."""
+    build_model(vocabulary, seed=0).save_pretrained(folder)
+    build_tokenizer(Arithmetic()).save_pretrained(folder)
+    rng = random.Random(0)
+    rows = [{"question": "+".join(str(rng.randint(0, 30)) for _ in range(16)), "answer": "1"} for _ in range(300)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--model", str(folder), "--dataset", str(folder / "problems.jsonl"), "--prompt_template", "question"]
 
 
-def random_batch(point: dict[str, int], groups: int) -> Batch:
-    """Groups of completions of random tokens, all of the point's length."""
-    generator = torch.Generator().manual_seed(0)
+def update_memory(peaks: list[float]) -> Any:
+    """Takes the place of Run.timer, and adds the memory in MB that an update holds above the memory before it to `peaks`."""
+    timer = Run.timer
 
-    def ids(count: int) -> list[int]:
-        return torch.randint(point["vocabulary"], (count,), generator=generator).tolist()
+    @contextlib.contextmanager
+    def watched(run: Run, phase: str) -> Iterator[None]:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() / 1e6
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the memory of now
+            before = 1000 * resident_gb("VmRSS")
+        with timer(run, phase):
+            yield
+        if phase == "update" and run.step > 1:  # in the first step libraries load some of their parts
+            peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 1000 * resident_gb("VmHWM")
+            peaks.append(peak - before)
 
-    logps = [-math.log(point["vocabulary"])] * point["length"]
-    problems = [Problem(str(i), "", tuple(ids(PROMPT)), "") for i in range(groups)]
-    return make_batch(problems, [[Completion(ids(point["length"]), logps, "length", "") for _ in range(GROUP)] for _ in problems])
-
-
-def update(batch: Batch, policy: Policy, optimizer: torch.optim.Optimizer, config: Config) -> None:
-    """Phases 5 and 6 of train_grpo.py at its defaults, for a batch in which every completion is trained on."""
-    advantages, mask = torch.ones(len(batch)), batch.loss_mask()
-    clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon}
-    means, losses = TokenMeans(), []
-    divisor = loss_divisor(mask, config.loss_aggregation, config.max_completion_length)
-    for micro in microbatches(batch, torch.arange(len(batch)), config.max_tokens_per_microbatch, policy):
-        logps, entropy = policy.logps(micro, entropy=True)
-        old = logps.detach()
-        token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)
-        token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
-        loss = aggregate(token_loss, micro.completion_mask, config.loss_aggregation, divisor)
-        loss.backward()
-        losses.append(loss.detach())
-        clipped = clipped_tokens(logps, old, micro.take(advantages), **clip)
-        means.add(micro.completion_mask, entropy=entropy, difference=(old - micro.sampling_logps).abs(), clipped=clipped)
-    clip_gradients(optimizer, config.max_grad_norm, len(losses))
-    take_step(optimizer, config.learning_rate)
-    means.mean("entropy")
+    return watched
 
 
-def measure_seconds(point: dict[str, int], repeats: int) -> dict[str, Any]:
-    """Median seconds of sampling and of the update. The first run of each does not count."""
-    keep_freed_memory()  # as the scripts do
-    config, policy = prepare(point)
-    engine, optimizer = TransformersEngine(), make_optimizer(policy.parameters_of("default"), config.learning_rate)
-    engine.connect(policy)
-    batch = random_batch(point, point["completions"] // GROUP)
-    prompts = [problem.prompt_ids for problem in batch.problems[::GROUP]]
-    requests = [Request(prompt, derive_seed(0, "scaling", i), GROUP, point["length"]) for i, prompt in enumerate(prompts)]
+def run_point(point: dict[str, int], what: str, repeats: int) -> dict[str, float]:
+    """Median seconds of sampling and update, or the largest memory of an update, over the steps after the first."""
+    connect, peaks = TransformersEngine.connect, []
 
-    def seconds(function: Callable[..., Any], *inputs: Any) -> float:
-        times = []
-        for _ in range(repeats + 1):
-            began = time.perf_counter()
-            function(*inputs)
-            if policy.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        return statistics.median(times[1:])
+    def without_end(engine: TransformersEngine, policy: Policy) -> None:
+        policy.stop_ids = set()
+        connect(engine, policy)
 
-    sampled = [completion for group in engine.generate(requests) for completion in group]
-    assert [len(completion.ids) for completion in sampled] == [point["length"]] * point["completions"], "a completion ended early"
-    device = f"{device_name()}, {policy.dtype}, torch {torch.__version__}"
-    return {"sample": seconds(engine.generate, requests), "update": seconds(update, batch, policy, optimizer, config), "device": device}
+    def every_second(reward: VerifierReward, problems: list[Problem], completions: list[Completion]) -> torch.Tensor:
+        return torch.arange(len(completions)) % 2.0
 
-
-def measure_memory(point: dict[str, int], repeats: int) -> dict[str, Any]:
-    """The most memory in MB that an optimiser's first update held above the memory before it."""
-    config, policy = prepare(point)
-    on_gpu, batch = policy.device.type == "cuda", random_batch(point, point["completions"] // GROUP)
-    # libraries load some of their parts on first use
-    update(random_batch(point, 1), policy, make_optimizer(policy.parameters_of("default"), config.learning_rate), config)
-    optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 1e6
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the memory of now
-        before = 1000 * resident_gb("VmRSS")
-    update(batch, policy, optimizer, config)
-    most = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else 1000 * resident_gb("VmHWM")
-    return {"memory_mb": most - before}
+    sizes = {"problems_per_step": point["completions"] // GROUP, "num_generations": GROUP, "max_completion_length": point["length"],
+             "lora_r": point["rank"], "lora_alpha": 2 * point["rank"], "max_tokens_per_microbatch": MICROBATCH,
+             "max_steps": repeats + 1, "eval_steps": 0, "save_steps": 0}
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as patches:
+        flags = [*random_task(point["vocabulary"], Path(folder)), "--engine", "transformers", "--output_dir", f"{folder}/run"]
+        config = parse_config(train_grpo.Config, [*flags, *(f"--{k}={v}" for k, v in sizes.items())], "train_grpo")
+        patches.enter_context(mock.patch.object(TransformersEngine, "connect", without_end))
+        patches.enter_context(mock.patch.object(VerifierReward, "__call__", every_second))
+        if what == "seconds":
+            keep_freed_memory()  # as the scripts do
+        else:
+            patches.enter_context(mock.patch.object(Run, "timer", update_memory(peaks)))
+        train_grpo.train(config)
+        rows = read_rows(Path(folder) / "run" / "metrics.jsonl")[1:]
+    assert all(row["completions/mean_length"] == point["length"] for row in rows), "a completion ended early"
+    if what == "memory":
+        return {"memory_mb": max(peaks)}
+    return {name: statistics.median(row[f"time/{name}"] for row in rows) for name in ("sample", "update")}
 
 
 # ---- all points ------------------------------------------------------------------------------------------------------
@@ -217,7 +188,7 @@ def main() -> None:
     options.add_argument("--what", help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.point:  # one of the processes
-        print(json.dumps((measure_memory if arguments.what == "memory" else measure_seconds)(arguments.point, arguments.repeats)))
+        print(json.dumps(run_point(arguments.point, arguments.what, arguments.repeats)))
         return
     points = {axis: [{**BASE, axis: n} for n in AXES[axis]] for axis in arguments.axes}
     found: dict[str, list[dict[str, Any]]] = {json.dumps(point): [] for own in points.values() for point in own}
@@ -225,8 +196,9 @@ def main() -> None:
         for k, (point, measured) in enumerate(found.items()):
             measured.append(measure(json.loads(point), arguments))
             print(f"round {i + 1} of {arguments.rounds}, point {k + 1} of {len(found)}: {point}: {measured[-1]}", flush=True)
-    print(f"\n{measured[-1]['device']}; {arguments.rounds} rounds of {arguments.repeats} repeats; prompts of {PROMPT} tokens, "
-          f"{GROUP} completions each; {MICROBATCH} tokens in a micro-batch; sizes that do not grow: {BASE}")
+    torch.set_num_threads(arguments.threads)
+    print(f"\n{device_name()}; {arguments.rounds} rounds of {arguments.repeats} repeats; prompts of 32 tokens, {GROUP} completions each; "
+          f"{MICROBATCH} tokens in a micro-batch; sizes that do not grow: {BASE}")
     for axis, own in points.items():
         rows = [{name: statistics.median(m[name] for m in found[json.dumps(point)]) for name in COLUMNS} for point in own]
         print(f"\n{report(axis, rows)}")

@@ -14,15 +14,16 @@ a run and its last one are not counted. The script prints medians of both sides 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
-import re
 import statistics
 import subprocess
 import sys
 import time
 import venv
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,25 +62,31 @@ def counted_seconds(result: Result) -> list[float]:
 # ---- train_grpo.py ---------------------------------------------------------------------------------------------------
 
 
+def train(folder: Path, steps: str, seed: str) -> None:
+    """Runs train_grpo.py in this process."""
+    import train_grpo
+
+    sys.argv = ["train_grpo.py", *FLAGS, "--max_steps", steps, "--seed", seed, "--output_dir", str(folder)]
+    train_grpo.run_script(train_grpo.Config, train_grpo.train, train_grpo.__file__)
+
+
 def be_ours(folder: Path, steps: str, seed: str) -> None:
     """Runs train_grpo.py in this process and writes the same result as trl_side.py."""
     import torch
     from safetensors.torch import load_file
 
-    import train_grpo
     from common.metrics import Run
 
     began, before, original = [], [], Run.steps
 
-    def noted(run: Run) -> Any:
+    def noted(run: Run) -> Iterator[int]:
         before.append(resident_gb("VmHWM"))
         for step in original(run):
             began.append(time.perf_counter())
             yield step
 
     Run.steps = noted
-    sys.argv = ["train_grpo.py", *FLAGS, "--max_steps", steps, "--seed", seed, "--output_dir", str(folder)]
-    train_grpo.run_script(train_grpo.Config, train_grpo.train, train_grpo.__file__)
+    train(folder, steps, seed)
     rows, completions = read_rows(folder / "metrics.jsonl"), read_rows(folder / "completions.jsonl")
     noted_steps = []
     for beginning, row in zip(began, rows, strict=True):
@@ -100,9 +107,9 @@ def be_ours(folder: Path, steps: str, seed: str) -> None:
     folder.with_suffix(".json").write_text(json.dumps(result))
 
 
-def run_ours(folder: Path, steps: int, seed: int, threads: int) -> Result:
+def run_ours(folder: Path, steps: int, seed: int, threads: int, how: str = "--ours") -> Result:
     """train_grpo.py with its run folder in `folder`."""
-    result = start([sys.executable, __file__, "--ours", str(folder), str(steps), str(seed)], folder, threads)
+    result = start([sys.executable, __file__, how, str(folder), str(steps), str(seed)], folder, threads)
     return result or sys.exit(f"{OURS} failed; see {folder}.log")
 
 
@@ -138,8 +145,8 @@ def job_like(ours: Path) -> dict[str, Any]:
             "weight_decay": 0.0,
             "loss_type": "dapo",  # TRL's name for the mean over all tokens of the step
             "shuffle_dataset": False,  # the problems are in our order already
-            **{"use_cpu": True, "bf16": False, "gradient_checkpointing": False},
-            **{"log_completions": False, "save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True},
+            "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+            "log_completions": False, "save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True,
         },
     }
 
@@ -279,46 +286,27 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 Shape = tuple[int, int, int]  # (m, k) @ (k, n)
 
 
-def products(ours: Path, steps: int) -> dict[str, Counter[Shape]]:
-    """The matrix products of linear layers and output head that the last counted `steps` of a run cannot avoid, by phase.
+def be_profiled(folder: Path, steps: str, seed: str) -> None:
+    """Runs train_grpo.py in this process and writes the matrix products in the counted steps of each phase as [[m, k, n], times]."""
+    from torch.profiler import profile
 
-    Each different prompt token counts once. Each sampled token counts once, but the last one of a completion. The update counts the
-    completions with an advantage, and each of their prompts once. Attention, norms and everything else are left out, so the time of
-    these products is a lower bound.
-    """
-    from torch import nn
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from common.metrics import Run
 
-    adapter = json.loads((next(ours.glob("checkpoint-*")) / "adapter_config.json").read_text())
-    piece = json.loads((ours / "config.json").read_text())["flags"]["max_tokens_per_microbatch"]
-    model, tokenizer = (kind.from_pretrained(adapter["base_model_name_or_path"]) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    linear = {name: m.weight.shape for name, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name}
-    (vocabulary, hidden), rank = model.lm_head.weight.shape, adapter["r"]
-    sample, update, sync = Counter(), Counter(), Counter()
-    rows = read_rows(ours / "completions.jsonl")
-    last = rows[-1]["step"]
-    for step in range(last - steps, last):  # the last step is not counted
-        own = [row for row in rows if row["step"] == step]
-        prompts = {row["prompt"]: len(tokenizer(row["prompt"])["input_ids"]) for row in own}
-        alive = [sum(row["tokens"] > place for row in own) for place in range(max(row["tokens"] for row in own))]
-        trained = [row for row in own if row["advantage"]]
-        completion_tokens = sum(row["tokens"] for row in trained)
-        all_tokens = completion_tokens + sum(prompts[prompt] for prompt in {row["prompt"] for row in trained})
-        pieces = [piece] * (all_tokens // piece) + [all_tokens % piece] * (all_tokens % piece > 0)
-        for name, (wide, deep) in linear.items():
-            # q, k and v of the first layer read the frozen embeddings, which need no gradient
-            first = re.search(r"layers\.0\.self_attn\.[qkv]_proj", name)
-            sample.update([(m, deep, wide) for m in [sum(prompts.values()), *alive[1:]]])
-            for m in pieces:
-                update.update([(m, deep, wide), (m, deep, rank), (m, rank, wide)])  # forward: W, A, B
-                update.update([(wide, m, rank), (m, wide, rank), (rank, m, deep)])  # gradients of B, of its input, of A
-                update.update([] if first else [(m, wide, deep), (m, rank, deep)])  # gradient of the layer's input
-            sync.update([(wide, rank, deep)])
-        sample.update([(m, hidden, vocabulary) for m in alive])
-        for m in pieces:  # logits in the forward pass and again in the backward pass; gradient of the hidden states
-            m = round(m * completion_tokens / all_tokens)
-            update.update([(m, hidden, vocabulary), (m, hidden, vocabulary), (m, vocabulary, hidden)])
-    return {"sample": sample, "update": update, "sync": sync}
+    found, timer = {phase: Counter() for phase in PHASES}, Run.timer
+
+    @contextlib.contextmanager
+    def profiled(run: Run, phase: str) -> Iterator[None]:
+        with timer(run, phase), profile(record_shapes=True) as profiler:
+            yield
+        if WARM_UP < run.step < int(steps) and phase in found:
+            products = [event.input_shapes for event in profiler.events() if event.name in ("aten::mm", "aten::addmm")]
+            for shapes in products:
+                (m, k), (_, n) = [shape for shape in shapes if len(shape) == 2][-2:]
+                found[phase][m, k, n] += 1
+
+    Run.timer = profiled
+    train(folder, steps, seed)
+    folder.with_suffix(".json").write_text(json.dumps({"steps": [], **{phase: list(own.items()) for phase, own in found.items()}}))
 
 
 def seconds_of(shape: Shape) -> float:
@@ -337,14 +325,15 @@ def profile(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"a run of {OURS}", flush=True)
     run = run_ours(folder / "ours", arguments.steps + 1, 0, arguments.threads)
     steps = run["steps"][WARM_UP:-1]
-    print("its matrix products", flush=True)
+    print("the same run under torch's profiler, and its matrix products by themselves", flush=True)
+    profiled = run_ours(folder / "profiled", arguments.steps + 1, 0, arguments.threads, "--profiled")
     import torch
 
     torch.set_num_threads(arguments.threads)
-    counts = products(folder / "ours", len(steps))
-    timed = {shape: seconds_of(shape) for shape in sorted(set().union(*counts.values()))}
-    bare = {phase: sum(timed[shape] * count for shape, count in own.items()) / len(steps) for phase, own in counts.items()}
-    gflop = {phase: sum(2e-9 * m * k * n * count for (m, k, n), count in own.items()) / len(steps) for phase, own in counts.items()}
+    bare, gflop = {}, {}
+    for phase in ("sample", "update", "sync"):
+        bare[phase] = sum(seconds_of(shape) * times for shape, times in profiled[phase]) / len(steps)
+        gflop[phase] = sum(2e-9 * m * k * n * times for (m, k, n), times in profiled[phase]) / len(steps)
     took = {phase: statistics.mean(step[phase] for step in steps) for phase in PHASES}
     whole = statistics.mean(counted_seconds(run))
     took |= {"rest": whole - sum(took.values()), "step": whole}
@@ -360,8 +349,8 @@ def profile(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--ours"]:
-        be_ours(Path(sys.argv[2]), *sys.argv[3:])
+    if sys.argv[1:2] in (["--ours"], ["--profiled"]):  # the process of a run
+        (be_ours if sys.argv[1] == "--ours" else be_profiled)(Path(sys.argv[2]), *sys.argv[3:])
         return
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=3)
