@@ -1,15 +1,11 @@
 """Each script at a 7B shape with random weights, as planned for 24, 48 and 80 GB: memory beside the plan, and speed.
 
-    python benchmarks/gpu_7b.py [--cards 24 48 80] [--scripts train_grpo train_ppo ...] [--peak_tflops 989]
+    python benchmarks/gpu_7b.py [--cards 24 48 80] [--scripts train_grpo train_ppo ...]
 
 Random weights tell speed and memory, and nothing about learning; rewards are coin flips, and completions have their full length. Each run
 is a process of its own with the settings of its plan (NF4 at 24 GB). The peak is the largest memory in use on the whole device (read every
-50 ms), less the memory in use before; nothing limits it.
-
-The script prints peak and plan in GB, tokens sampled and trained per second, the seconds of a step and of its parts, and the arithmetic of
-training as a share of the device's peak (--peak_tflops: 989 for an H200 in bfloat16). Training counts as 2 N operations per token forward,
-2 N backward, and 2 N for what checkpointing computes again, where N are the weights of linear layers and head. The first step warms up and
-is left out. vLLM samples where it can be imported.
+50 ms), less the memory in use before; nothing limits it. The script prints peak and plan in GB, completion tokens sampled and trained per
+second, and the seconds of a step and of its parts. The first step warms up and is left out. vLLM samples where it can be imported.
 
 Without a GPU the script rehearses at a toy shape in float32. --same_process then saves the start of a process for each run.
 """
@@ -27,22 +23,16 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from gpu_smoke import ON_GPU, SHAPES, coin_flips, random_model, random_task, run_here, watched
+from gpu_smoke import ON_GPU, SHAPES, random_model, random_task, run_on_coin_flips, watched
 from measure import ROOT, parser, read_rows, run_logged, table
 from transformers import AutoConfig
 
-from common.batching import MicroBatch
 from common.config import parse_config
-from common.memory import GB, Plan, Shape, make_plan, shape_of
-from common.metrics import Run
-from common.policy import Policy
-from common.rewards import VerifierReward
+from common.memory import GB, Plan, make_plan, shape_of
 
 SCRIPTS = ["train_ppo", "train_vineppo", "train_grpo", "train_nft"]
-EXECUTED = "executed.json"  # in the run folder: tokens through the model in each step
 PARTS = ("sample", "value", "update", "sync")
 
 
@@ -58,11 +48,10 @@ def flags_of(script: str, card: float, arguments: argparse.Namespace, model: Pat
     return flags + (["--load_in_4bit"] if card <= 24 and ON_GPU else [])
 
 
-def planned(script: str, flags: list[str], card: float) -> tuple[Plan, Shape, list[str]]:
-    """The plan for a card, the model in numbers, and the flags of the plan on the device in the machine."""
+def planned(script: str, flags: list[str], card: float) -> tuple[Plan, list[str]]:
+    """The plan for a card, and the flags of the plan on the device in the machine."""
     config = parse_config(importlib.import_module(script).Config, flags, script)
-    shape = shape_of(AutoConfig.from_pretrained(config.model), config)
-    plan = make_plan(config, shape, card * GB, set())
+    plan = make_plan(config, shape_of(AutoConfig.from_pretrained(config.model), config), card * GB, set())
     settings = dataclasses.asdict(plan.settings) if plan.settings else {}
     if ON_GPU and settings:  # vLLM's share is a share of the device in the machine
         settings["vllm_gpu_memory_utilization"] *= card * GB / torch.cuda.mem_get_info()[1]
@@ -70,79 +59,47 @@ def planned(script: str, flags: list[str], card: float) -> tuple[Plan, Shape, li
     for name, value in settings.items():
         if value is not False and (ON_GPU or "vllm" not in name):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return plan, shape, words
-
-
-def inside(script: str, folder: Path, flags: list[str]) -> None:
-    """A run in this process, which also counts the tokens that go through the model."""
-    counted, steps = {"forward": 0, "both": 0}, []
-    states_before, log = Policy.states_before, Run.log
-
-    def counting(policy: Policy, micro: MicroBatch) -> Any:
-        counted["both" if torch.is_grad_enabled() else "forward"] += micro.input_ids.numel()
-        return states_before(policy, micro)
-
-    def noted(run: Run, metrics: dict[str, float | None]) -> None:
-        steps.append(dict(counted))
-        counted.update(forward=0, both=0)
-        log(run, metrics)
-
-    with (mock.patch.object(VerifierReward, "__call__", coin_flips), mock.patch.object(Policy, "states_before", counting),
-          mock.patch.object(Run, "log", noted)):
-        run_here(script, folder, *flags)
-    (folder / EXECUTED).write_text(json.dumps(steps))
+    return plan, words
 
 
 def measure(script: str, card: float, arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
     """One run, during which the device's memory is watched."""
     flags = flags_of(script, card, arguments, model)
-    plan, shape, settings = planned(script, flags, card)
+    plan, settings = planned(script, flags, card)
     row: dict[str, Any] = {"script": script, "card": card, "plan_gb": plan.peak / GB, "settings": settings, "result": "ok"}
     if plan.settings is None:
         return row | {"result": f"does not fit; {' or '.join(plan.remedies) or 'no remedy'}"}
     folder, log = arguments.out / f"{script}-{card:g}", arguments.out / f"{script}-{card:g}.log"
     if arguments.same_process:
-        inside(script, folder, [*flags, *settings])
+        run_on_coin_flips(script, folder, *flags, *settings)
     else:
         with watched() as memory:
             code = run_logged([sys.executable, __file__, "--inside", script, str(folder), *flags, *settings], log)
         row |= {"peak_gb": max(memory)} if ON_GPU else {}
-        row |= {"peak_gb": max(memory)} if ON_GPU else {}
         if code:
             return row | {"result": f"FAILED: code {code}, see {log.name}"}
-    text = AutoConfig.from_pretrained(model).get_text_config()
-    weights = shape.linear + text.vocab_size * text.hidden_size
-    return row | speeds(folder, weights, arguments.peak_tflops)
+    return row | speeds(folder)
 
 
-def speeds(folder: Path, weights: int, peak_tflops: float | None) -> dict[str, Any]:
+def speeds(folder: Path) -> dict[str, Any]:
     """Medians over the steps after the first."""
-    rows, executed = read_rows(folder / "metrics.jsonl"), json.loads((folder / EXECUTED).read_text())
-    flags = json.loads((folder / "config.json").read_text())["flags"]
+    rows, flags = read_rows(folder / "metrics.jsonl"), json.loads((folder / "config.json").read_text())["flags"]
     seconds = {name: statistics.median(row.get(f"time/{name}", 0.0) for row in rows[1:]) for name in PARTS}
-    # tokens through the model, padding included and shared prompts once
-    forward, both = (statistics.median(step[name] for step in executed[1:]) for name in ("forward", "both"))
-    sampling, training, trained = seconds["sample"], seconds["update"], both
-    if "critic_learning_rate" in flags:  # "value" is the critic's forward pass; the critic trains on the same tokens again
-        training, trained = training + seconds["value"], both / 2
-    else:  # "value" is sampling
-        sampling += seconds["value"]
-    found = {
-        "sampled_per_second": statistics.median(b["num_tokens"] - a["num_tokens"] for a, b in pairwise(rows)) / sampling,
+    completions = flags["problems_per_step"] * flags["num_generations"]
+    trained = completions * statistics.median(row["completions/mean_length"] for row in rows[1:])
+    sampled = statistics.median(b["num_tokens"] - a["num_tokens"] for a, b in pairwise(rows))  # VinePPO's continuations included
+    return {
+        # "value" is the forward pass of a critic, or else sampling
+        "sampled_per_second": sampled / (seconds["sample"] + (0.0 if "critic_learning_rate" in flags else seconds["value"])),
         "trained_per_second": trained / seconds["update"],
         "step_seconds": statistics.median(row["step_time"] for row in rows[1:]),
         "seconds": seconds,
     }
-    if peak_tflops:
-        operations = 2 * weights * (forward + both * (3 if flags["gradient_checkpointing"] else 2))
-        found["utilisation"] = operations / training / (peak_tflops * 1e12)
-    return found
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """The row of the table."""
-    forms = {"peak_gb": "{:.1f}", "sampled_per_second": "{:.0f}", "trained_per_second": "{:.0f}", "utilisation": "{:.0%}",
-             "step_seconds": "{:.2f}"}
+    forms = {"peak_gb": "{:.1f}", "sampled_per_second": "{:.0f}", "trained_per_second": "{:.0f}", "step_seconds": "{:.2f}"}
     shown = [form.format(row[name]) if name in row else "-" for name, form in forms.items()]
     parts = [f"{row['seconds'][name]:.2f}" if "seconds" in row else "-" for name in PARTS]
     return [row["script"], f"{row['card']:g}", f"{row['plan_gb']:.1f}", *shown, *parts, row["result"]]
@@ -155,7 +112,6 @@ def main(words: list[str] | None = None) -> None:
     options.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=SCRIPTS)
     options.add_argument("--shape", default="7b" if ON_GPU else "toy", choices=SHAPES)
     options.add_argument("--steps", type=int, default=3)
-    options.add_argument("--peak_tflops", type=float)
     options.add_argument("--same_process", action="store_true", help="all runs in this process, for a rehearsal: memory is not measured")
     options.add_argument("--out", type=Path, default=ROOT / "runs" / f"gpu_7b-{time.strftime('%Y%m%d-%H%M%S')}")
     arguments = options.parse_args(words)
@@ -168,7 +124,7 @@ def main(words: list[str] | None = None) -> None:
             (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
             print(f"{script} {card:g} GB: {results[-1]['result']}", flush=True)
     print(f"\n{arguments.shape}, {torch.cuda.get_device_name() if ON_GPU else 'no GPU: a rehearsal, memory not measured'}\n")
-    header = ["script", "card", "plan, GB", "peak, GB", "sampled/s", "trained/s", "of peak", "step, s", *PARTS, "result"]
+    header = ["script", "card", "plan, GB", "peak, GB", "sampled/s", "trained/s", "step, s", *PARTS, "result"]
     print(table(header, [cells(row) for row in results]))
     if any(row["result"].startswith("FAILED") for row in results):
         sys.exit(1)
@@ -176,6 +132,6 @@ def main(words: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:  # the process of a run
-        inside(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
+        run_on_coin_flips(sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])
     else:
         main()

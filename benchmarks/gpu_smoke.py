@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from measure import ROOT, parser, read_rows, run_logged
@@ -76,19 +77,10 @@ def random_model(shape: str, folder: Path) -> Path:
     hidden, mlp, layers, heads, kv_heads, vocabulary, tied = SHAPES[shape]
     tokenizer = build_tokenizer(Arithmetic())
     config = Qwen2Config(
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        max_position_embeddings=4096,
+        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        vocab_size=vocabulary, tie_word_embeddings=tied, max_position_embeddings=4096,
         initializer_range=1.2 / hidden**0.5,  # 0.02 at 7B, and the same gain per layer in all shapes
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
     torch.manual_seed(0)
     with torch.device("cuda" if ON_GPU else "cpu"):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
@@ -106,11 +98,6 @@ def random_task(model: Path, folder: Path) -> list[str]:
     path = folder / "problems.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ["--model", str(model), "--dataset", str(path), "--prompt_template", "question"]
-
-
-def coin_flips(reward: VerifierReward, problems: list[Problem], completions: list[Completion]) -> torch.Tensor:
-    """Rewards by which every group has something to train on. They take the place of VerifierReward.__call__."""
-    return torch.tensor([float(random.Random(str(c.ids)).random() < 0.5) for c in completions])
 
 
 @contextlib.contextmanager
@@ -268,13 +255,22 @@ def run_here(script: str, folder: Path, *flags: str) -> Path:
     return folder
 
 
+def run_on_coin_flips(script: str, folder: Path, *flags: str) -> Path:
+    """As run_here, with rewards by which every group has something to train on."""
+
+    def flips(reward: VerifierReward, problems: list[Problem], completions: list[Completion]) -> torch.Tensor:
+        return torch.tensor([float(random.Random(str(c.ids)).random() < 0.5) for c in completions])
+
+    with mock.patch.object(VerifierReward, "__call__", flips):
+        return run_here(script, folder, *flags)
+
+
 def training(arguments: argparse.Namespace, *flags: str) -> str:
     """Three steps of train_grpo.py on coin flips."""
-    VerifierReward.__call__ = coin_flips
     sizes = ["--max_completion_length", "512"] if ON_GPU else ["--max_completion_length", "32", "--problems_per_step", "4", "--lora_r", "4"]
     command = [*random_task(arguments.model, arguments.out), *sizes, "--gradient_checkpointing", "--engine", "vllm"]
     command += ["--vllm_gpu_memory_utilization", str(arguments.share), "--max_steps", "3", "--eval_steps", "0", *flags]
-    folder = run_here("train_grpo", arguments.out / f"run-{arguments.check}", *command)
+    folder = run_on_coin_flips("train_grpo", arguments.out / f"run-{arguments.check}", *command)
     rows = read_rows(folder / "metrics.jsonl")[1:]  # the first step warms up
     apart = max(row["sampling/sampling_logp_difference/mean"] for row in rows)
     kind = "4-bit" if "--load_in_4bit" in flags else "bfloat16" if ON_GPU else "float32"
