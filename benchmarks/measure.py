@@ -7,6 +7,7 @@ imports it in TRL's environment.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import statistics
@@ -55,6 +56,11 @@ def device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the libraries that matter most for speed."""
+    return {package: importlib.metadata.version(package).split("+")[0] for package in ("torch", "transformers", "peft")}
 
 
 def spread(values: list[float], form: str = ".2f") -> str:

@@ -9,7 +9,6 @@ length and reward; and the memory of the process. Of this repository the script 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from measure import resident_gb
+from measure import resident_gb, versions
 from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -66,11 +65,12 @@ def main() -> None:
     result = {
         "steps": clock.steps,
         "optimizer_steps": trainer.state.global_step,
+        "completions": sum(len(step["lengths"]) for step in clock.steps),
         "parameters": parameters,
         "threads": torch.get_num_threads(),
         "before_gb": clock.before_gb,
         "peak_gb": resident_gb("VmHWM"),
-        "versions": {package: importlib.metadata.version(package) for package in ("trl", "torch", "transformers", "peft")},
+        "versions": versions(),
     }
     Path(sys.argv[2]).write_text(json.dumps(result))
 

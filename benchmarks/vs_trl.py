@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, parser, read_rows, resident_gb, run_logged, spread, table
+from measure import ROOT, parser, read_rows, resident_gb, run_logged, spread, table, versions
 
 TRL = "1.16.0"
 WARM_UP = 2  # steps at the beginning of a run that are not counted
@@ -98,11 +97,12 @@ def be_ours(folder: Path, steps: str, seed: str) -> None:
     result = {
         "steps": noted_steps,
         "optimizer_steps": len(rows),  # one a step
+        "completions": len(completions),
         "parameters": sum(weight.numel() for weight in adapter.values()),
         "threads": torch.get_num_threads(),
         "before_gb": before[0],
         "peak_gb": resident_gb("VmHWM"),
-        "versions": json.loads((folder / "config.json").read_text())["versions"],
+        "versions": versions(),
     }
     folder.with_suffix(".json").write_text(json.dumps(result))
 
@@ -119,7 +119,7 @@ def run_ours(folder: Path, steps: int, seed: int, threads: int, how: str = "--ou
 def make_environment(folder: Path) -> Path:
     """The python of an environment with TRL and our versions of torch, transformers and peft, made on first use."""
     if not (folder / "done").exists():
-        wanted = [f"trl=={TRL}", *(f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in ("torch", "transformers", "peft"))]
+        wanted = [f"trl=={TRL}", *(f"{package}=={version}" for package, version in versions().items())]
         print(f"making {folder} with {' '.join(wanted)}", flush=True)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted], check=True)
@@ -214,13 +214,10 @@ def named(setting: dict[str, Any]) -> str:
 
 
 def check_same_work(ours: Result, theirs: Result) -> None:
-    """Ends the program if one side did more work than the other."""
-    for name in ("optimizer_steps", "parameters", "threads"):
+    """Ends the program if the work of the two sides differs."""
+    for name in ("optimizer_steps", "completions", "parameters", "threads", "versions"):
         if ours[name] != theirs[name]:
             sys.exit(f"the two sides did not do the same work: {name} is {ours[name]} in {OURS} and {theirs[name]} in {THEIRS}")
-    completions = [[len(step["lengths"]) for step in side["steps"]] for side in (ours, theirs)]
-    if completions[0] != completions[1]:
-        sys.exit(f"the two sides did not do the same work: completions in each step are {completions[0]} and {completions[1]}")
 
 
 def measures(run: Result) -> dict[str, list[float]]:
@@ -256,6 +253,7 @@ def report(sides: dict[str, list[Result]]) -> str:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
+    """Prints the tables of both sides over all rounds."""
     python = arguments.trl_python or make_environment(folder.parent / f"trl-{TRL}")
     setting = arguments.setting
     if setting is None:
@@ -275,10 +273,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         seconds = [statistics.median(counted_seconds(run)) for run in (ours, theirs)]
         print(f"round {i} of {arguments.rounds}: {OURS} {seconds[0]:.3f} s a step, {THEIRS} {seconds[1]:.3f} s", flush=True)
     (folder / "result.json").write_text(json.dumps({"setting": setting, "sides": sides}))
-    print(f"\n{arguments.threads} threads, float32, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs a side")
-    for name, runs in sides.items():
-        print(f"{name}: {', '.join(f'{package} {version}' for package, version in runs[0]['versions'].items() if version)}")
-    print(f"\n{report(sides)}")
+    print(f"\n{arguments.threads} threads, float32, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs a side, TRL {TRL}, "
+          f"{versions()}\n\n{report(sides)}")
 
 
 # ---- where the time of train_grpo.py goes ----------------------------------------------------------------------------
@@ -287,8 +283,11 @@ Shape = tuple[int, int, int]  # (m, k) @ (k, n)
 
 
 def be_profiled(folder: Path, steps: str, seed: str) -> None:
-    """Runs train_grpo.py in this process and writes the matrix products in the counted steps of each phase as [[m, k, n], times]."""
-    from torch.profiler import profile
+    """Runs train_grpo.py in this process and writes the matrix products of each phase in the counted steps as [[m, k, n], times].
+
+    These are the products of linear layers and of the output head. Attention multiplies batches of matrices, which are left out.
+    """
+    import torch.profiler
 
     from common.metrics import Run
 
@@ -296,7 +295,7 @@ def be_profiled(folder: Path, steps: str, seed: str) -> None:
 
     @contextlib.contextmanager
     def profiled(run: Run, phase: str) -> Iterator[None]:
-        with timer(run, phase), profile(record_shapes=True) as profiler:
+        with timer(run, phase), torch.profiler.profile(record_shapes=True) as profiler:
             yield
         if WARM_UP < run.step < int(steps) and phase in found:
             products = [event.input_shapes for event in profiler.events() if event.name in ("aten::mm", "aten::addmm")]
