@@ -164,7 +164,8 @@ def report(turns: dict[str, list[Turn]]) -> str:
         faster = statistics.median(t.seconds for t in first) / statistics.median(t.seconds for t in own)
         same = statistics.mean(a == b for turn in own for a, b in zip(turn.ids, sampled, strict=True))
         row = [way, f"{own[0].tokens:,}", f"{first[0].tokens / own[0].tokens:.1f}", spread([t.seconds for t in own]), f"{faster:.2f}"]
-        rows.append([*row, f"{statistics.median(t.decode for t in own):.2f}", f"{same:.2%}"])
+        decode = statistics.median(t.decode for t in own)
+        rows.append([*row, f"{decode:.2f}" if decode else "-", f"{same:.2%}"])
     return table(["way", "prefilled tokens", "times fewer", "seconds", "times faster", "of them decoding", "same continuations"], rows)
 
 
