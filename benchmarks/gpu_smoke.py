@@ -85,8 +85,7 @@ def random_model(shape: str, folder: Path) -> Path:
     with torch.device("cuda" if ON_GPU else "cpu"):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if ON_GPU:
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     (folder / "done").touch()
     return folder
 
@@ -289,8 +288,7 @@ def evaluation(arguments: argparse.Namespace) -> str:
     move(policy)
     policy.save(arguments.out / "adapter")
     del policy  # vLLM needs the memory
-    if ON_GPU:
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     flags = [*random_task(arguments.model, arguments.out), "--adapter", str(arguments.out / "adapter"), "--max_problems", "24"]
     flags += ["--num_samples", "2", "--max_completion_length", "32", "--vllm_gpu_memory_utilization", str(arguments.share)]
     texts = []
