@@ -1,0 +1,244 @@
+"""What runs over seeds say: reading their folders, means with intervals, tables, and figures for the documents.
+
+Figures are SVG files with real text. They have no background and take the reader's light or dark colours.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mpmath
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.report import INK, PALETTE, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AXES = {"steps": "training step", "tokens": "generated tokens", "seconds": "seconds of training steps (evaluation not counted)"}
+Curve = dict[float, float]  # y by x
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path, metric: str = "eval/pass@1") -> dict[str, Any]:
+    """A finished run: a curve of the metric for each of AXES, totals, and all rows of metrics.jsonl. Exits if the metric is not there."""
+    if not (folder / "metrics.jsonl").exists():
+        sys.exit(f"error: the run wrote no {folder / 'metrics.jsonl'}")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seconds, curves = 0.0, {axis: {} for axis in AXES}
+    for row in rows:
+        seconds += row.get("step_time", 0.0)
+        if metric in row:
+            for axis, x in (("steps", row["step"]), ("tokens", row.get("num_tokens", 0)), ("seconds", seconds)):
+                curves[axis][x] = row[metric]
+    if not curves["steps"]:
+        names = sorted({name for row in rows for name in row})
+        sys.exit(f"error: no row of {folder / 'metrics.jsonl'} has {metric}; it has {', '.join(names)}")
+    tokens = max(row.get("num_tokens", 0) for row in rows)
+    problems = next((row["eval/problems"] for row in rows if "eval/problems" in row), None)
+    return {**curves, "all_tokens": tokens, "all_seconds": seconds, "problems": problems, "rows": rows}
+
+
+def binned(run: dict[str, Any], name: str, size: int = 10) -> Curve:
+    """Means of a metric over the steps 1-10, 11-20, ..., by the last step of each."""
+    rows = [row for row in run["rows"] if name in row and row["step"] > 0]
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return {part[-1]["step"]: statistics.fmean(row[name] for row in part) for part in parts}
+
+
+def problems_of(runs: Iterable[dict[str, Any]]) -> str:
+    """How many held-out problems the runs were evaluated on, as words."""
+    counts = sorted({run["problems"] for run in runs if run["problems"]})
+    return f"{' or '.join(map(str, counts))} unseen problems" if counts else "unseen problems"
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def height(curve: Curve, end: float | None = None) -> float:
+    """Mean height of a curve up to `end`: the area under it over its width. Example: {0: 0, 10: 1, 20: 1} -> 0.75."""
+    x, y = np.array(list(curve.items())).T
+    points = [*x, x[-1]] if end is None else [*x[x < end], end]
+    width = points[-1] - points[0]
+    return float(np.trapezoid(np.interp(points, x, y), points) / width) if width else float(y[0])
+
+
+def mean_curve(curves: list[Curve]) -> list[tuple[float, float]]:
+    """Over runs that were evaluated equally often: the mean x and the mean y of each evaluation."""
+    points = zip(*(curve.items() for curve in curves), strict=True)
+    return [(statistics.fmean(x for x, _ in point), statistics.fmean(y for _, y in point)) for point in points]
+
+
+@cache
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % point of Student's t distribution. Example: 4 degrees of freedom -> 2.776."""
+    # P(|T| > t) is the regularized incomplete beta function at freedom / (freedom + t^2)
+    share = mpmath.findroot(
+        lambda x: mpmath.betainc(freedom / 2, 0.5, 0, x, regularized=True) - 0.05, (0, 1), solver="bisect", maxsteps=100, tol=1e-24
+    )
+    return float(mpmath.sqrt(freedom * (1 / share - 1)))
+
+
+def t_interval(values: list[float]) -> tuple[float, float]:
+    """The 95 % Student t interval of the mean; NaN for a single value. Example: [1, 2, 3] -> (-0.484, 4.484)."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    mean, half = statistics.fmean(values), t_quantile(len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return mean - half, mean + half
+
+
+def shown(values: list[float], form: str = ".3f", interval: Callable[[list[float]], tuple[float, float]] = t_interval) -> str:
+    """Mean and interval. Example: [1, 2, 3] -> "2.000 (-0.484 to 4.484)"."""
+    low, high = interval(values)
+    return f"{statistics.fmean(values):{form}}" + (f" ({low:{form}} to {high:{form}})" if low == low else "")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+# Inches. A figure is as wide as a phone: shown 400 pixels wide, its smallest letters (8.5 points) are 11 pixels high.
+WIDTH, LEFT, RIGHT, LETTERS = 4.2, 0.48, 0.12, 8.5
+TOGETHER = 3  # methods that share a panel; more get a panel each
+STYLE = "<style>svg{color:#1c1e21}@media(prefers-color-scheme:dark){svg{color:#e8eaed}}</style>"
+
+
+class Chart(NamedTuple):
+    """Curves of one quantity: `runs` are by method, a curve for each seed."""
+
+    runs: dict[str, list[Curve]]
+    x: str
+    y: str
+    wide: str = ""  # a method with wide lines, so that it is seen under another one that covers it
+
+
+def sheet(title: str, note: str, height: float) -> tuple[Figure, float]:
+    """A figure with a title and room of this height below it, in inches; and where that room begins, from the lower edge."""
+    from matplotlib.figure import Figure
+
+    lines = textwrap.wrap(title, 46)
+    whole = height + 0.19 * len(lines) + 0.25
+    figure = Figure(figsize=(WIDTH, whole))
+    words = {"color": INK, "va": "top", "parse_math": False}
+    figure.text(0.02, 1 - 0.05 / whole, "\n".join(lines), fontsize=10, weight="bold", **words)
+    figure.text(0.02, (height + 0.17) / whole, note, fontsize=LETTERS, **words)
+    return figure, height
+
+
+def place(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at this place, in inches."""
+    from matplotlib.ticker import MaxNLocator
+
+    wide, high = figure.get_size_inches()
+    axes = figure.add_axes((left / wide, bottom / high, width / wide, height / high))
+    axes.tick_params(labelsize=LETTERS, color=INK, labelcolor=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.grid(alpha=0.15, color=INK, linewidth=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(4 if width > 2 else 3, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5 if height > 1.5 else 3, steps=[1, 2, 5, 10]))
+    return axes
+
+
+def draw(axes: Axes, runs: list[Curve], colour: str, label: str, widening: float = 1) -> None:
+    """The seeds' curves, their mean, and its interval over the seeds (that of two seeds is too wide to show anything)."""
+    for curve in runs:
+        axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.6 * widening, alpha=0.5)
+    x, y = zip(*mean_curve(runs), strict=True)
+    axes.plot(x, y, color=colour, linewidth=2 * widening, alpha=1 / widening**0.5, label=label)
+    if len(runs) > 2:
+        bounds = [t_interval(list(values)) for values in zip(*(curve.values() for curve in runs), strict=True)]
+        axes.fill_between(x, *zip(*bounds, strict=True), color=colour, alpha=0.16, linewidth=0)
+
+
+def picture(charts: list[Chart], title: str, order: Iterable[str] = ()) -> Figure:
+    """The charts below each other. Up to three methods share a panel; of more, each has its own, with the others' means in grey.
+
+    A method has one colour in all charts, by its place in `order`.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    names = list(dict.fromkeys([*order, *(name for chart in charts for name in chart.runs)]))
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+    grids = [(1, 1) if len(chart.runs) <= TOGETHER else (-(-len(chart.runs) // 2), 2) for chart in charts]
+    heights = [0.75 + rows * (2.0 if columns == 1 else 1.2) for rows, columns in grids]
+    figure, top = sheet(title, "thin: one seed; bold: mean; band: 95 % interval of it", sum(heights))
+    for chart, (rows, columns), height in zip(charts, grids, heights, strict=True):
+        figure.text(0.02, (top - 0.02) / figure.get_figheight(), chart.y, fontsize=LETTERS, color=INK, va="top", parse_math=False)
+        every = [point for runs in chart.runs.values() for curve in runs for point in curve.items()]
+        room = 0.05 * (max(y for _, y in every) - min(y for _, y in every)) or 0.05
+        wide, high = (WIDTH - LEFT - RIGHT) / columns, (height - 0.65) / rows
+        for i, name in enumerate(chart.runs) if columns == 2 else [(0, "")]:
+            row, column = divmod(i, columns)
+            gap = 0.25 if columns == 2 else 0.0  # for the name of the method, and between the panels
+            axes = place(figure, LEFT + column * (wide + gap / 2), top - 0.2 - (row + 1) * high, wide - gap / 2, high - gap)
+            axes.set_ylim(min(y for _, y in every) - room, max(y for _, y in every) + room)
+            axes.set_xlim(min(x for x, _ in every), max(x for x, _ in every))
+            for other, runs in chart.runs.items():
+                if name in ("", other):
+                    draw(axes, runs, colours[other], other, 3 if other == chart.wide else 1)
+                else:
+                    axes.plot(*zip(*mean_curve(runs), strict=True), color=INK, linewidth=0.8, alpha=0.3, zorder=1)
+            axes.set_title(name, loc="left", fontsize=LETTERS, color=INK, pad=2, parse_math=False)
+            axes.tick_params(labelleft=column == 0, labelbottom=not name or i + columns >= len(chart.runs))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            if not name and len(chart.runs) > 1:
+                for text in axes.legend(frameon=False, fontsize=LETTERS, labelcolor=INK).get_texts():
+                    text.set_parse_math(False)
+        middle, low = (LEFT + WIDTH - RIGHT) / 2 / WIDTH, (top - height + 0.12) / figure.get_figheight()
+        figure.text(middle, low, chart.x, fontsize=LETTERS, color=INK, ha="center", parse_math=False)
+        top -= height
+    return figure
+
+
+def dots(rows: dict[str, dict[str, list[float]]], title: str, x: str, interval: Callable[[list[float]], tuple[float, float]]) -> Figure:
+    """A row for each method, and within it for each series: a dot for each seed, the mean, and a bar for its interval."""
+    series = list(dict.fromkeys(name for own in rows.values() for name in own))
+    step, legend = 0.18, 0.25 if len(series) > 1 else 0.0
+    inside = sum(step * len(own) + 0.1 for own in rows.values())
+    figure, top = sheet(title, "dot: one seed; stroke: mean; bar: 95 % interval of it", inside + 0.5 + legend)
+    left = 1.0
+    axes = place(figure, left, top - inside, WIDTH - left - RIGHT, inside)
+    y, centres = 0.0, []
+    for own in rows.values():
+        y += 0.05
+        centres.append(y + step * len(own) / 2)
+        for name, values in own.items():
+            y += step / 2
+            colour = PALETTE[series.index(name)]
+            axes.plot(interval(values), [y, y], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
+            axes.plot(values, [y] * len(values), "o", color=colour, markersize=3.2, alpha=0.85, markeredgewidth=0)
+            axes.plot([statistics.fmean(values)], [y], "|", color=INK, markersize=8, markeredgewidth=1.6)
+            y += step / 2
+        y += 0.05
+    axes.set_ylim(y, 0)
+    axes.set_yticks(centres, list(rows), parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    at = 1 / figure.get_figheight()
+    figure.text((left + WIDTH - RIGHT) / 2 / WIDTH, (legend + 0.08) * at, x, fontsize=LETTERS, color=INK, ha="center")
+    for i, name in enumerate(series) if legend else []:
+        figure.text((left + 1.3 * i) / WIDTH, 0.08 * at, f"\u25cf {name}", fontsize=LETTERS, color=PALETTE[i])
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As a picture that stands alone: 480 pixels wide where there is room, narrower on a phone."""
+    head, _, body = svg(figure, path.stem).partition(">")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{head} width="480">{STYLE}{body}\n', encoding="utf-8")
+    print(f"wrote {path}")

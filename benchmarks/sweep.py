@@ -1,0 +1,317 @@
+"""Runs a training script once for every combination of flag values and every seed, and compares the runs on one page.
+
+    python benchmarks/sweep.py train_grpo.py --seeds 5 --set learning_rate=1e-5,2e-5 --jobs 2 -- --dataset gsm8k
+    python benchmarks/sweep.py train_mine.py --seeds 3 --set sampling=uniform,lilo --set beta=0,0.01 --out runs/mine
+
+A cell is one combination of the values of --set. The runs of a cell differ in the seed alone. Flags after -- go to every run. The script
+may be one of yours: it has to take --seed and --output_dir and to write metrics.jsonl, as a copy of a training script does.
+
+The same command again goes on after an interruption. A finished run is not done again. An unfinished run continues from its checkpoint, or
+starts over if it has none. Seeds and values may be added. Ctrl-C lets the runs in hand save a checkpoint; a second Ctrl-C kills them.
+
+--out then holds sweep.html (curves with intervals over the seeds, a table, every command), results.json, results.csv and the run folders.
+Each run gets one CPU thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import zlib
+from html import escape
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+NOTE = "command.json"  # in each run's folder: its command, whether it is finished, seconds, revision of the code
+OURS = ("seed", "output_dir", "resume_from_checkpoint")  # flags that the sweep gives
+
+
+# ---- the runner ------------------------------------------------------------------------------------------------------
+
+
+def note_of(folder: Path) -> dict[str, Any]:
+    """What NOTE says in a run's folder; nothing if it is not there."""
+    return json.loads((folder / NOTE).read_text()) if (folder / NOTE).exists() else {}
+
+
+def write_note(folder: Path, **note: Any) -> None:
+    """Writes NOTE under another name and renames it, so that it is whole or not there."""
+    (folder / f"{NOTE}.tmp").write_text(json.dumps(note))
+    (folder / f"{NOTE}.tmp").replace(folder / NOTE)
+
+
+def is_done(folder: Path, command: list[str]) -> bool:
+    """Whether the folder holds this command's finished run. Exits if it holds something else."""
+    note = note_of(folder)
+    if note.get("command") != command and folder.exists() and any(path.name != NOTE for path in folder.iterdir()):
+        sys.exit(f"error: {folder} holds a run of another command; name another --out, or delete that folder")
+    return note.get("command") == command and note.get("finished", False)
+
+
+class Running(NamedTuple):
+    """A run in hand."""
+
+    folder: Path
+    command: list[str]
+    child: subprocess.Popen[bytes]
+    began: float | None  # None: it goes on with an earlier part, so that its seconds are not those of a whole run
+
+    @property
+    def log(self) -> Path:
+        """Beside the folder."""
+        return self.folder.with_suffix(".log")
+
+
+def start(folder: Path, command: list[str]) -> Running:
+    """Starts a script, or goes on with it."""
+    flags = ["--output_dir", str(folder)]
+    if any(folder.glob("checkpoint-*")):
+        flags += ["--resume_from_checkpoint", "auto"]
+    elif (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
+        shutil.rmtree(folder)  # of a run that never came to a checkpoint: nothing in it can be continued
+    fresh = not folder.exists() or all(path.name == NOTE for path in folder.iterdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_note(folder, command=command, finished=False)
+    script = command[0] if Path(command[0]).exists() else str(ROOT / command[0])
+    words, environment = [sys.executable, script, *command[1:], *flags], {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(folder.with_suffix(".log"), "a") as log:
+        # a session of its own: Ctrl-C in the terminal must not reach the script, which takes a second signal for "stop now"
+        child = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=environment)
+    return Running(folder, command, child, time.perf_counter() if fresh else None)
+
+
+def finish(run: Running) -> None:
+    """Writes down that a run is finished. Exits with the last line that the script wrote if it failed."""
+    if run.child.returncode:
+        said = [line for line in run.log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
+        sys.exit(f"{said[-1]}\nstopped: {shlex.join(run.command)} ended with code {run.child.returncode}; its whole output is in {run.log}")
+    seconds = None if run.began is None else time.perf_counter() - run.began
+    write_note(run.folder, command=run.command, finished=True, seconds=seconds, revision=revision())
+
+
+def revision() -> str:
+    """Of the code that runs; with a + where files differ from it."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip() or "unknown"
+    return "unknown"
+
+
+def run_all(jobs: dict[Path, list[str]], count: int, what: str) -> None:
+    """Runs the commands, by folder, `count` at a time. Finished ones are not run again. One that fails ends all.
+
+    SIGINT or SIGTERM: the runs in hand save and end, and a line says how to go on. A second signal kills them.
+    """
+    waiting, running, signals = [job for job in jobs.items() if not is_done(*job)], [], []
+    before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc=what, dynamic_ncols=True) as bar:
+            while (waiting or running) and not signals:
+                while waiting and len(running) < count:
+                    running.append(start(*waiting.pop(0)))
+                time.sleep(0.1)
+                for run in [run for run in running if run.child.poll() is not None]:
+                    running.remove(run)
+                    finish(run)
+                    bar.update()
+    finally:
+        end(running, signals)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signals:
+        done = sum(is_done(*job) for job in jobs.items())
+        again = shlex.join(["python", *sys.argv])
+        print(f"stopped with {done} of {len(jobs)} runs finished; go on with the same command: {again}", file=sys.stderr)
+        sys.exit(130)
+
+
+def end(running: list[Running], signals: list[int]) -> None:
+    """Ends the runs in hand in an orderly way, and waits for it. Kills them at a second signal."""
+    for run in running:
+        run.child.terminate()
+    if running:
+        print("waiting until the runs in hand have saved (Ctrl-C: kill them)", file=sys.stderr, flush=True)
+    while alive := [run for run in running if run.child.poll() is None]:
+        for run in alive if len(signals) > 1 else []:
+            os.killpg(run.child.pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def require(jobs: dict[Path, list[str]]) -> None:
+    """Exits unless all of these runs are finished."""
+    missing = [folder for folder, command in jobs.items() if not is_done(folder, command)]
+    if missing:
+        sys.exit(f"error: {len(missing)} runs are missing, the first is {missing[0]}")
+
+
+# ---- cells -----------------------------------------------------------------------------------------------------------
+
+
+def cells_of(script: str, settings: list[str], flags: list[str]) -> dict[str, list[str]]:
+    """Command of every combination of values, by its name. settings: as typed after --set. Exits if they cannot work together."""
+    values: dict[str, list[str]] = {}
+    for text in settings:
+        name, _, listed = text.partition("=")
+        name = name.lstrip("-").replace("-", "_")
+        own = [part for part in listed.split(";" if ";" in listed else ",") if part]
+        if not name or not own or name in values or len(set(own)) < len(own):
+            sys.exit(f"error: --set {text}: give a flag once with values that differ, as --set learning_rate=1e-5,2e-5")
+        values[name] = own
+    given = {flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    for name in [*values, *given]:
+        if name in OURS:
+            sys.exit(f"error: --{name} is given by the sweep itself; leave it out")
+        if name in values and name in given:
+            sys.exit(f"error: --{name} stands both in --set and after --; leave one out")
+    cells = {}
+    for chosen in product(*values.values()):
+        pairs = list(zip(values, chosen, strict=True))
+        name = ", ".join(f"{flag}={value}" for flag, value in pairs) or Path(script).stem
+        cells[name] = [script, *flags, *(word for flag, value in pairs for word in (f"--{flag}", value))]
+    return cells
+
+
+def folder_name(name: str) -> str:
+    """A name for a folder; long or unusual ones get a checksum, so that no two cells share a folder."""
+    clean = re.sub(r"[^\w=.+-]+", "-", name.replace(", ", ","))[:80].strip(".-")
+    return clean if clean == name else f"{clean}-{zlib.crc32(name.encode()):08x}"
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds from a count or a list. Examples: "3" -> [0, 1, 2]; "7,9" -> [7, 9]."""
+    try:
+        numbers = [int(part) for part in text.split(",") if part]
+    except ValueError:
+        numbers = []
+    seeds = list(range(numbers[0])) if len(numbers) == 1 and "," not in text else list(dict.fromkeys(numbers))
+    if not seeds or min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: give how many, as 5, or which, as 7,9,11")
+    return seeds
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{title}</title><style>
+:root{{color-scheme:light dark}} body{{font:16px/1.5 sans-serif;margin:1rem auto;padding:0 1rem;max-width:90rem}}
+body{{background:light-dark(#fff,#16181c);color:light-dark(#1c1e21,#e8eaed)}} .wide{{overflow-x:auto}} table{{border-collapse:collapse}}
+th,td{{text-align:left;white-space:nowrap;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #8886}} svg{{width:100%;max-width:36rem}}
+.curves{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}}
+pre{{white-space:pre-wrap;overflow-wrap:anywhere}}</style></head>
+<body><h1>{title}</h1><p>{about}</p><div class="wide"><table>{table}</table></div>
+<p>The table has means over the seeds, and in brackets the 95 % interval of each mean (Student's t; there is none for a single seed). "Last
+value" is that of the last evaluation of a run. "Area" is the mean height of the curve over the training steps.</p>
+<div class="curves">{curves}</div><h2>Commands</h2><pre>{commands}</pre>
+<p>Made by <code>{command}</code>. Revision of the code: {revision}.</p></body></html>
+"""
+
+
+def write_results(out: Path, cells: dict[str, list[str]], seeds: list[int], metric: str) -> None:
+    """sweep.html, results.json and results.csv of finished runs."""
+    from curves import AXES, Chart, height, picture, problems_of, read, shown, svg, t_interval
+
+    folders = {name: [out / folder_name(name) / f"seed-{seed}" for seed in seeds] for name in cells}
+    runs = {name: [read(folder, metric) for folder in own] for name, own in folders.items()}
+    what = "sampled pass@1" if metric == "eval/pass@1" else metric
+    if metric.startswith("eval/"):
+        what += f", {problems_of(run for own in runs.values() for run in own)}"
+    forms = {"last value": ".3f", "area": ".3f", "generated tokens": ",.0f", "seconds of steps": ",.0f"}
+    results, lines, sheet = [], [["cell", *forms]], [["cell", "seed", *forms]]
+    for name, own in runs.items():
+        each = [[list(run["steps"].values())[-1], height(run["steps"]), run["all_tokens"], run["all_seconds"]] for run in own]
+        values = {key: list(column) for key, column in zip(forms, zip(*each, strict=True), strict=True)}
+        bounds = {key: None if len(seeds) < 2 else t_interval(column) for key, column in values.items()}
+        summary = {key: {"mean": statistics.fmean(of), "interval": bounds[key], "seeds": of} for key, of in values.items()}
+        points = [{axis: list(run[axis].items()) for axis in AXES} for run in own]
+        results.append({"cell": name, "command": cells[name], "seeds": seeds, **summary, "curves": points})
+        lines.append([name, *(shown(values[key], form) for key, form in forms.items())])
+        sheet += [[name, seed, *row] for seed, row in zip(seeds, each, strict=True)]
+    (out / "results.json").write_text(json.dumps({"metric": metric, "cells": results}, indent=1) + "\n")
+    with open(out / "results.csv", "w", newline="") as file:
+        csv.writer(file).writerows(sheet)
+    drawn = ""
+    for axis, label in AXES.items():
+        chart = Chart({name: [run[axis] for run in own] for name, own in runs.items()}, label, what)
+        if max(x for own in chart.runs.values() for curve in own for x in curve) > 0:
+            drawn += f"<div>{svg(picture([chart], f'{what.partition(chr(44))[0]} over {axis}'), f'curves-{axis}')}</div>"
+    tags = ["th", *["td"] * len(runs)]
+    rows = [f"<tr>{''.join(f'<{tag}>{escape(word)}</{tag}>' for word in line)}</tr>" for tag, line in zip(tags, lines, strict=True)]
+    commands = [shlex.join(["python", *command, "--seed", "SEED", "--output_dir", "FOLDER"]) for command in cells.values()]
+    parts = {
+        "title": f"{Path(next(iter(cells.values()))[0]).stem}: {len(cells)} cells, {len(seeds)} seeds",
+        "about": escape(f"{what}. Seeds: {', '.join(map(str, seeds))}."),
+        "table": "".join(rows),
+        "curves": drawn,
+        "commands": escape("\n".join(commands)),
+        "command": escape(shlex.join(["python", *sys.argv])),
+        "revision": ", ".join(sorted({note_of(folder)["revision"] for own in folders.values() for folder in own})),
+    }
+    (out / "sweep.html").write_text(PAGE.format_map(parts), encoding="utf-8")
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with the message."""
+        sys.exit(f"error: {message} (see --help)")
+
+
+def main() -> None:
+    """The command line."""
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s SCRIPT [--seeds N] [--set FLAG=VALUE,VALUE ...] [--out DIR] [--jobs N] [--metric NAME] [-- FLAGS OF THE SCRIPT]",
+    )
+    parser.add_argument("script", help="training script, as train_grpo.py")
+    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("5"), help="how many seeds (0, 1, ...), or which: 7,9 (default: 5)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FLAG=A,B", help="values of a flag; values with commas are separated by ;"
+    )
+    parser.add_argument("--out", type=Path, help="folder (default: runs/sweep-SCRIPT)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as it has cores (default: 1)")
+    parser.add_argument("--metric", default="eval/pass@1", help="number in metrics.jsonl to compare (default: eval/pass@1)")
+    typed = sys.argv[1:]
+    cut = typed.index("--") if "--" in typed else len(typed)
+    arguments, unknown = parser.parse_known_args(typed[:cut])
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}; flags of the training script come after --")
+    script = arguments.script
+    if not (Path(script).is_file() or (ROOT / script).is_file()):
+        parser.error(f"there is no script {script}")
+    if arguments.jobs < 1:
+        parser.error("--jobs has to be 1 or more")
+    cells = cells_of(script, arguments.set, typed[cut + 1 :])
+    out = (arguments.out or Path("runs") / f"sweep-{Path(script).stem}").absolute()
+    jobs = {
+        out / folder_name(name) / f"seed-{seed}": [*command, "--seed", str(seed)]
+        for seed in arguments.seeds  # all cells of a seed, then the next seed
+        for name, command in cells.items()
+    }
+    run_all(jobs, arguments.jobs, "runs")
+    write_results(out, cells, arguments.seeds, arguments.metric)
+    print(f"{out / 'sweep.html'}: curves, table and commands; the same numbers are in results.json and results.csv beside it")
+
+
+if __name__ == "__main__":
+    main()
