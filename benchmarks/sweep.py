@@ -12,11 +12,9 @@ starts over if it has none. Seeds and values may be added. Ctrl-C lets the runs 
 --out then holds sweep.html (curves with intervals over the seeds, a table, every command), results.json, results.csv and the run folders.
 Each run gets one CPU thread.
 """
-
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import os
@@ -43,7 +41,6 @@ OURS = ("seed", "output_dir", "resume_from_checkpoint")  # flags that the sweep 
 
 # ---- the runner ------------------------------------------------------------------------------------------------------
 
-
 def note_of(folder: Path) -> dict[str, Any]:
     """What NOTE says in a run's folder; nothing if it is not there."""
     return json.loads((folder / NOTE).read_text()) if (folder / NOTE).exists() else {}
@@ -55,10 +52,15 @@ def write_note(folder: Path, **note: Any) -> None:
     (folder / f"{NOTE}.tmp").replace(folder / NOTE)
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is more in the folder than NOTE."""
+    return folder.exists() and any(not path.name.startswith(NOTE) for path in folder.iterdir())
+
+
 def is_done(folder: Path, command: list[str]) -> bool:
     """Whether the folder holds this command's finished run. Exits if it holds something else."""
     note = note_of(folder)
-    if note.get("command") != command and folder.exists() and any(path.name != NOTE for path in folder.iterdir()):
+    if note.get("command") != command and is_begun(folder):
         sys.exit(f"error: {folder} holds a run of another command; name another --out, or delete that folder")
     return note.get("command") == command and note.get("finished", False)
 
@@ -71,48 +73,38 @@ class Running(NamedTuple):
     child: subprocess.Popen[bytes]
     began: float | None  # None: it goes on with an earlier part, so that its seconds are not those of a whole run
 
-    @property
-    def log(self) -> Path:
-        """Beside the folder."""
-        return self.folder.with_suffix(".log")
-
 
 def start(folder: Path, command: list[str]) -> Running:
-    """Starts a script, or goes on with it."""
+    """Starts a script, or goes on with it. Its output goes to a log beside the folder."""
     flags = ["--output_dir", str(folder)]
     if any(folder.glob("checkpoint-*")):
         flags += ["--resume_from_checkpoint", "auto"]
     elif (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
         shutil.rmtree(folder)  # of a run that never came to a checkpoint: nothing in it can be continued
-    fresh = not folder.exists() or all(path.name == NOTE for path in folder.iterdir())
+    began = None if is_begun(folder) else time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     write_note(folder, command=command, finished=False)
     script = command[0] if Path(command[0]).exists() else str(ROOT / command[0])
-    words, environment = [sys.executable, script, *command[1:], *flags], {**os.environ, "OMP_NUM_THREADS": "1"}
+    words, environment = [sys.executable, script, *flags, *command[1:]], {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(folder.with_suffix(".log"), "a") as log:
         # a session of its own: Ctrl-C in the terminal must not reach the script, which takes a second signal for "stop now"
         child = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=environment)
-    return Running(folder, command, child, time.perf_counter() if fresh else None)
+    return Running(folder, command, child, began)
 
 
 def finish(run: Running) -> None:
     """Writes down that a run is finished. Exits with the last line that the script wrote if it failed."""
-    if run.child.returncode:
-        said = [line for line in run.log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
-        sys.exit(f"{said[-1]}\nstopped: {shlex.join(run.command)} ended with code {run.child.returncode}; its whole output is in {run.log}")
+    log, code = run.folder.with_suffix(".log"), run.child.returncode
+    if code:
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
+        sys.exit(f"{said[-1]}\nstopped: {shlex.join(run.command)} ended with code {code}; its whole output is in {log}")
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]  # +: files differ from the revision
+    revision = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     seconds = None if run.began is None else time.perf_counter() - run.began
-    write_note(run.folder, command=run.command, finished=True, seconds=seconds, revision=revision())
+    write_note(run.folder, command=run.command, finished=True, seconds=seconds, revision=revision or "unknown")
 
 
-def revision() -> str:
-    """Of the code that runs; with a + where files differ from it."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    with contextlib.suppress(OSError):
-        return subprocess.run(words, capture_output=True, text=True).stdout.strip() or "unknown"
-    return "unknown"
-
-
-def run_all(jobs: dict[Path, list[str]], count: int, what: str) -> None:
+def run_all(jobs: dict[Path, list[str]], count: int, what: str = "runs") -> None:
     """Runs the commands, by folder, `count` at a time. Finished ones are not run again. One that fails ends all.
 
     SIGINT or SIGTERM: the runs in hand save and end, and a line says how to go on. A second signal kills them.
@@ -134,8 +126,7 @@ def run_all(jobs: dict[Path, list[str]], count: int, what: str) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if signals:
-        done = sum(is_done(*job) for job in jobs.items())
-        again = shlex.join(["python", *sys.argv])
+        done, again = sum(is_done(*job) for job in jobs.items()), shlex.join(["python", *sys.argv])
         print(f"stopped with {done} of {len(jobs)} runs finished; go on with the same command: {again}", file=sys.stderr)
         sys.exit(130)
 
@@ -152,28 +143,66 @@ def end(running: list[Running], signals: list[int]) -> None:
         time.sleep(0.1)
 
 
-def require(jobs: dict[Path, list[str]]) -> None:
-    """Exits unless all of these runs are finished."""
-    missing = [folder for folder, command in jobs.items() if not is_done(folder, command)]
-    if missing:
-        sys.exit(f"error: {len(missing)} runs are missing, the first is {missing[0]}")
+def sweep(cells: dict[str, list[str]], seeds: list[int], out: Path, count: int) -> dict[str, list[Path]]:
+    """Runs each cell's command on each seed; all cells of a seed, then the next seed. The run folders by cell, one for each seed."""
+    folders = {name: [out.absolute() / folder_name(name) / f"seed-{seed}" for seed in seeds] for name in cells}
+    run_all({folders[name][i]: [*cells[name], "--seed", str(seed)] for i, seed in enumerate(seeds) for name in cells}, count)
+    return folders
 
 
-# ---- cells -----------------------------------------------------------------------------------------------------------
+def folder_name(name: str) -> str:
+    """A name for a folder. A long or unusual one gets a checksum, so that no two cells share a folder."""
+    clean = re.sub(r"[^\w=.+-]+", "-", name.replace(", ", "_"))[:80].strip(".-")
+    return clean if clean == name.replace(", ", "_") else f"{clean}-{zlib.crc32(name.encode()):08x}"
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """The flags that all scripts over seeds share. Errors are one line. What comes after -- goes to the training script."""
+
+    def __init__(self, doc: str | None, out: str, seeds: str = "5") -> None:
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self.usage = f"{self.prog} [...] [-- FLAGS OF THE TRAINING SCRIPT]"
+        self.add_argument("--seeds", type=seeds_of, default=seeds, help=f"how many (0, 1, ...), or which, as 7,9 (default: {seeds})")
+        self.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as it has cores (default: 1)")
+        self.add_argument("--out", "--output_dir", type=Path, metavar="DIR", default=out, help=f"folder of the runs (default: {out})")
+        self.add_argument("--plot", type=Path, help="also write a figure that stands alone: docs/NAME.svg")
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with the message."""
+        sys.exit(f"error: {message} (see --help)")
+
+    def parse(self) -> tuple[argparse.Namespace, list[str]]:
+        """Our flags, and those of the training script."""
+        typed = sys.argv[1:]
+        cut = typed.index("--") if "--" in typed else len(typed)
+        arguments, unknown = self.parse_known_args(typed[:cut])
+        if unknown:
+            self.error(f"unknown argument {unknown[0]}; flags of the training script come after --")
+        if arguments.jobs < 1:
+            self.error(f"--jobs {arguments.jobs}: give 1 or more")
+        return arguments, typed[cut + 1:]
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds from a count or a list. Examples: "3" -> [0, 1, 2]; "7,9" -> [7, 9]; "7," -> [7]."""
+    if not re.fullmatch(r"[1-9]\d*|(\d+,)+\d*", text):
+        raise argparse.ArgumentTypeError(f"{text}: give how many, as 5, or which, as 7,9,11")
+    return list(dict.fromkeys(int(part) for part in text.split(",") if part)) if "," in text else list(range(int(text)))
 
 
 def cells_of(script: str, settings: list[str], flags: list[str]) -> dict[str, list[str]]:
     """Command of every combination of values, by its name. settings: as typed after --set. Exits if they cannot work together."""
     values: dict[str, list[str]] = {}
     for text in settings:
-        name, _, listed = text.partition("=")
-        name = name.lstrip("-").replace("-", "_")
+        name, _, listed = text.removeprefix("--").partition("=")
         own = [part for part in listed.split(";" if ";" in listed else ",") if part]
         if not name or not own or name in values or len(set(own)) < len(own):
-            sys.exit(f"error: --set {text}: give a flag once with values that differ, as --set learning_rate=1e-5,2e-5")
+            sys.exit(f"error: --set {text}: give each flag once, with values that differ, as --set learning_rate=1e-5,2e-5")
         values[name] = own
-    given = {flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
-    for name in [*values, *given]:
+    given = {flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")}
+    for name in (*values, *given):
         if name in OURS:
             sys.exit(f"error: --{name} is given by the sweep itself; leave it out")
         if name in values and name in given:
@@ -184,24 +213,6 @@ def cells_of(script: str, settings: list[str], flags: list[str]) -> dict[str, li
         name = ", ".join(f"{flag}={value}" for flag, value in pairs) or Path(script).stem
         cells[name] = [script, *flags, *(word for flag, value in pairs for word in (f"--{flag}", value))]
     return cells
-
-
-def folder_name(name: str) -> str:
-    """A name for a folder; long or unusual ones get a checksum, so that no two cells share a folder."""
-    clean = re.sub(r"[^\w=.+-]+", "-", name.replace(", ", ","))[:80].strip(".-")
-    return clean if clean == name else f"{clean}-{zlib.crc32(name.encode()):08x}"
-
-
-def seeds_of(text: str) -> list[int]:
-    """Seeds from a count or a list. Examples: "3" -> [0, 1, 2]; "7,9" -> [7, 9]."""
-    try:
-        numbers = [int(part) for part in text.split(",") if part]
-    except ValueError:
-        numbers = []
-    seeds = list(range(numbers[0])) if len(numbers) == 1 and "," not in text else list(dict.fromkeys(numbers))
-    if not seeds or min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: give how many, as 5, or which, as 7,9,11")
-    return seeds
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -219,98 +230,56 @@ value" is that of the last evaluation of a run. "Area" is the mean height of the
 <div class="curves">{curves}</div><h2>Commands</h2><pre>{commands}</pre>
 <p>Made by <code>{command}</code>. Revision of the code: {revision}.</p></body></html>
 """
+FORMS = {"last value": ".3f", "area": ".3f", "generated tokens": ",.0f", "seconds of steps": ",.0f"}
 
 
-def write_results(out: Path, cells: dict[str, list[str]], seeds: list[int], metric: str) -> None:
+def write_results(cells: dict[str, list[str]], folders: dict[str, list[Path]], out: Path, asked: argparse.Namespace) -> None:
     """sweep.html, results.json and results.csv of finished runs."""
-    from curves import AXES, Chart, height, picture, problems_of, read, shown, svg, t_interval
+    from curves import AXES, charts_of, height, picture, read, save, shown, svg, t_interval  # slow to import: not for --help
 
-    folders = {name: [out / folder_name(name) / f"seed-{seed}" for seed in seeds] for name in cells}
+    metric, seeds = asked.metric, asked.seeds
     runs = {name: [read(folder, metric) for folder in own] for name, own in folders.items()}
-    what = "sampled pass@1" if metric == "eval/pass@1" else metric
-    if metric.startswith("eval/"):
-        what += f", {problems_of(run for own in runs.values() for run in own)}"
-    forms = {"last value": ".3f", "area": ".3f", "generated tokens": ",.0f", "seconds of steps": ",.0f"}
-    results, lines, sheet = [], [["cell", *forms]], [["cell", "seed", *forms]]
+    charts = [chart for chart in charts_of(runs, list(AXES), metric) if chart.last > 0]
+    results, lines, sheet = [], [["cell", *FORMS]], [["cell", "seed", *FORMS]]
     for name, own in runs.items():
         each = [[list(run["steps"].values())[-1], height(run["steps"]), run["all_tokens"], run["all_seconds"]] for run in own]
-        values = {key: list(column) for key, column in zip(forms, zip(*each, strict=True), strict=True)}
-        bounds = {key: None if len(seeds) < 2 else t_interval(column) for key, column in values.items()}
-        summary = {key: {"mean": statistics.fmean(of), "interval": bounds[key], "seeds": of} for key, of in values.items()}
+        values = {key: list(column) for key, column in zip(FORMS, zip(*each, strict=True), strict=True)}
+        summary = {key: {"mean": statistics.fmean(of), "interval": t_interval(of) if len(of) > 1 else None, "seeds": of}
+                   for key, of in values.items()}
         points = [{axis: list(run[axis].items()) for axis in AXES} for run in own]
         results.append({"cell": name, "command": cells[name], "seeds": seeds, **summary, "curves": points})
-        lines.append([name, *(shown(values[key], form) for key, form in forms.items())])
+        lines.append([name, *(shown(values[key], form) for key, form in FORMS.items())])
         sheet += [[name, seed, *row] for seed, row in zip(seeds, each, strict=True)]
     (out / "results.json").write_text(json.dumps({"metric": metric, "cells": results}, indent=1) + "\n")
     with open(out / "results.csv", "w", newline="") as file:
         csv.writer(file).writerows(sheet)
-    drawn = ""
-    for axis, label in AXES.items():
-        chart = Chart({name: [run[axis] for run in own] for name, own in runs.items()}, label, what)
-        if max(x for own in chart.runs.values() for curve in own for x in curve) > 0:
-            drawn += f"<div>{svg(picture([chart], f'{what.partition(chr(44))[0]} over {axis}'), f'curves-{axis}')}</div>"
     tags = ["th", *["td"] * len(runs)]
     rows = [f"<tr>{''.join(f'<{tag}>{escape(word)}</{tag}>' for word in line)}</tr>" for tag, line in zip(tags, lines, strict=True)]
     commands = [shlex.join(["python", *command, "--seed", "SEED", "--output_dir", "FOLDER"]) for command in cells.values()]
-    parts = {
-        "title": f"{Path(next(iter(cells.values()))[0]).stem}: {len(cells)} cells, {len(seeds)} seeds",
-        "about": escape(f"{what}. Seeds: {', '.join(map(str, seeds))}."),
-        "table": "".join(rows),
-        "curves": drawn,
-        "commands": escape("\n".join(commands)),
-        "command": escape(shlex.join(["python", *sys.argv])),
-        "revision": ", ".join(sorted({note_of(folder)["revision"] for own in folders.values() for folder in own})),
-    }
+    revisions = {note_of(folder)["revision"] for own in folders.values() for folder in own}
+    parts = {"title": f"{Path(asked.script).stem}: {len(cells)} cells, {len(seeds)} seeds",
+             "about": escape(f"{charts[0].y}. Seeds: {', '.join(map(str, seeds))}."), "table": "".join(rows),
+             "curves": "".join(f"<div>{svg(picture([chart], f'Over {chart.x}'), f'curves-{i}')}</div>" for i, chart in enumerate(charts)),
+             "commands": escape("\n".join(commands)), "command": escape(shlex.join(["python", *sys.argv])),
+             "revision": ", ".join(sorted(revisions))}
     (out / "sweep.html").write_text(PAGE.format_map(parts), encoding="utf-8")
-
-
-# ---- the command line ------------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exits with the message."""
-        sys.exit(f"error: {message} (see --help)")
+    print(f"{out / 'sweep.html'}: curves, table and commands; the same numbers are in results.json and results.csv beside it")
+    if asked.plot:
+        save(picture(charts, parts["title"]), asked.plot)
 
 
 def main() -> None:
     """The command line."""
-    parser = Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="%(prog)s SCRIPT [--seeds N] [--set FLAG=VALUE,VALUE ...] [--out DIR] [--jobs N] [--metric NAME] [-- FLAGS OF THE SCRIPT]",
-    )
+    parser = Parser(__doc__, "runs/sweep-SCRIPT")
     parser.add_argument("script", help="training script, as train_grpo.py")
-    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("5"), help="how many seeds (0, 1, ...), or which: 7,9 (default: 5)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FLAG=A,B", help="values of a flag; values with commas are separated by ;"
-    )
-    parser.add_argument("--out", type=Path, help="folder (default: runs/sweep-SCRIPT)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as it has cores (default: 1)")
+    parser.add_argument("--set", action="append", default=[], metavar="FLAG=A,B", help="values of a flag; if they hold commas: FLAG=A;B")
     parser.add_argument("--metric", default="eval/pass@1", help="number in metrics.jsonl to compare (default: eval/pass@1)")
-    typed = sys.argv[1:]
-    cut = typed.index("--") if "--" in typed else len(typed)
-    arguments, unknown = parser.parse_known_args(typed[:cut])
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]}; flags of the training script come after --")
-    script = arguments.script
-    if not (Path(script).is_file() or (ROOT / script).is_file()):
-        parser.error(f"there is no script {script}")
-    if arguments.jobs < 1:
-        parser.error("--jobs has to be 1 or more")
-    cells = cells_of(script, arguments.set, typed[cut + 1 :])
-    out = (arguments.out or Path("runs") / f"sweep-{Path(script).stem}").absolute()
-    jobs = {
-        out / folder_name(name) / f"seed-{seed}": [*command, "--seed", str(seed)]
-        for seed in arguments.seeds  # all cells of a seed, then the next seed
-        for name, command in cells.items()
-    }
-    run_all(jobs, arguments.jobs, "runs")
-    write_results(out, cells, arguments.seeds, arguments.metric)
-    print(f"{out / 'sweep.html'}: curves, table and commands; the same numbers are in results.json and results.csv beside it")
+    arguments, flags = parser.parse()
+    if not (Path(arguments.script).is_file() or (ROOT / arguments.script).is_file()):
+        parser.error(f"there is no script {arguments.script}")
+    cells = cells_of(arguments.script, arguments.set, flags)
+    out = Path(str(arguments.out).replace("SCRIPT", Path(arguments.script).stem)).absolute()
+    write_results(cells, sweep(cells, arguments.seeds, out, arguments.jobs), out, arguments)
 
 
 if __name__ == "__main__":
