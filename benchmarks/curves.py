@@ -5,6 +5,7 @@ Figures are SVG files with real text. They have no background and take the reade
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 import textwrap
@@ -127,6 +128,7 @@ def listed(rows: list[dict[str, str]]) -> str:
 
 # Inches. A figure is as wide as a phone: shown 400 pixels wide, its smallest letters (8.5 points) are 11 pixels high.
 WIDTH, LEFT, RIGHT, LETTERS = 4.2, 0.48, 0.12, 8.5
+COLOURS = [*PALETTE[:6], PALETTE[7]]  # without the grey: that is for what stands behind
 TOGETHER = 3  # methods that share a panel; more get a panel each
 STYLE = "<style>svg{color:#1c1e21}@media(prefers-color-scheme:dark){svg{color:#e8eaed}}</style>"
 
@@ -191,7 +193,7 @@ def draw(axes: Axes, runs: list[Curve], colour: str, label: str, wider: float) -
     for curve in runs:
         axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.6 * wider, alpha=0.5)
     x, y = zip(*mean_curve(runs), strict=True)
-    axes.plot(x, y, color=colour, linewidth=2 * wider, alpha=1 / wider**0.5, label=label)
+    axes.plot(x, y, "o-", color=colour, markersize=3, linewidth=2 * wider, alpha=1 / wider**0.5, label=label)
     if len(runs) > 2:
         bounds = [t_interval(list(values)) for values in zip(*(curve.values() for curve in runs), strict=True)]
         axes.fill_between(x, *zip(*bounds, strict=True), color=colour, alpha=0.16, linewidth=0)
@@ -219,7 +221,7 @@ def picture(charts: list[Chart], title: str, order: Iterable[str] = ()) -> Figur
             axes.set(ylim=(min(ys) - room, max(ys) + room), xlim=(0, chart.last))
             for other, runs in chart.runs.items():
                 if name in ("", other):
-                    draw(axes, runs, PALETTE[names.index(other) % len(PALETTE)], other, 3 if other == chart.wide else 1)
+                    draw(axes, runs, COLOURS[names.index(other) % len(COLOURS)], other, 3 if other == chart.wide else 1)
                 else:
                     axes.plot(*zip(*mean_curve(runs), strict=True), color=INK, linewidth=0.8, alpha=0.3, zorder=1)
             axes.set_title(name, loc="left", fontsize=LETTERS, color=INK, pad=2, parse_math=False)
@@ -244,7 +246,7 @@ def dots(rows: dict[str, dict[str, list[float]]], title: str, x: str, interval: 
     for own in rows.values():
         centres.append(y + 0.05 + step * len(own) / 2)
         for i, (name, values) in enumerate(own.items()):
-            at, colour = y + 0.05 + step * (i + 0.5), PALETTE[series.index(name)]
+            at, colour = y + 0.05 + step * (i + 0.5), COLOURS[series.index(name)]
             axes.plot(interval(values), [at, at], color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
             axes.plot(values, [at] * len(values), "o", color=colour, markersize=3.2, alpha=0.85, markeredgewidth=0)
             axes.plot([statistics.fmean(values)], [at], "|", color=INK, markersize=8, markeredgewidth=1.6)
@@ -255,7 +257,7 @@ def dots(rows: dict[str, dict[str, list[float]]], title: str, x: str, interval: 
     axes.grid(visible=False, axis="y")
     write(figure, (left + WIDTH - RIGHT) / 2, legend + 0.26, x, ha="center")
     for i, name in enumerate(series) if legend else []:
-        write(figure, left + 1.3 * i, 0.26, f"\u25cf {name}", color=PALETTE[i])
+        write(figure, left + 1.3 * i, 0.26, f"\u25cf {name}", color=COLOURS[i])
     return figure
 
 
@@ -263,5 +265,6 @@ def save(figure: Figure, path: Path) -> None:
     """As a picture that stands alone: 480 pixels wide where there is room, narrower on a phone."""
     head, _, body = svg(figure, path.stem).partition(">")
     path.parent.mkdir(parents=True, exist_ok=True)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: sans-serif", body)
     path.write_text(f'{head} width="480">{STYLE}{body}\n', encoding="utf-8")
     print(f"wrote {path}")
