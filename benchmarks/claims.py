@@ -415,9 +415,11 @@ def write(out: Path, page: Path) -> None:
         for kind, one in zip(("methods", "seeds", "tuning"), each, strict=True):
             tables[kind].append(one)
         revisions |= {run["revision"] for own in [*runs.values(), *further.values()] for run in own}
-        last = [[row.get("value/explained_variance", 0.0) for row in run["rows"][-10:]] for run in runs["PPO", "uniform"]]
-        explained = drawn([statistics.mean(run) for run in last], ".2f")
-        print(f"{name}: PPO's critic explains {explained} of the variance of the returns in the last ten steps")
+        explained = [[row["value/explained_variance"] for row in run["rows"][-10:] if "value/explained_variance" in row]
+                     for run in runs["PPO", "uniform"]]
+        if all(explained):
+            shares = drawn([statistics.mean(own) for own in explained], ".2f")
+            print(f"{name}: PPO's critic explains {shares} of the variance of the returns in the last ten steps")
     columns = [(name, way) for name, bed in TESTBEDS.items() for way in bed.ways]
     heads = [f"`{name}`{f', {way}' if len(TESTBEDS[name].ways) > 1 else ''}" for name, way in columns]
     overview = [[method, *(drawn(areas(results[name][method, way])) for name, way in columns)] for method in METHODS]

@@ -20,7 +20,7 @@ from pathlib import Path
 from curves import AXES, Chart, binned, charts_of, greedy, listed, minus, picture, read, save, shown, table, tenths, totals
 from sweep import Parser, note_of, run_all, sweep
 
-__all__ = ["table"]
+__all__ = ["table"]  # other benchmarks import it from here
 
 
 def eval_job(folder: Path, samples: int) -> tuple[Path, list[str]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import json
 import os
 import re
@@ -75,20 +76,25 @@ class Running(NamedTuple):
 
 
 def start(folder: Path, command: list[str]) -> Running:
-    """Starts a script, or goes on with it. Its output goes to a log beside the folder."""
-    flags = ["--output_dir", str(folder)]
-    if any(folder.glob("checkpoint-*")):
-        flags += ["--resume_from_checkpoint", "auto"]
-    elif (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
-        shutil.rmtree(folder)  # of a run that never came to a checkpoint: nothing in it can be continued
-    began = None if is_begun(folder) else time.perf_counter()
+    """Starts a script, or goes on with it. Its output goes to a log beside the folder, which is locked as long as it runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_note(folder, command=command, finished=False)
-    script = command[0] if Path(command[0]).exists() else str(ROOT / command[0])
-    words, environment = [sys.executable, script, *flags, *command[1:]], {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(folder.with_suffix(".log"), "a") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"error: {folder} is in use by another sweep, or a killed sweep left its run going; wait, or end that process")
+        flags = ["--output_dir", str(folder)]
+        if any(folder.glob("checkpoint-*")):
+            flags += ["--resume_from_checkpoint", "auto"]
+        elif (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
+            shutil.rmtree(folder)  # of a run that never came to a checkpoint: nothing in it can be continued
+            folder.mkdir()
+        began = None if is_begun(folder) else time.perf_counter()
+        write_note(folder, command=command, finished=False)
+        script = command[0] if Path(command[0]).exists() else str(ROOT / command[0])
         # a session of its own: Ctrl-C in the terminal must not reach the script, which takes a second signal for "stop now"
-        child = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=environment)
+        child = subprocess.Popen([sys.executable, script, *flags, *command[1:]], stdout=log, stderr=log, start_new_session=True,
+                                 env={**os.environ, "OMP_NUM_THREADS": "1"})
     return Running(folder, command, child, began)
 
 
@@ -107,10 +113,11 @@ def finish(run: Running) -> None:
 def run_all(jobs: dict[Path, list[str]], count: int, what: str = "runs") -> None:
     """Runs the commands, by folder, `count` at a time. Finished ones are not run again. One that fails ends all.
 
-    SIGINT or SIGTERM: the runs in hand save and end, and a line says how to go on. A second signal kills them.
+    SIGINT, SIGTERM or a closed terminal: the runs in hand save and end, and a line says how to go on. A second signal kills them.
     """
     waiting, running, signals = [job for job in jobs.items() if not is_done(*job)], [], []
-    before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP])]  # nohup
+    before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
     try:
         with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc=what, dynamic_ncols=True) as bar:
             while (waiting or running) and not signals:

@@ -33,7 +33,7 @@ assert first or not (a.output_dir / "metrics.jsonl").exists(), "holds another ru
 for step in range(first, a.steps + 1):
     time.sleep(float(os.environ.get("FAKE_PAUSE", 0)))
     row = {"step": step, "eval/pass@1": 0.2 + a.gain * step / 10 + a.seed / 100, "eval/greedy": 0.5, "eval/problems": a.problems}
-    row |= {"num_tokens": 1000 * step * (a.seed + 1), "step_time": 2.0, "neg_logp": 0.1} if step else {}
+    row |= {"num_tokens": 250 * step**2 * (a.seed + 1), "step_time": 2.0, "neg_logp": 0.1} if step else {}
     with open(a.output_dir / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\\n")
     if stop:
@@ -138,9 +138,11 @@ def test_an_interrupted_sweep_goes_on_from_the_checkpoints(fake, tmp_path, monke
     assert all(note["finished"] for note in notes) and [note["seconds"] is None for note in notes] == [True, True, False]
 
 
-def test_a_second_signal_kills_runs_that_do_not_end(fake, tmp_path):
+def test_a_second_signal_kills_runs_that_do_not_end(fake, tmp_path, monkeypatch):
     process = begin(fake, "--seeds", 1, "--out", tmp_path / "out", FAKE_PAUSE="100", FAKE_DEAF="1")
     wait_for(lambda: starts(tmp_path / "out"))
+    said = call(fake, "--seeds", 1, "--out", tmp_path / "out", monkeypatch=monkeypatch)  # a second sweep leaves the run alone
+    assert said.startswith(f"error: {tmp_path / 'out' / 'train_mine' / 'seed-0'} is in use") and "\n" not in said
     process.send_signal(signal.SIGINT)
     assert any("waiting until the runs in hand have saved" in line for line in process.stderr)
     assert process.poll() is None
@@ -149,6 +151,7 @@ def test_a_second_signal_kills_runs_that_do_not_end(fake, tmp_path):
     assert process.returncode == 130
     alive = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(fake) not in alive
+    assert call(fake, "--seeds", 1, "--out", tmp_path / "out", monkeypatch=monkeypatch) is None
 
 
 def test_a_run_that_was_killed_before_a_checkpoint_starts_over(fake, tmp_path, monkeypatch):
