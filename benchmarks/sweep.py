@@ -170,7 +170,6 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc: str | None, out: str, seeds: str = "5") -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-        self.usage = f"{self.prog} [...] [-- FLAGS OF THE TRAINING SCRIPT]"
         self.add_argument("--seeds", type=seeds_of, default=seeds, help=f"how many (0, 1, ...), or which, as 7,9 (default: {seeds})")
         self.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as it has cores (default: 1)")
         self.add_argument("--out", "--output_dir", type=Path, metavar="DIR", default=out, help=f"folder of the runs (default: {out})")
