@@ -127,7 +127,7 @@ def listed(rows: list[dict[str, str]]) -> str:
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 # Inches. A figure is as wide as a phone: shown 400 pixels wide, its smallest letters (8.5 points) are 11 pixels high.
-WIDTH, LEFT, RIGHT, LETTERS = 4.2, 0.48, 0.12, 8.5
+WIDTH, LEFT, RIGHT, LETTERS = 4.2, 0.48, 0.18, 8.5
 COLOURS = [*PALETTE[:6], PALETTE[7]]  # without the grey: that is for what stands behind
 TOGETHER = 3  # methods that share a panel; more get a panel each
 STYLE = "<style>svg{color:#1c1e21}@media(prefers-color-scheme:dark){svg{color:#e8eaed}}</style>"

@@ -265,7 +265,8 @@ def write_results(cells: dict[str, list[str]], folders: dict[str, list[Path]], o
     revisions = {note_of(folder)["revision"] for own in folders.values() for folder in own}
     parts = {"title": f"{Path(asked.script).stem}: {len(cells)} cells, {len(seeds)} seeds",
              "about": escape(f"{charts[0].y}. Seeds: {', '.join(map(str, seeds))}."), "table": "".join(rows),
-             "curves": "".join(f"<div>{svg(picture([chart], f'Over {chart.x}'), f'curves-{i}')}</div>" for i, chart in enumerate(charts)),
+             "curves": "".join(f"<div>{svg(picture([chart], 'Over ' + chart.x.split(' (')[0]), f'curves-{i}')}</div>"
+                               for i, chart in enumerate(charts)),
              "commands": escape("\n".join(commands)), "command": escape(shlex.join(["python", *sys.argv])),
              "revision": ", ".join(sorted(revisions))}
     (out / "sweep.html").write_text(PAGE.format_map(parts), encoding="utf-8")
