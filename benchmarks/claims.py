@@ -371,7 +371,7 @@ def tuning_table(out: Path, testbed: str) -> str:
     return listed(rows)
 
 
-HEADERS = {"claims": r"\| claim \|", "overview": r"\| area \(", "methods": r"\| method \| learning rate \|",
+HEADERS = {"claims": r"\| claim \| source", "overview": r"\| area \(", "methods": r"\| method \| learning rate \|",
            "tuning": r"\| method \| 0?\.?\d", "seeds": r"\| method \| seed \|"}  # how the tables of the page begin
 
 
