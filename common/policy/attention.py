@@ -1,4 +1,4 @@
-"""Attention as transformers' "sdpa" does it, but without copies of keys and values in sampling, and for rows packed without padding."""
+"""Attention as in transformers' "sdpa", with two additions: sampling makes no copies of keys and values, and rows may be packed."""
 from __future__ import annotations
 
 import inspect
@@ -18,21 +18,20 @@ NAME = "sdpa_without_copies"
 
 
 def register() -> str:
-    """Makes the implementation known to transformers, and gives its name for `attn_implementation`."""
+    """Registers the implementation with transformers and returns its name for `attn_implementation`."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
-
 
 
 def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
               scaling: float | None = None, packing: Packing | None = None, **options: Any) -> tuple[Tensor, None]:
     """(B, L, heads, D) of query (B, heads, L, D), key and value (B, groups, S, D), mask (B, 1, L, S) or None.
 
-    With a mask, transformers first copies each key and value once per query head of its group: a third to a half of the
-    time of sampling. For L = 1 the heads of a group can stand where the query's tokens do, and nothing is copied.
+    With a mask, transformers first copies each key and value once for every query head of its group, which takes a third to a half of
+    the time of sampling. For L = 1 the heads of a group can take the place of the query's tokens, and nothing is copied.
 
-    With `packing`, B is 1 and the L tokens are those of many rows.
+    With `packing`, B is 1 and the L tokens belong to many rows (packing.py).
     """
     if packing is not None:
         return packed(query, key, value, packing, scaling), None
@@ -42,7 +41,7 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
     query = query.reshape(rows, groups, heads // groups, size)
     if query.device.type == "cpu" and query.dtype == torch.float32 and attention_mask is not None and attention_mask.is_floating_point():
-        # for so few queries a row plain products are faster than the fused kernel
+        # with so few queries per row, plain products are faster than the fused kernel
         scores = torch.matmul(query * (scaling or size**-0.5), key.transpose(-1, -2)).add_(attention_mask)
         output = torch.matmul(scores.softmax(-1), value)
     else:
@@ -50,9 +49,8 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
     return output.reshape(rows, 1, heads, size), None
 
 
-
 def packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None) -> Tensor:
-    """(1, L, heads, D): causal attention of query (1, heads, L, D), key and value (1, groups, L, D) within pieces and what they see."""
+    """(1, L, heads, D): causal attention of query (1, heads, L, D) and key and value (1, groups, L, D), each piece to its own keys."""
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads or groups, D)
     if query.device.type == "cuda":
         from torch.nn.attention.varlen import varlen_attn
@@ -62,7 +60,7 @@ def packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling:
     blocks, way_back = packing.cpu_blocks
     outputs = []
     for queries, keys, mask in blocks:
-        # index_select: its backward adds whole rows, that of advanced indexing goes number by number
+        # the backward of index_select adds whole rows; the backward of advanced indexing adds number by number
         states = (x.index_select(0, i.flatten()).unflatten(0, i.shape).transpose(1, 2)
                   for x, i in ((query, queries), (key, keys), (value, keys)))  # (n, heads or groups, Q or K, D)
         outputs.append(F.scaled_dot_product_attention(*states, attn_mask=mask.to(query.dtype), scale=scaling, enable_gqa=True)
@@ -70,9 +68,11 @@ def packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling:
     return torch.cat(outputs).index_select(0, way_back)[None]
 
 
-
 def can_pack(text_config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `packed` can stand in for the model's attention: no windows, no soft-capped scores; on a GPU, what its kernel takes."""
+    """Whether `packed` can replace the model's attention: it has no sliding windows and no soft-capped scores.
+
+    On a GPU the kernel also needs bfloat16, heads of at most 256 numbers, and a version of torch that has it.
+    """
     windows = "sliding_attention" in (getattr(text_config, "layer_types", None) or ()) or (
         getattr(text_config, "layer_types", None) is None and getattr(text_config, "sliding_window", None))
     if windows or getattr(text_config, "attn_logit_softcapping", None):

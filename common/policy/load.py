@@ -1,4 +1,4 @@
-"""The policy of a run, read from disk: the base as --dtype or --load_in_4bit says, and its adapter."""
+"""Loading the policy of a run: the base in the precision of --dtype or --load_in_4bit, and its adapter."""
 from __future__ import annotations
 
 import re
@@ -20,7 +20,7 @@ from common.policy.policy import REFERENCE, Policy
 from common.policy.pretrained import model_folder
 from common.policy.self_checks import check_head, keeps_packed_rows_apart
 
-NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # parts of Gemma 3 and the like that text never reaches: no adapter there
+NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # text never reaches these parts of multimodal models, so they get no adapter
 
 
 def with_adapter(base: PreTrainedModel, config: CommonConfig) -> PeftModel:
@@ -31,9 +31,8 @@ def with_adapter(base: PreTrainedModel, config: CommonConfig) -> PeftModel:
                                            exclude_modules=NOT_LANGUAGE if sees else None))
 
 
-
 def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig) -> Policy:
-    """The policy of a run: base in `--dtype` or 4 bit, and a fresh adapter or the one in `--adapter`.
+    """The policy of a run: the base in `--dtype` or 4 bits, with a fresh adapter or the adapter of `--adapter`.
 
     Raises UserError for weights that cannot be read.
     """
@@ -41,7 +40,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     dtype = getattr(torch, config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32")
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
-    # sdpa leaves out the soft-cap on attention scores (Gemma 2) without a word
+    # "sdpa" silently leaves out the soft-cap on attention scores that Gemma 2 has
     attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else register()
     try:
         base = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=dtype, quantization_config=quantization,

@@ -32,7 +32,6 @@ def loss_divisor(mask: Tensor, mode: Aggregation, max_completion_length: int | N
     return float(divisor) or 1.0
 
 
-
 def aggregate(token_loss: Tensor, mask: Tensor, mode: Aggregation, divisor: float) -> Tensor:
     """The scalar loss of a micro-batch; those of all micro-batches of an optimiser step add up to the step's loss.
 
@@ -43,7 +42,6 @@ def aggregate(token_loss: Tensor, mask: Tensor, mode: Aggregation, divisor: floa
     if mode == "seq-mean-token-mean":
         kept = kept / mask.sum(dim=1, keepdim=True).clamp(min=1)
     return kept.sum() / divisor
-
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: Literal["k1", "k2", "k3"] = "k3") -> Tensor:
@@ -63,14 +61,12 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: Literal["k1", "k2", "k3"
     raise ValueError(f"unknown KL estimator {kind!r}")
 
 
-
 def truncated_importance_weights(old_logps: Tensor, sampling_logps: Tensor, cap: float) -> Tensor:
     """min(exp(old_logps - sampling_logps), cap), (B, T), no gradient: the trainer's policy against the sampler's.
 
     Multiplies the policy loss, not the KL term. Ratio 2.459603 at cap 2 -> 2.
     """
     return torch.exp((old_logps - sampling_logps).detach().clamp(max=MAX_LOG_RATIO)).clamp(max=cap)
-
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
@@ -83,7 +79,6 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     if len(values) < 2 or values.min() == values.max():  # else rounding of the mean would be blown up
         return torch.zeros_like(x)
     return torch.zeros_like(x).masked_scatter(mask, (values - values.mean()) / (values.var() + 1e-8).sqrt())
-
 
 
 def selected_logps(hidden: Tensor, weight: Tensor, tokens: Tensor, *, temperature: float, softcap: float | None = None,
@@ -99,7 +94,6 @@ def selected_logps(hidden: Tensor, weight: Tensor, tokens: Tensor, *, temperatur
     rows = max(1, chunk_elements // weight.shape[0])
     logps, entropies = _SelectedLogps.apply(hidden, weight, tokens, temperature, softcap, entropy, rows)
     return logps, entropies if entropy else None
-
 
 
 class _SelectedLogps(torch.autograd.Function):
@@ -138,7 +132,6 @@ class _SelectedLogps(torch.autograd.Function):
                 grads.mul_(slope)
             grad_hidden[part] = grads.to(weight.dtype) @ weight
         return grad_hidden, None, None, None, None, None, None
-
 
 
 def head_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:

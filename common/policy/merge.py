@@ -26,7 +26,6 @@ def merge(model: str, adapter: str, out: str) -> None:
     print(f"wrote {out} ({stored})")
 
 
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m common.policy", allow_abbrev=False)
     command = parser.add_subparsers(required=True).add_parser("merge", help="write base + adapter as one model")

@@ -11,11 +11,10 @@ from common.config import CommonConfig
 
 
 def adamw_8bit(paged: bool) -> type[torch.optim.Optimizer]:
-    """bitsandbytes' AdamW with its state in 8 bits; paged, the state moves to the host while the GPU is short of memory."""
-    import bitsandbytes  # only where it is wanted: not everyone has it
+    """bitsandbytes' AdamW with its state in 8 bits. If `paged`, the state moves to the host while the GPU is short of memory."""
+    import bitsandbytes  # not everyone has it
 
     return bitsandbytes.optim.PagedAdamW8bit if paged else bitsandbytes.optim.AdamW8bit
-
 
 
 def make_optimizer(parameters: dict[str, nn.Parameter], learning_rate: float, name: str = "adamw_torch") -> torch.optim.Optimizer:
@@ -23,7 +22,6 @@ def make_optimizer(parameters: dict[str, nn.Parameter], learning_rate: float, na
     if name == "adamw_torch":
         return torch.optim.AdamW(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
     return adamw_8bit(paged=name.startswith("paged"))(list(parameters.values()), lr=learning_rate, weight_decay=0.0)
-
 
 
 def learning_rate_at(step: int, config: CommonConfig) -> float:
@@ -34,7 +32,6 @@ def learning_rate_at(step: int, config: CommonConfig) -> float:
     left = (config.max_steps + 1 - step) / (config.max_steps + 1 - config.warmup_steps)
     factor = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.lr_scheduler_type]
     return config.learning_rate * factor
-
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, passes: int) -> Tensor:
@@ -50,7 +47,6 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, passes: in
     for parameter in missing:  # Adam moves on its momentum, as it would after a pass that gave zeros
         parameter.grad = torch.zeros_like(parameter)
     return nn.utils.clip_grad_norm_(parameters, max_norm)
-
 
 
 def take_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

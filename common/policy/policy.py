@@ -1,7 +1,7 @@
-"""The model that is trained: one frozen base, LoRA adapters on it, and how to run, save and merge them.
+"""The model that is trained: one frozen base and LoRA adapters on it; how to run, save and merge them.
 
-The policy is the adapter named "default" (so that PEFT saves it at the root of its folder); the reference policy is the
-same base with the adapter off, or with the frozen adapter that the run started from.
+The policy is the adapter named "default", because PEFT saves an adapter of this name at the root of its folder. The reference policy is
+the same base with the adapter off, or with a frozen copy of the adapter that the run started from.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from common.policy.micro_batches import MicroBatch, microbatches
 from common.policy.pretrained import stop_token_ids
 from common.records import Batch
 
-REFERENCE = "reference"  # the frozen copy of the adapter that a run starts from
+REFERENCE = "reference"  # name of the frozen copy of the adapter that a run started from
 
 
 class Policy:
@@ -44,10 +44,10 @@ class Policy:
         self.packs = can_pack(text_config, self.device, self.dtype)
         model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
         for layer in self._lora_layers():
-            # PEFT would take inputs to the adapter's float32, and autocast back, to a copy for each layer that backward keeps
+            # PEFT would cast a layer's input to float32 and autocast would cast it back: one copy for each layer, kept for backward
             layer.cast_input_dtype_enabled = self.dtype != torch.bfloat16
         for layer in model.modules():
-            if type(layer).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks it for a CPU kernel without a gradient
+            if type(layer).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks the weight for a CPU kernel that has no gradient
                 layer.training = True
         if checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -57,7 +57,7 @@ class Policy:
     def hidden_states(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The backbone's output for `input_ids` (B, L): last_hidden_state (B, L, H), past_key_values if asked for."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            # PEFT holds LoRA weights in float32: without autocast a bfloat16 base would compute them in float32
+            # LoRA weights are float32: without autocast their products on a bfloat16 base would be computed in float32
             return self.base.base_model(input_ids=input_ids, **inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Policy:
     def logps(self, batch: MicroBatch, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probs (B, T) of a MicroBatch's completion tokens at the sampling temperature, nats; 0 where masked.
 
-        With `entropy`, also the policy's entropy (B, T), nats, without gradient.
+        With `entropy`, the second result is the policy's entropy (B, T), nats, without gradient; else it is None.
         """
         hidden, tokens = self.states_before(batch)
         chosen, entropies = selected_logps(hidden, self.base.get_output_embeddings().weight, tokens,
@@ -82,7 +82,7 @@ class Policy:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the model is the reference policy; no gradients."""
+        """Inside, the model is the reference policy, and no gradients are computed."""
         with torch.no_grad():
             if REFERENCE not in self.model.peft_config:
                 with self.adapters_off():
@@ -100,7 +100,7 @@ class Policy:
 
     @contextlib.contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Inside, the model runs with this adapter, and it alone takes gradients: its backward() belongs inside as well."""
+        """Inside, the model runs with this adapter, and it alone takes gradients. Its backward() must be called inside as well."""
         self.activate(adapter)
         try:
             yield
@@ -110,7 +110,7 @@ class Policy:
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[None]:
         """Inside, the model is the base alone."""
-        # PEFT's own context manager walks the model several times; this only flips the layers' switch
+        # PEFT's own context manager walks through the model several times; this one only flips the switch of each layer
         layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
         for layer in layers:
             layer._disable_adapters = True
@@ -124,14 +124,14 @@ class Policy:
     def merged(self, weights: dict[nn.Module, Tensor]) -> Iterator[None]:
         """Inside, each layer uses its tensor of `weights` (from `merged_weights`) instead of base and adapter.
 
-        The base tensors are put back untouched: adding an adapter and subtracting it again would wear them away.
+        Afterwards the base tensors are put back untouched. Adding an adapter and subtracting it again would change them by rounding.
         """
         if not weights:
             yield
             return
         parents = [(parent, name, layer) for parent in self.base.modules() for name, layer in parent.named_children() if layer in weights]
         kept = {layer: layer.base_layer.weight.data for layer in weights}
-        for parent, name, layer in parents:  # the adapter's layers stand aside: each costs a few Python calls a token
+        for parent, name, layer in parents:  # a layer with an adapter is replaced, as it costs a few Python calls per token
             layer.base_layer.weight.data = weights[layer]
             setattr(parent, name, layer.base_layer)
         try:
@@ -143,7 +143,7 @@ class Policy:
 
     @torch.no_grad()
     def merged_weights(self) -> dict[nn.Module, Tensor]:
-        """W + delta of every adapted layer, as new tensors; empty where merging would round (not unquantised float32)."""
+        """New tensors W + delta of every adapted layer. Empty unless the base is unquantised float32: merging would round."""
         if self.quantized or self.dtype != torch.float32:
             return {}
         return {layer: layer.base_layer.weight + layer.get_delta_weight("default") for layer in self._lora_layers("default")}
@@ -151,14 +151,14 @@ class Policy:
     # ---- parameters -----------------------------------------------------------------------------------------------
 
     def parameters_of(self, adapter: str = "default") -> dict[str, nn.Parameter]:
-        """The adapter's parameters by name. By name, not by requires_grad, which PEFT flips when adapters are switched."""
+        """The adapter's parameters by name. They are chosen by name because PEFT flips requires_grad when adapters are switched."""
         return {name: p for name, p in self.model.named_parameters() if f".{adapter}." in name and "lora_" in name}
 
     def add_adapter(self, adapter: str, seed: int) -> None:
-        """A second adapter of the policy's shape, freshly started and switched off."""
+        """Adds a second adapter of the policy's shape, with fresh weights and switched off."""
         torch.manual_seed(seed)
         shape = copy.copy(self.model.peft_config["default"])
-        shape.init_lora_weights, shape.inference_mode = True, False  # of an adapter that was read from a folder they differ
+        shape.init_lora_weights, shape.inference_mode = True, False  # an adapter that was read from a folder has other values
         self.model.add_adapter(adapter, shape)
         self.activate("default")
 
@@ -166,7 +166,7 @@ class Policy:
         """Writes an adapter as a plain PEFT folder: the policy's is `folder` itself, another is `folder`/its name."""
         weights = {name: parameter.detach().to(dtype) for name, parameter in self.parameters_of(adapter).items()}
         self.model.save_pretrained(str(folder), state_dict=weights, selected_adapters=[adapter], save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form with a path of this machine in it
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form with a local path in it
 
     def load(self, folder: Path, adapter: str = "default") -> None:
         """Puts the weights of a PEFT folder written by `save` into an adapter."""
@@ -183,7 +183,7 @@ class Policy:
 
     @contextlib.contextmanager
     def _recompute(self, wanted: bool) -> Iterator[None]:
-        """Inside, layers checkpoint their activations. Only their own switch is set to training, so dropout stays off."""
+        """Inside, layers checkpoint their activations, if `wanted` and asked for. Only their own switch moves, so dropout stays off."""
         layers = [m for m in self.base.modules() if getattr(m, "gradient_checkpointing", False)] if self.checkpointing and wanted else []
         for layer in layers:
             layer.training = True

@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are read: tokenizer, config, end tokens, and whether an adapter fits it."""
+"""A model before its weights are read: its tokenizer, config and end tokens, and whether an adapter fits it."""
 from __future__ import annotations
 
 import json
@@ -25,27 +25,24 @@ from common.tiny.task import Arithmetic
 
 
 def model_folder(config: SamplingConfig) -> str:
-    """What to hand to from_pretrained: `--model`, or the folder of the embedded model, warm-started now if need be."""
+    """The argument for from_pretrained: `--model`, or the folder of the embedded model, which is made now if it is not there."""
     if config.model != "tiny":
         return config.model
-    disable_progress_bar()  # "Loading weights" of a model that loads in milliseconds
+    disable_progress_bar()  # the embedded model loads in milliseconds
     return str(tiny_model(Arithmetic.parse(config.dataset.partition(":")[2])))
 
 
-
 def load_tokenizer(config: SamplingConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
-    """The tokenizer and the model's config. Raises UserError for a model that is not there, or an adapter that does not fit it."""
+    """The tokenizer and the model's config. Raises UserError if the model is not there or `--adapter` does not fit it."""
     model_config = load_model_config(config)
     tokenizer = _loaded(config, AutoTokenizer)
     check_against_shapes(config, model_config)
     return tokenizer, model_config
 
 
-
 def load_model_config(config: SamplingConfig) -> PretrainedConfig:
-    """The model's config alone. Raises UserError for a model that is not there."""
+    """The model's config alone. Raises UserError if the model is not there."""
     return _loaded(config, AutoConfig)
-
 
 
 def _loaded(config: SamplingConfig, kind: Any) -> Any:
@@ -57,24 +54,21 @@ def _loaded(config: SamplingConfig, kind: Any) -> Any:
                         "and a tokenizer") from error
 
 
-
 def context_length(model_config: PretrainedConfig) -> int:
-    """Tokens that fit the model, prompt and completion together."""
+    """The context length of the model in tokens, for prompt and completion together."""
     return getattr(model_config.get_text_config(), "max_position_embeddings", None) or 4096
 
 
-
 def load_generation_config(config: SamplingConfig, model_config: PretrainedConfig) -> GenerationConfig:
-    """The model's generation config, of which only the end tokens are used."""
+    """The model's generation config. Only its end tokens are used."""
     try:
         return GenerationConfig.from_pretrained(model_folder(config))
-    except OSError:  # it has none: from_pretrained of the model does the same
+    except OSError:  # the model has none, and from_pretrained of the model would do the same
         return GenerationConfig.from_model_config(model_config)
 
 
-
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> set[int]:
-    """Every token that ends a completion: the tokenizer's, and those that the model's generation config lists."""
+    """Ids of all tokens that end a completion: the tokenizer's end token, and the end tokens of the model's generation config."""
     listed = generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
     if not ids:
@@ -82,9 +76,8 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Genera
     return ids
 
 
-
 def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig) -> None:
-    """Raises UserError if `--adapter` or `--lora_target_modules` do not fit the model, whose weights are not needed for it."""
+    """Raises UserError if `--adapter` or `--lora_target_modules` do not fit the model. Only the shapes of its layers are needed."""
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(model_config)
     linear = {name: m for name, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
@@ -120,7 +113,6 @@ def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig)
                             f"it was made for {base}")
 
 
-
 def adapter_settings(folder: str) -> dict[str, Any]:
-    """What a PEFT folder says of its adapter: `r`, `lora_alpha`, ..."""
+    """The settings in a PEFT folder: `r`, `lora_alpha`, ..."""
     return json.loads((Path(folder) / "adapter_config.json").read_text())

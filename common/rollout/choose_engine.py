@@ -17,7 +17,7 @@ from common.rollout.vllm_engine import VLLMEngine
 
 def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
                 prompts: list[tuple[int, ...]]) -> Engine:
-    """The engine of `--engine`, started; a trainer then calls `connect`. `prompts`: what will be asked at most.
+    """Starts the engine of `--engine` and returns it. A trainer then calls `connect`. `prompts`: all prompts of the run.
 
     Called before the trainer's model is loaded, as vLLM measures the free memory of the GPU and takes its share.
     """
@@ -29,9 +29,8 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
     return TransformersEngine() if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
 
 
-
 def choose_engine(config: SamplingConfig) -> tuple[str, str]:
-    """What `--engine` means here, and why."""
+    """The name of the engine that `--engine` stands for on this machine, and the reason."""
     if config.engine != "auto":
         return config.engine, f"--engine {config.engine}"
     missing = ("there is no CUDA device" if not torch.cuda.is_available() else

@@ -13,9 +13,8 @@ def uniforms(seeds: np.ndarray, position: int) -> Tensor:
     return torch.from_numpy((hash_seeds(seeds, position) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-
 def draw_tokens(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (R,) by inversion of the CDF at u (R,), in float64, and their log-probs (R,) float32, nats.
+    """Tokens (R,), drawn by inverting the CDF at u (R,) in float64, and their log-probs (R,) float32, nats.
 
     logits (R, V); temperature, top_p (R,). A row at temperature 0 takes its most likely token, with its log-prob at
     temperature 1. The log-probs are those before top_p cuts the tail, which is what the trainer computes.
@@ -27,7 +26,7 @@ def draw_tokens(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor) -
     total = (cdf := weights.cumsum(-1))[:, -1:]  # (R, 1)
     if (top_p < 1).any():
         ordered, index = torch.sort(weights, dim=-1, descending=True, stable=True)
-        # the smallest set of most likely tokens that holds top_p: a token goes if those before it already do
+        # top_p keeps the smallest set of most likely tokens whose sum reaches it: a token is cut if the tokens before it reach it
         outside = ordered.cumsum(-1) - ordered >= top_p.double()[:, None] * total
         cdf = weights.masked_fill(outside.gather(-1, index.argsort(-1)) & (top_p < 1)[:, None], 0.0).cumsum(-1)
     tokens = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""Does the sampler sample from what the trainer trains? An adapter that got lost, or a stale cache, says nothing by itself."""
+"""Does the sampler sample from the policy that the trainer trains? A lost adapter or a stale cache would otherwise go unnoticed."""
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +12,8 @@ from common.policy.policy import Policy
 from common.records import Completion, Request, derive_seed
 from common.rollout.engine import Engine
 
-# how far the sampler's log-probs may be from the trainer's, nats: in float32 the largest, else the mean over tokens
+# The largest difference allowed between the log-probs of sampler and trainer, nats. In float32 it holds for every token, otherwise for
+# the mean over the tokens.
 ALLOWED = {"float32": 1e-4, "bfloat16": 0.02, "4-bit": 0.1}
 
 
@@ -22,10 +23,10 @@ def probes(prompts: Sequence[tuple[int, ...]], temperature: float) -> list[Reque
 
 
 def check_parity(engine: Engine, policy: Policy, requests: list[Request]) -> str:
-    """Syncs, and says how well sampler and trainer agree on `requests`. Raises UserError if they do not.
+    """Syncs the engine and returns a line on how well sampler and trainer agree on `requests`. Raises UserError if they do not agree.
 
-    Samples under the policy as it is, which also fills the prefix cache, and then under one whose adapter has been moved
-    until it matters: at the start of a run it is zero, so that losing it would not show.
+    The check samples twice: under the policy as it is, which also fills the prefix cache, and then with an adapter that has been moved
+    until it matters. At the start of a run the adapter is zero, so that its loss would not show.
     """
     kind = "4-bit" if policy.quantized else "bfloat16" if policy.dtype == torch.bfloat16 else "float32"
     engine.sync()
@@ -48,18 +49,16 @@ def check_parity(engine: Engine, policy: Policy, requests: list[Request]) -> str
     return f"parity: |sampler - trainer| over {len(on)} tokens in {kind}, nats: {measured}{note}"
 
 
-
 def prompts_and_completions(requests: list[Request], groups: list[list[Completion]]) -> list[tuple[tuple[int, ...], Completion]]:
-    """Each completion with the tokens of its prompt."""
+    """Pairs of a prompt's tokens and one of its completions."""
     return [(request.prompt_ids, completion) for request, group in zip(requests, groups, strict=True) for completion in group]
-
 
 
 @torch.no_grad()
 def distributions(policy: Policy, texts: list[tuple[tuple[int, ...], Completion]]) -> Tensor:
-    """Log-probs (N, V) of every token at each of the completions' N places by the trainer's model, nats, float32.
+    """Log-probs (N, V) of the whole vocabulary at each of the N completion tokens, by the trainer's model, nats, float32.
 
-    One completion at a time, and without the chunks of `Policy.logps`: a second way to the same numbers.
+    One completion is computed at a time and without the chunks of `Policy.logps`, so that this is a second way to the same numbers.
     """
     parts = []
     for prompt, completion in texts:
@@ -69,13 +68,12 @@ def distributions(policy: Policy, texts: list[tuple[tuple[int, ...], Completion]
     return torch.cat(parts)
 
 
-
 @contextlib.contextmanager
 @torch.no_grad()
 def moved_adapter(policy: Policy, texts: list[tuple[tuple[int, ...], Completion]], wanted: float) -> Iterator[None]:
-    """Inside, noise on the adapter makes a sampled token's log-prob differ from the base's by `wanted` nats on average, or a bit more.
+    """Inside, noise on the adapter moves a sampled token's log-prob away from the base's by `wanted` nats on average, or a bit more.
 
-    Not by much more: the further a model has been moved, the more its bfloat16 log-probs depend on the order of a sum.
+    It is not moved much more, because the bfloat16 log-probs of a model that was moved further depend more on the order of a sum.
     """
     kept = {parameter: parameter.clone() for name, parameter in policy.parameters_of().items() if "lora_B" in name}
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +90,7 @@ def moved_adapter(policy: Policy, texts: list[tuple[tuple[int, ...], Completion]
     try:
         high = next((power for power in range(-12, 4) if enough(power)), 4.0)
         low = high - 1.0
-        for _ in range(4):  # the amount of noise, to a sixteenth of a doubling
+        for _ in range(4):  # halves the interval: the power of two is then known to 1/16
             middle = (low + high) / 2
             low, high = (low, middle) if enough(middle) else (middle, high)
         enough(high)

@@ -1,6 +1,10 @@
-"""Prompts through the model, each token once: the samples of a prompt start from its keys and values, and so do those of its beginnings.
+"""Prefill: prompts go through the model once, and all their samples start from the keys and values of that pass.
 
-Monte-Carlo values ask for many beginnings of few completions; only the longest of each goes through the model.
+A prompt that is the beginning of a longer one, its trunk, needs no pass of its own. Monte-Carlo values ask for many beginnings of few
+completions, of which only the longest go through the model:
+
+    prompts          (1,)   (1, 2)   (1, 3)
+    their trunks     (1, 2) (1, 2)   (1, 3)        two prompts are run instead of three
 """
 from __future__ import annotations
 
@@ -16,27 +20,26 @@ from common.policy.policy import Policy
 
 
 def window_of(policy: Policy) -> int:
-    """Tokens that every layer's cache holds at least: a layer that sees a window of the last ones keeps no others."""
+    """The number of tokens that the cache of every layer holds. A sliding-window layer keeps only the last tokens, its window."""
     layers = DynamicCache(config=policy.base.config.get_text_config()).layers
     return min((layer.sliding_window for layer in layers if layer.is_sliding), default=sys.maxsize)
 
 
-
 def trunks_of(prompts: list[Ids], window: int) -> dict[Ids, Ids]:
-    """For each prompt one that begins with it and is not itself the beginning of another; none is if one is as long as `window`.
+    """The trunk of each prompt: the prompt itself, or a longer prompt that begins with it.
 
+    A trunk is not the beginning of another prompt. If a prompt is as long as `window`, every prompt is its own trunk.
     (1,), (1, 2), (1, 3) -> (1, 2), (1, 2), (1, 3).
     """
     trunks, longer, shares = {}, (), max(map(len, prompts), default=0) < window
-    for prompt in sorted(set(prompts), reverse=True):  # in this order a prompt comes right after those that begin with it
+    for prompt in sorted(set(prompts), reverse=True):  # in this order a prompt comes right after the longer ones that begin with it
         longer = longer if shares and longer[:len(prompt)] == prompt else prompt
         trunks[prompt] = longer
     return trunks
 
 
-
 class Prompts:
-    """Hidden states, keys and values of some prompts, padded on the left. Made by one forward pass over their trunks."""
+    """Hidden states, keys and values of some prompts, from one forward pass over their trunks. P trunks are padded left to width W."""
 
     def __init__(self, policy: Policy, prompts: list[Ids]) -> None:
         config, self.window = policy.base.config.get_text_config(), window_of(policy)
@@ -48,18 +51,18 @@ class Prompts:
         self.cache = DynamicCache(config=config)
         self.hidden = policy.hidden_states(ids, attention_mask=self.attention, position_ids=(self.attention.cumsum(-1) - 1).clamp(min=0),
                                            past_key_values=self.cache, use_cache=True).last_hidden_state  # (P, W, H)
-        # each prompt's trunk, and how many tokens that goes on after it
+        # of each prompt: the row of its trunk, and how many tokens the trunk goes on after the prompt's end
         self.where = {p: (run[trunk], len(trunk) - len(p)) for p, trunk in trunks.items()}
-        self.tokens = ids.numel()  # whose keys and values are held, padding included
-        self.min_columns = longest if longest >= self.window else 0  # columns that a row has at least when it is taken
+        self.tokens = ids.numel()  # tokens whose keys and values are held, padding included
+        self.min_columns = longest if longest >= self.window else 0  # a row that is taken has at least so many columns
 
     def take(self, wanted: list[Ids]) -> tuple[Tensor, Tensor, Tensor, DynamicCache]:
-        """A row for each of `wanted`: last hidden state (R, H), attention mask (R, L), next position (R,), and a cache of their own."""
+        """One row for each wanted prompt: last hidden state (R, H), attention mask (R, L), next position (R,), and a cache for R rows."""
         rows, beyond = torch.tensor([self.where[p] for p in wanted], device=self.hidden.device).T  # (R,) each
         width, length = self.attention.shape[1], max(map(len, wanted))
         hidden = self.hidden[rows, width - 1 - beyond]
         cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]  # their tensors are replaced below, not changed
+        cache.layers = [copy.copy(layer) for layer in cache.layers]  # below, tensors are replaced and never changed in place
         if width >= self.window or (width == length and not beyond.any()):
             cache.batch_select_indices(rows)
             attention = self.attention[rows]
@@ -74,11 +77,10 @@ class Prompts:
         return hidden, attention, attention.sum(-1), cache
 
 
-
 def drop_padding(attention: Tensor, cache: DynamicCache) -> Tensor:
-    """The mask (R, L) without the first columns that no row attends to; the cache loses them as well."""
+    """The mask (R, L) without its first columns, if no row attends to them. The cache loses these columns as well."""
     unused = int(attention.any(dim=0).int().argmax())
-    if not unused or any(layer.is_sliding for layer in cache.layers):  # a window's layer counts what it has seen
+    if not unused or any(layer.is_sliding for layer in cache.layers):  # a sliding-window layer counts the tokens that it has seen
         return attention
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]

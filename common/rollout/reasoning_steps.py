@@ -52,12 +52,10 @@ def split_steps(text: str, rule: str = "lines") -> list[int]:
     return _lines(text) if rule == "lines" else _math(text)
 
 
-
 def _lines(text: str) -> list[int]:
     first = len(text) - len(text.lstrip())  # of the characters that are not blank
     answer = text.find("\n#### ") % (len(text) + 1)  # the end of the text if there is none
     return [0, *(m.start() for m in _NEWLINES.finditer(text) if m.start() > first and m.end() <= answer and m.end() < len(text)), len(text)]
-
 
 
 def _math(text: str) -> list[int]:
@@ -79,7 +77,6 @@ def _math(text: str) -> list[int]:
     return _halve(cuts, prose, _hide(text, _gaps(formulas, len(text))))
 
 
-
 def _join(cuts: Iterable[int], short: Callable[[int, int], bool]) -> list[int]:
     """The cuts without those after a part that is `short(start, end)`: it is joined to the next, the last to the one before."""
     _, *inner, end = sorted(cuts)
@@ -90,7 +87,6 @@ def _join(cuts: Iterable[int], short: Callable[[int, int], bool]) -> list[int]:
     if len(kept) > 1 and short(kept[-1], end):
         kept.pop()
     return [*kept, end]  # a text that is all short remains one step: the published code fails here
-
 
 
 def _halve(cuts: list[int], prose: str, formulas: str) -> list[int]:
@@ -114,7 +110,6 @@ def _halve(cuts: list[int], prose: str, formulas: str) -> list[int]:
                 parts += [(start, nearest), (nearest, end)]
                 break
     return sorted(found)
-
 
 
 def _hide_maths(text: str) -> tuple[str, list[Span]]:
@@ -145,7 +140,6 @@ def _hide_maths(text: str) -> tuple[str, list[Span]]:
     return _hide(prose, outer), outer
 
 
-
 def _pairs(text: str, opening: str, closing: str) -> Iterable[Span]:
     """From each opening delimiter to the next closing one, both included; of several openings before it the last."""
     start = text.find(opening)
@@ -159,7 +153,6 @@ def _pairs(text: str, opening: str, closing: str) -> Iterable[Span]:
         start = text.find(opening, end)
 
 
-
 def _hide(text: str, spans: Iterable[Span]) -> str:
     """The text with NUL characters in the spans, which are in order and apart."""
     pieces, at = [], 0
@@ -167,7 +160,6 @@ def _hide(text: str, spans: Iterable[Span]) -> str:
         pieces += [text[at:start], "\0" * (end - start)]
         at = end
     return "".join([*pieces, text[at:]])
-
 
 
 def _gaps(spans: list[Span], length: int) -> Iterable[Span]:

@@ -1,4 +1,4 @@
-"""What a step does with its groups: sample, verify; and how held-out problems are evaluated."""
+"""What a step does with its groups of completions: sample, verify. And the evaluation on held-out problems."""
 from __future__ import annotations
 
 import torch
@@ -11,7 +11,7 @@ from common.verify.rewards import Reward
 
 
 def sample(groups: list[Group], engine: Engine, config: SamplingConfig) -> list[Completion]:
-    """Samples what the groups lack, all in one call of the engine. Returns the new completions."""
+    """Samples the completions that the groups still lack, in one call of the engine, and adds them. Returns the new completions."""
     lacking = [group for group in groups if len(group.completions) < group.wanted]
     requests = [
         Request(group.problem.prompt_ids, derive_seed(group.seed, "more", len(group.completions)) if group.completions else group.seed,
@@ -24,9 +24,8 @@ def sample(groups: list[Group], engine: Engine, config: SamplingConfig) -> list[
     return [completion for completions in new for completion in completions]
 
 
-
 def verify(groups: list[Group], reward: Reward) -> Tensor:
-    """Scores the completions that have no reward yet. Returns all rewards (B,) float32, in the order of `make_batch`."""
+    """Scores the completions that have no reward yet. Returns the rewards of all completions (B,) float32, in `make_batch`'s order."""
     new = [(group, completion) for group in groups for completion in group.completions[len(group.rewards):]]
     scores = reward([group.problem for group, _ in new], [completion for _, completion in new]).tolist() if new else []
     for (group, _), score in zip(new, scores, strict=True):
@@ -35,12 +34,10 @@ def verify(groups: list[Group], reward: Reward) -> Tensor:
     return torch.tensor([score for group in groups for score in group.rewards])
 
 
-
 def make_requests(problems: list[Problem], config: SamplingConfig, purpose: str, step: int, n: int, temperature: float) -> list[Request]:
-    """`n` completions of each problem under the run's sampling flags; the seed tells purpose, step and place apart."""
+    """Requests for `n` completions of each problem under the run's flags. Purpose, step and place in the list make the seeds differ."""
     return [Request(p.prompt_ids, derive_seed(config.seed, purpose, step, p.id, place), n, config.max_completion_length,
                     temperature, config.top_p, tuple(config.stop or ())) for place, p in enumerate(problems)]
-
 
 
 def evaluate(engine: Engine, problems: list[Problem], config: CommonConfig, reward: Reward) -> dict[str, float]:

@@ -13,20 +13,20 @@ from common.rollout.draw import draw_tokens, uniforms
 from common.rollout.prefill import Prompts, drop_padding, trunks_of, window_of
 from common.rollout.text import decode, stop_at
 
-# Keys and values of one batch may take: on CPU a constant, so that batches do not depend on what else runs (2 GiB is 256 rows
-# of 700 tokens for a 0.5B model); on a GPU this share of what is free, as growing them by a token holds them twice
+# Memory for the keys and values of one batch. On CPU it is a constant, so that batches do not depend on other programs; 2 GiB hold 256
+# rows of 700 tokens of a 0.5B model. On a GPU it is a share of the free memory, below a half because a cache that grows exists twice.
 CPU_CACHE_BYTES = 2 * 2**30
 GPU_CACHE_SHARE = 0.4
 MAX_ROWS = {"cpu": 256, "cuda": 1024}  # on CPU larger batches were slower: 4.1k tokens/s at 256 rows, 2.9k at 512
-PREFILL_TOKENS = 2**15  # padded prompt tokens in one forward: bounds its activations, 0.6 GB an MLP tensor at width 9,000 in bf16
-LOGITS_BYTES = 2**26  # of float64 probabilities in one piece (55 rows of a 152k vocabulary); about five such tensors exist at a time
+PREFILL_TOKENS = 2**15  # prompt tokens in one forward, padding included: an MLP tensor of width 9,000 then has 0.6 GB in bfloat16
+LOGITS_BYTES = 2**26  # of float64 probabilities computed at once: 55 rows of a 152k vocabulary; about five such tensors exist at a time
 
 
 class _Rows:
     """The completions of one batch while they grow: R rows, each a sample of one request."""
 
     def __init__(self, requests: list[Request], where: list[tuple[int, int]]) -> None:
-        """requests: one per row; where: (request, sample) in the caller's list."""
+        """requests: one per row. where: for each row the index of its request in the caller's list, and the number of its sample."""
         self.requests, self.where = requests, where
         self.seeds = hash_seeds(np.array([request.seed for request in requests], dtype=np.uint64),
                          np.array([sample for _, sample in where], dtype=np.uint64))
@@ -35,15 +35,15 @@ class _Rows:
         self.ids = np.zeros((len(requests), self.max_tokens.max()), dtype=np.int64)
         self.logps = np.zeros(self.ids.shape, dtype=np.float32)
         self.lengths = np.zeros(len(requests), dtype=np.int64)
-        self.stopped, self.ended = np.zeros((2, len(requests)), dtype=bool)  # by an end token or string; by that or by the limit
-
+        self.stopped = np.zeros(len(requests), dtype=bool)  # by an end token or a stop string
+        self.ended = np.zeros(len(requests), dtype=bool)  # stopped, or at the length limit
 
 
 class TransformersEngine:
-    """Samples from the trainer's own model: adapter merged into separate float32 tensors, or left on where that would round.
+    """Samples from the trainer's own model. The adapter is merged into separate float32 tensors; where that would round, it stays on.
 
-    Each prompt is prefilled once for all its samples, and a prompt with which another one begins not at all. Samples are
-    sorted by length and batched by the memory of their keys and values; finished rows are dropped.
+    Each prompt goes through the model once for all its samples (prefill.py). Samples are sorted by length and batched by the memory of
+    their keys and values. Rows that are finished are dropped.
     """
 
     probe_prompts: tuple[tuple[int, ...], ...] = ()  # there is nothing to compare: sampler and trainer are one model
@@ -114,7 +114,7 @@ class TransformersEngine:
         return max(1, budget // self.cache_bytes_per_token)
 
     def _free_gpu_bytes(self) -> int:
-        """What sampling may use: what the device has left, and what torch's allocator holds unused after an update."""
+        """Bytes that sampling may use: the free memory of the device, and the memory that torch's allocator holds but does not use."""
         held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return torch.cuda.mem_get_info(self.device)[0] + held
 
@@ -130,14 +130,14 @@ class TransformersEngine:
             going = ~rows.ended[alive]
             if not going.any():
                 return
-            if going.mean() < 0.9:  # dropping rows copies the cache, and so does each further token: not for a few rows
+            if going.mean() < 0.9:  # dropping rows copies the cache, which is not worth it for a few rows
                 kept = torch.from_numpy(np.flatnonzero(going)).to(self.device)
                 cache.batch_select_indices(kept)
                 alive, tokens, attention, positions = alive[going], tokens[kept], attention[kept], positions[kept]
                 temperature, top_p = temperature[kept], top_p[kept]
                 attention = drop_padding(attention, cache)
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
-            # where attention is plain, transformers is given the mask as it is added to the scores, and need not work it out
+            # plain attention gets the mask in the form that is added to the scores, so that transformers need not compute it
             mask = attention
             if self.policy.packs:
                 mask = torch.zeros(mask.shape, device=self.device, dtype=self.policy.dtype).masked_fill_(mask == 0, -torch.inf)
@@ -167,9 +167,9 @@ class TransformersEngine:
         rows.ended |= rows.stopped | (rows.lengths >= rows.max_tokens)
 
     def _stopped(self, ids: list[int], stop: tuple[str, ...]) -> bool:
-        """Whether the last token completed a stop string, or is one (a special token such as <|im_end|>, which no text shows)."""
+        """Whether the last token completed a stop string, or is itself one: a special token such as <|im_end|> is not in the text."""
         tokenizer = self.policy.tokenizer
-        tail = decode(tokenizer, ids[-4 * max(map(len, stop)) - 8:])  # a character is at most four bytes, and so four tokens
+        tail = decode(tokenizer, ids[-4 * max(map(len, stop)) - 8:])  # a character has at most four bytes, and so at most four tokens
         if any(end in tail for end in stop) and stop_at(decode(tokenizer, ids), stop) is not None:
             return True
         return tokenizer.convert_ids_to_tokens(ids[-1]) in stop

@@ -1,4 +1,4 @@
-"""The engine that is vLLM, in this process. The one file that imports vllm."""
+"""The engine that samples with vLLM in this process. No other file imports vllm."""
 from __future__ import annotations
 
 import os
@@ -20,49 +20,50 @@ from common.policy.pretrained import adapter_settings, load_generation_config, m
 from common.records import Completion, Request, hash_seeds
 from common.rollout.text import decode, stop_at
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has buffers for
-CPU_KV_GIB = 2  # for vLLM's keys and values without a GPU, as CPU_CACHE_BYTES
-CPU_BLOCK = 32  # tokens in a cache block without a GPU, where vLLM's default of 128 never shares a short prompt; a multiple of 32
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has buffers for these ranks
+CPU_KV_GIB = 2  # GiB for vLLM's keys and values without a GPU; the transformers engine has as much (CPU_CACHE_BYTES)
+# Tokens in a cache block without a GPU, a multiple of 32. With vLLM's default of 128 a short prompt is never shared.
+CPU_BLOCK = 32
 
 
 class VLLMEngine:
-    """Samples with vLLM, in this process. On a GPU it is handed the adapter alone, on CPU the merged weights.
+    """Samples with vLLM in this process. On a GPU vLLM gets the adapter alone, on a CPU the merged weights.
 
     A new adapter gets a name, id and path of its own, and the prefix cache is emptied at each `sync`: the keys and values in
     it are the old policy's. `on_wake` is called after each wake-up: an adapter from before the sleep is not trusted.
     """
 
-    chunk = 1024  # a few times what runs at once, so that few places are empty while the last completions end
+    chunk = 1024  # a few times the completions that run at once, so that vLLM is idle only while the last ones end
 
     def __init__(self, config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
                  prompts: list[tuple[int, ...]]) -> None:
         """Starts vLLM on the base, with `--adapter` if there is one. Raises UserError if it does not start."""
         self.tokenizer, self.policy, self.asleep, self.version = tokenizer, None, False, 0
         self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
-        self.sleeps = getattr(config, "vllm_enable_sleep_mode", False)  # eval.py has no such flag, nor a rank
+        self.sleeps = getattr(config, "vllm_enable_sleep_mode", False)  # eval.py has neither this flag nor a rank
         rank = adapter_settings(config.adapter)["r"] if config.adapter else getattr(config, "lora_r", None)
-        self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest, as they reach furthest over a cache block
+        self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest prompts, which fill whole cache blocks
         self.on_wake: Callable[[], object] = lambda: None
         on_gpu = torch.cuda.is_available()
         options: dict[str, Any] = {"gpu_memory_utilization": config.vllm_gpu_memory_utilization, "enable_sleep_mode": self.sleeps}
         if not on_gpu:
-            # a prompt that is prefilled in pieces has its random numbers wound back, which only CUDA's generators can
+            # for a prompt that is prefilled in pieces vLLM winds its random numbers back, which only CUDA's generators can do
             options = {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_GIB))
         if rank:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": min((r for r in LORA_RANKS if r >= rank), default=rank)}
         if config.load_in_4bit:  # the same NF4 with double quantisation as the trainer's
             options["quantization"] = "bitsandbytes"
-        # in this process: merged weights need no copy, and Ctrl-C reaches the run alone, not an engine beside it
+        # vLLM stays in this process: merged weights need no copy, and Ctrl-C reaches the run alone and no engine beside it
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from vllm import LLM  # seconds, and only here: a script can be imported without vllm
+        from vllm import LLM  # takes seconds, and a script must be importable without vllm
 
         dtype = config.dtype if config.dtype != "auto" else "bfloat16" if on_gpu else "float32"
         try:
             self.llm = LLM(model=model_folder(config), dtype=dtype, seed=config.seed % 2**31, enable_prefix_caching=True,
                            max_model_len=max(map(len, prompts)) + config.max_completion_length, logprobs_mode="processed_logprobs",
-                           generation_config="vllm", use_tqdm_on_load=False, **options)  # sampling parameters are the requests' alone
+                           generation_config="vllm", use_tqdm_on_load=False, **options)  # no sampling defaults of the model
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"vLLM did not start: {str(error).strip() or type(error).__name__}. If memory is short: another "
                             f"--vllm_gpu_memory_utilization (now {config.vllm_gpu_memory_utilization}), --load_in_4bit, a smaller "
@@ -74,7 +75,7 @@ class VLLMEngine:
         self.policy = policy
         size = 4 * sum(parameter.numel() for parameter in policy.parameters_of().values())
         self.folder = memory_folder(4 * size)
-        weakref.finalize(self, shutil.rmtree, self.folder, True)  # at exit, too
+        weakref.finalize(self, shutil.rmtree, self.folder, True)  # also called at exit
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -96,19 +97,19 @@ class VLLMEngine:
     def sleep(self) -> None:
         """With `--vllm_enable_sleep_mode`, moves vLLM's weights to host memory and gives up its keys and values."""
         if self.sleeps and not self.asleep:
-            self.llm.sleep(level=1)  # level 2 drops the weights, and was seen to crash with LoRA
+            self.llm.sleep(level=1)  # level 2 drops the weights, and crashed with LoRA when it was tried
             self.asleep = True
 
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         """completions[i] are the `n` samples of requests[i]."""
         if self.asleep:
-            torch.cuda.empty_cache()  # what the trainer's allocator holds unused is vLLM's again
+            torch.cuda.empty_cache()  # vLLM gets back the memory that the trainer's allocator holds but does not use
             self.llm.wake_up()
             self.asleep = False
             self.on_wake()
         from vllm import SamplingParams
 
-        # each sample is a request with a seed of its own: vLLM would count up from the first; a prompt is shared through the cache
+        # Each sample is a request of its own, because vLLM would count its seeds up from the first. The prefix cache shares the prompt.
         samples = [(request, int(hash_seeds(np.uint64(request.seed), sample))) for request in requests for sample in range(request.n)]
         parameters = [SamplingParams(
             max_tokens=request.max_tokens, temperature=request.temperature, top_p=request.top_p, seed=seed % 2**63, logprobs=0,
@@ -128,12 +129,12 @@ class VLLMEngine:
         return LoRARequest(f"policy-{self.version}", self.version, folder)
 
     def _drop(self, lora: Any) -> None:
-        """Deletes the folder of an adapter that `sync` wrote; the one of `--adapter` is not ours."""
+        """Deletes the folder of an adapter that `sync` wrote. The folder of `--adapter` belongs to the user and stays."""
         if lora is not None and Path(lora.lora_path).parent == self.folder:
             shutil.rmtree(lora.lora_path)
 
     def _named(self, stop: tuple[str, ...]) -> set[int]:
-        """Tokens that are called like a stop string: special ones such as <|im_end|>, which no text shows."""
+        """Ids of the tokens whose name is a stop string. Special tokens such as <|im_end|> do not appear in the text."""
         vocabulary = self.tokenizer.get_vocab() if stop else {}
         return {vocabulary[end] for end in stop if end in vocabulary}
 
@@ -147,7 +148,7 @@ class VLLMEngine:
 
 
 def memory_folder(size: int) -> Path:
-    """A new folder in memory-backed storage where that has `size` bytes left, else where temporary files go."""
-    shared = Path("/dev/shm")  # 64 MB in a container that was not told otherwise
+    """A new folder in memory-backed storage if `size` bytes are free there, else in the folder for temporary files."""
+    shared = Path("/dev/shm")  # in a container it has 64 MB by default
     fits = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > size
     return Path(tempfile.mkdtemp(prefix="vinery-", dir=shared if fits else None))

@@ -23,27 +23,25 @@ from common.run.resume import MANIFEST, TRAINER_STATE, checkpoints, what_is_miss
 
 
 class Stateful(Protocol):
-    """Anything that a resumed run must continue with: optimiser, sampler of problems, counters."""
+    """Anything whose state a resumed run needs: an optimiser, the sampler of problems, counters."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
-
 class Saved(Protocol):
-    """Anything that is kept as files of its own: the policy's adapter, a critic."""
+    """A model that has files of its own in a checkpoint: the policy's adapter, a critic."""
 
     def save(self, folder: Path) -> None: ...
 
     def load(self, folder: Path) -> None: ...
 
 
-
 def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dict[str, Stateful], keep: int, card: str) -> Path:
-    """Writes checkpoint-`step`, `card` as its README.md, then deletes all but the newest `keep` (0: none).
+    """Writes the folder checkpoint-`step`, with `card` as its README.md, and returns it. Then deletes all but the newest `keep`.
 
-    Raises OSError, leaving older ones.
+    With `keep` 0 no checkpoint is deleted. Raises OSError if it cannot be written; older checkpoints stay.
     """
     final, temporary = run_folder / f"checkpoint-{step}", run_folder / f"checkpoint-{step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -52,7 +50,7 @@ def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dic
         try:
             for model in models:
                 model.save(temporary)
-        except SafetensorError as error:  # hides the system's error in its text
+        except SafetensorError as error:  # it has the error of the operating system in its text only
             found = re.search(r"os error (\d+)", str(error))
             raise OSError(int(found[1]) if found else errno.EIO, str(error), str(temporary)) from error
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -68,15 +66,14 @@ def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dic
         temporary.rename(final)
         _flush(run_folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename worked
+        shutil.rmtree(temporary, ignore_errors=True)  # there is nothing left to delete when the rename worked
     for old in checkpoints(run_folder)[:-keep or None] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-
 def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful]) -> int:
-    """Puts a checkpoint's state into models and parts; the step it was made at. Raises UserError if it is not whole."""
+    """Puts the state of a checkpoint into models and parts, and returns its step. Raises UserError if the checkpoint is not whole."""
     problem = what_is_missing(folder)
     if problem:
         raise UserError(f"{folder} is not a whole checkpoint ({problem}); resume from an older one")
@@ -89,9 +86,8 @@ def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful
     return state["step"]
 
 
-
 def _flush(path: Path) -> None:
-    """Makes sure that the file or folder is on disk: a rename must not overtake what it names."""
+    """Makes sure that the file or folder is on disk. Otherwise a rename could reach the disk before the content does."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What completions.jsonl says of completions; of a few, token by token, for report.html."""
+"""The rows of completions.jsonl. A few rows also hold their completion token by token, for report.html."""
 from __future__ import annotations
 
 from typing import Any
@@ -13,20 +13,19 @@ SHOWN = 16  # completions of an evaluated step that are kept token by token
 
 
 def completion_rows(step: int, batch: Batch, rewards: Tensor, advantages: Tensor, more: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """A row for each completion. rewards, advantages (B,); `more`: a field each, by row."""
+    """One row for each completion. rewards, advantages (B,); `more`: further fields, one value for each row."""
     return [
         {"step": step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer, "reward": r, "advantage": a,
          "finish_reason": c.finish_reason, "tokens": len(c.ids), **{name: values[i] for name, values in more.items()}}
         for i, (p, c, r, a) in enumerate(zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True))]
 
 
-
 def add_tokens(rows: list[dict[str, Any]], batch: Batch, tokenizer: PreTrainedTokenizerBase, advantages: Tensor, values: Tensor | None,
                ) -> None:
-    """To some of the rows: where each token's text begins, its advantage, and the value before it.
+    """Adds to SHOWN of the rows where the text of each token begins, the token's advantage, and the value before the token.
 
-    advantages (B,) or (B, T), values (B, T). Problems with the most spread among their rewards come first, as where all are equal group
-    baselines give no credit; of each at most half of what is shown, its best and its worst.
+    advantages (B,) or (B, T), values (B, T). Problems whose rewards differ most come first, because equal rewards often give no
+    advantage. At most half of the rows that are shown belong to one problem: its best and its worst completions.
     """
     groups: dict[int, list[int]] = {}
     for i, group in enumerate(batch.group_ids.tolist()):

@@ -1,60 +1,47 @@
-"""Will it fit? What a run takes on a GPU, from the model's config alone; settings that fit; and a trial at full length.
+"""Will a run fit on a card? The memory that it needs, from the model's config alone, and settings that fit.
 
-`--plan_memory 24` prints the plan for a card of 24 GB and ends. On a GPU every run is planned for the card found. The plan sets what
-does not change the result: token budget, checkpointing, sleep mode, the sampler's share. For the rest it stops and recommends.
+`--plan_memory 24` prints the plan for a card of 24 GB and ends. On a GPU every run is planned for the card that was found. The plan sets
+the flags that do not change the result: token budget, checkpointing, sleep mode, the sampler's share. If these are not enough, the run
+stops, and the plan recommends other changes.
 """
 from __future__ import annotations
 
-import copy
 import dataclasses
+import itertools
 import math
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn as nn
-from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 
 from common.config import CommonConfig
 from common.errors import UserError
-from common.policy.load import with_adapter
 from common.policy.loss import CHUNK_ELEMENTS
 from common.policy.pretrained import adapter_settings, load_model_config
 from common.rollout.choose_engine import choose_engine
+from common.run.model_shape import Shape, shape_of
 
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes of a weight: 4 bits, a byte per 64 of them, four per 256 of those (double quantisation)
-STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes of the optimiser, per parameter
-PROMPT = 256  # tokens, assumed: no data has been read
-BUDGETS = (8192, 4096, 2048, 1024, 512)  # tokens of a micro-batch that are tried
-BUSY = 4096  # tokens that keep a GPU busy
-ROWS = (256, 128, 64, 32, 16)  # completions at a time that are tried; with fewer, sampling takes too long
-LOGIT_BYTES = 12  # of an element of a chunk of logits: bfloat16, float32, and what is computed from them
-# assumed, not calculated: CUDA and its libraries; vLLM's buffers and graphs; the share that the allocator cannot use
-CUDA_BYTES, VLLM_BYTES, WASTE = 0.8e9, 1.5e9, 0.05
-ASSUMED = ("CUDA", "its buffers")
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model in numbers. Bytes are those of bfloat16."""
-
-    parameters: int
-    linear: int  # of them, in the layers that 4 bits can hold
-    largest: int  # of them, in the largest such layer
-    lora: int  # parameters of an adapter
-    layers: int
-    hidden: int
-    kv_bytes: int  # keys and values of a token
-    layer_bytes: float  # what backward needs of a layer, per token
-
+# Bytes of a weight in NF4 with double quantisation: 4 bits, a byte for every 64 weights, four bytes for every 256 of these bytes
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes of the optimiser's state, per parameter
+LOGIT_BYTES = 12  # per element of a chunk of logits: its value in bfloat16 and in float32, and float32 results of these
+PROMPT = 256  # tokens of a prompt; assumed, since no data has been read
+# Assumed, not calculated:
+CUDA_BYTES = 0.8e9  # CUDA and its libraries
+VLLM_BYTES = 1.5e9  # vLLM's buffers and CUDA graphs
+WASTE = 0.05  # share of the card that the allocator cannot use
+ASSUMED = ("CUDA", "its buffers")  # names of the assumed parts in the table
+# What a plan tries:
+BUDGETS = (8192, 4096, 2048, 1024, 512)  # tokens of a micro-batch
+BUSY = 4096  # tokens of a micro-batch that keep a GPU busy
+ROWS = (256, 128, 64, 32, 16)  # completions sampled at a time; with fewer, sampling takes too long
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the plan may set: none of it changes what a run computes."""
+    """The flags that a plan may set. None of them changes what a run computes."""
 
     max_tokens_per_microbatch: int
     gradient_checkpointing: bool
@@ -62,112 +49,52 @@ class Settings:
     vllm_gpu_memory_utilization: float
 
 
+class Option(NamedTuple):
+    """One way to run on a card."""
+
+    max_tokens: int  # of a micro-batch
+    checkpointing: bool
+    sleep: bool
+    rows: int  # completions sampled at a time
+
 
 @dataclass(frozen=True)
 class Parts:
-    """Bytes by name: what is there all the time, what only while sampling, and what only during the update."""
+    """The parts of a run's memory by name, in bytes."""
 
     always: dict[str, float]
-    sampling: dict[str, float]
-    update: dict[str, float]
+    sampling: dict[str, float]  # while sampling; without sleep mode also during the update
+    update: dict[str, float]  # during the update only
 
     def peak(self, sleep: bool) -> float:
-        """The most that is there at once; without sleep mode the sampler keeps what it has during the update."""
+        """The most memory that is used at once, bytes. `sleep`: the sampler gives its memory up during the update."""
         always, sampling, update = (sum(part.values()) for part in (self.always, self.sampling, self.update))
         return always + (max(sampling, update) if sleep else sampling + update)
 
 
-
 @dataclass(frozen=True)
 class Plan:
-    """`settings` is None if nothing fits: then `parts` are those of the smallest choice, and `remedies` say what would fit."""
+    """How a run uses a card. If nothing fits, the plan is that of the smallest option."""
 
     parts: Parts
     peak: float  # bytes
-    card: float
-    settings: Settings | None
-    rows: int  # completions whose keys and values are there at once
-    remedies: list[str]
-
-
-
-def shape_of(model_config: PretrainedConfig, config: CommonConfig) -> Shape:
-    """The numbers of a model, from skeletons without weights: a whole one for its size, two short ones for its activations."""
-    text = model_config.get_text_config()
-    with torch.device("meta"):
-        whole = with_adapter(AutoModelForCausalLM.from_config(model_config).requires_grad_(False), config)
-    lora = sum(p.numel() for p in whole.parameters() if p.requires_grad)
-    linear = [m.weight.numel() for name, m in whole.named_modules()
-              if isinstance(m, nn.Linear) and "lora_" not in name and "lm_head" not in name]
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Shape(parameters=sum(p.numel() for p in whole.parameters()) - lora, linear=sum(linear), largest=max(linear), lora=lora,
-                 layers=text.num_hidden_layers, hidden=text.hidden_size, kv_bytes=2 * text.num_hidden_layers * heads * size * 2,
-                 layer_bytes=saved_bytes(model_config, config, 2) - saved_bytes(model_config, config, 1))
-
-
-
-def saved_bytes(model_config: PretrainedConfig, config: CommonConfig, layers: int, tokens: int = 64) -> float:
-    """Bytes per token that a forward of the model's first `layers` keeps for backward, in bfloat16 and with fused attention.
-
-    Counted on a model without data: shapes and what autograd saves are the real ones.
-    """
-    short = copy.deepcopy(model_config)
-    text = short.get_text_config()
-    text.num_hidden_layers, text.vocab_size, text.pad_token_id = layers, 256, None
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
-    AttentionInterface.register("planned", _attention)
-    AttentionMaskInterface.register("planned", lambda *_, **__: None)
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(short, attn_implementation="planned").requires_grad_(False)
-        model = with_adapter(base, config).to(torch.bfloat16).eval()
-        ids, mask = torch.zeros(1, tokens, dtype=torch.long), torch.zeros(1, 1, tokens, tokens, dtype=torch.bool)
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Any] = {}  # storages, which stay alive so that none is counted under another's address
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.get_base_model().base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return sum(storage.nbytes() for storage in kept.values()) / tokens
-
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Keeps for backward what a fused kernel keeps: query, keys, values and output, no scores. Computes nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError("this model is only looked at")
-
-
-
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-    return _FusedAttention.apply(query, key, value).transpose(1, 2), None
-
+    card: float  # bytes
+    settings: Settings | None  # None: nothing fits
+    rows: int  # completions whose keys and values are in memory at once
+    remedies: list[str]  # changes of flags that would make it fit
 
 
 def parts_of(shape: Shape, config: CommonConfig, settings: Settings, rows: int) -> Parts:
-    """What a run under these settings takes, with the keys and values of `rows` completions at a time."""
-    width = 2 if config.dtype == "float32" else 1  # against bfloat16
+    """The memory of a run under these settings, with the keys and values of `rows` completions at a time."""
+    width = 2 if config.dtype == "float32" else 1  # bytes per number, relative to bfloat16
     base = (shape.parameters - shape.linear) * 2 * width + shape.linear * (NF4 if config.load_in_4bit else 2 * width)
     adapters = {"adapters, gradients, optimiser": config.trained_adapters * shape.lora * (4 + 4 + STATES[config.optim])}
     if config.adapter and config.beta > 0:
         adapters["reference adapter"] = shape.lora * 4
     length = PROMPT + config.max_completion_length
     tokens, layer = max(settings.max_tokens_per_microbatch, length), shape.layer_bytes * width
-    # a layer's gradients take about what its activations do; checkpointed, one layer's activations come back at a time
+    # One layer's gradients take about as much as its activations. Checkpointed, each layer keeps its input alone, and one layer's
+    # activations are computed again at a time.
     activations = shape.layers * shape.hidden * 2 * width + 2 * layer if settings.gradient_checkpointing else (shape.layers + 1) * layer
     update = {f"activations of {tokens} tokens{', checkpointed' if settings.gradient_checkpointing else ''}": tokens * activations,
               "log-probs": CHUNK_ELEMENTS * LOGIT_BYTES}
@@ -178,46 +105,55 @@ def parts_of(shape: Shape, config: CommonConfig, settings: Settings, rows: int) 
     return Parts({"base in the trainer": base, **adapters, "CUDA": CUDA_BYTES}, sampler | cache, update)
 
 
-
 def uses_vllm(config: CommonConfig) -> bool:
-    """Whether vLLM samples, where there is a GPU for it."""
+    """Whether vLLM samples on a machine with a GPU."""
     return config.engine == "vllm" or (config.engine == "auto" and config.dtype != "float32" and config.model != "tiny")
 
 
-
 def make_plan(config: CommonConfig, shape: Shape, card: float, given: Set[str], recommend: bool = True) -> Plan:
-    """The plan for `card` bytes. The flags in `given` stay as they are."""
-    def choices(flag: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (getattr(config, flag),) if flag in given else values
+    """The plan for `card` bytes: the first of `options` that fits. The flags in `given` stay as they are.
 
-    budgets = choices("max_tokens_per_microbatch", BUDGETS)
-    checkpointing = choices("gradient_checkpointing", (False, True))
-    sleep = choices("vllm_enable_sleep_mode", (False, True) if uses_vllm(config) and not config.load_in_4bit else (False,))
-    all_rows = config.problems_per_step * config.num_generations
-    # the first that fits: sleeping costs seconds a step, small micro-batches leave a GPU idle, so do few completions at a time, and
-    # checkpointing costs a third of the update
-    options = [(budget, checkpoint, asleep, rows) for asleep in sleep for small in (False, True)
-               for rows in sorted({min(most, all_rows) for most in (all_rows, *ROWS)}, reverse=True) for checkpoint in checkpointing
-               for budget in budgets if (budget < BUSY) == small or len(budgets) == 1]
-    smallest = None
-    for budget, checkpoint, asleep, rows in options:
-        settings = Settings(budget, checkpoint, asleep, config.vllm_gpu_memory_utilization)
-        parts = parts_of(shape, config, settings, rows)
-        peak = parts.peak(asleep) + card * WASTE
+    If none fits, the plan is that of the option that needs least, without settings and (if `recommend`) with remedies.
+    """
+    smallest: Plan | None = None
+    for option in options(config, given):
+        settings = Settings(option.max_tokens, option.checkpointing, option.sleep, config.vllm_gpu_memory_utilization)
+        parts = parts_of(shape, config, settings, option.rows)
+        peak = parts.peak(option.sleep) + card * WASTE
         if peak <= card:
-            share = sum(parts.sampling.values()) / card
             if uses_vllm(config) and "vllm_gpu_memory_utilization" not in given:
-                settings = dataclasses.replace(settings, vllm_gpu_memory_utilization=math.ceil(100 * share) / 100)
-            return Plan(parts, peak, card, settings, rows, [])
+                share = math.ceil(100 * sum(parts.sampling.values()) / card) / 100
+                settings = dataclasses.replace(settings, vllm_gpu_memory_utilization=share)
+            return Plan(parts, peak, card, settings, option.rows, [])
         if smallest is None or peak <= smallest.peak:
-            smallest = Plan(parts, peak, card, None, rows, [])
+            smallest = Plan(parts, peak, card, None, option.rows, [])
     assert smallest is not None
     return dataclasses.replace(smallest, remedies=_remedies(config, shape, card, given) if recommend else [])
 
 
+def options(config: CommonConfig, given: Set[str]) -> Iterator[Option]:
+    """What a plan may choose, the quickest first. A flag in `given` has its one value.
+
+    The order is by what a choice costs. Sleep mode costs seconds a step, so it changes last. Micro-batches below BUSY tokens leave a GPU
+    idle, and so does sampling few completions at a time. Checkpointing costs a third of the update. The token budget costs least.
+    """
+    def values(flag: str, usual: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (getattr(config, flag),) if flag in given else usual
+
+    budgets = values("max_tokens_per_microbatch", BUDGETS)
+    checkpointing = values("gradient_checkpointing", (False, True))
+    sleep = values("vllm_enable_sleep_mode", (False, True) if uses_vllm(config) and not config.load_in_4bit else (False,))
+    completions = config.problems_per_step * config.num_generations
+    all_rows = sorted({completions, *(rows for rows in ROWS if rows < completions)}, reverse=True)
+    large = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget >= BUSY)
+    small = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget < BUSY)
+    for asleep, some_budgets, rows, checkpoint in itertools.product(sleep, (large, small), all_rows, checkpointing):
+        for budget in some_budgets:
+            yield Option(budget, checkpoint, asleep, rows)
+
 
 def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) -> list[str]:
-    """What would make it fit: every change that is enough alone, else as many of them as it takes."""
+    """Changes of flags that make the run fit: every change that is enough alone, else the shortest list of changes that is enough."""
     half = config.max_completion_length // 2
     changes: dict[str, dict[str, Any]] = {
         "--load_in_4bit": {"load_in_4bit": True}, f"--max_completion_length {half}": {"max_completion_length": half},
@@ -233,7 +169,6 @@ def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) 
     alone = left_out + [text for text in changes if fits([text])]
     several = next((list(changes)[:n] for n in range(2, len(changes) + 1) if fits(list(changes)[:n])), [])
     return alone or ([" ".join(several)] if several else [])
-
 
 
 def table(plan: Plan, config: CommonConfig) -> str:
@@ -254,7 +189,6 @@ def table(plan: Plan, config: CommonConfig) -> str:
         lines.append(f"fits, with {plan.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time, under\n"
                      f"  {' '.join(flags)}")
     return "\n".join(lines)
-
 
 
 def plan_run(config: CommonConfig) -> Plan | None:

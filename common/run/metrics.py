@@ -1,4 +1,4 @@
-"""The numbers of a step: means over its tokens, and what its rollout batch says."""
+"""The numbers of a step: means over the tokens that were trained on, and the statistics of the rollout batch."""
 from __future__ import annotations
 
 import torch
@@ -8,7 +8,10 @@ from common.records import Batch
 
 
 class TokenMeans:
-    """Means over the tokens of a whole step, from the sums of its micro-batches. Stays on the device until one of them is asked for."""
+    """Means over the tokens of a whole step, from sums over its micro-batches.
+
+    The sums stay on the device until a mean is asked for, so that a GPU does not wait.
+    """
 
     def __init__(self) -> None:
         self.tokens: Tensor | float = 0.0
@@ -25,7 +28,7 @@ class TokenMeans:
             self.maxima[name] = torch.maximum(self.maxima.get(name, kept.max()), kept.max())
 
     def mean(self, name: str) -> float | None:
-        """None if no token was added: nothing was trained on in this step."""
+        """The mean over the step's tokens; None if no token was added, since nothing was trained on in this step."""
         return float(self.sums[name] / self.tokens) if name in self.sums and self.tokens else None
 
     def max(self, name: str) -> float | None:
@@ -33,14 +36,13 @@ class TokenMeans:
         return float(self.maxima[name]) if name in self.maxima else None
 
 
-
 def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
-    """What a rollout batch says of itself, TRL's names: rewards (B,) and their spread within groups, lengths, cut-offs.
+    """The statistics of a rollout batch under TRL's names: rewards (B,) and their spread within groups, lengths, truncation.
 
-    `neg_logp`: -log p of all sampled tokens, nats per token: what the sampling policy's entropy is on average, estimated.
+    `neg_logp` is the mean of -log p over all sampled tokens, in nats: an estimate of the entropy of the sampling policy.
     """
     groups = [rewards[batch.group_ids == group] for group in batch.group_ids.unique()]
-    # equal rewards have spread 0; their computed standard deviation may be 1e-9
+    # the spread of equal rewards is 0, while their computed standard deviation may be 1e-9
     spread = torch.stack([group.std(correction=0) if group.min() < group.max() else torch.tensor(0.0) for group in groups])
     return {"reward": rewards.mean().item(), "reward_std": spread.mean().item(),
             "frac_reward_zero_std": (spread == 0).float().mean().item(),

@@ -1,4 +1,4 @@
-"""The model card: what was trained, from what, on what, how, and how well it did."""
+"""The model card: which model was trained, on which data, with which command, and its results."""
 from __future__ import annotations
 
 import ast
@@ -11,14 +11,14 @@ from huggingface_hub import ModelCardData
 
 from common.config import REGISTERED, CommonConfig, resolve
 
-LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to")  # flags that say nothing of the model
+LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to")  # flags that have no influence on the model
 
 
 def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evaluations: list[dict[str, Any]], step: int) -> str:
-    """README.md of a run folder and of its checkpoints, in the hub's format: the front matter lists only what is on the hub.
+    """README.md of a run folder and of its checkpoints, in the hub's format.
 
-    `record`: config.json. `evaluations`: the rows of metrics.jsonl that have `eval/*`, oldest first. Folders of this machine
-    appear by their last name.
+    `record`: the content of config.json. `evaluations`: the rows of metrics.jsonl that have `eval/*`, oldest first. The front matter
+    lists only models and data sets that are on the hub. Of a folder of this machine the card has the last name alone.
     """
     local = {name for name in (config.model, config.dataset) if Path(name).exists()}
     base, data = (Path(name).name if name in local else name for name in (config.model, config.dataset))
@@ -75,9 +75,8 @@ Seed {config.seed}; {versions}; {record['hardware']['gpu'] or 'CPU'}.
 """
 
 
-
 def command(config: CommonConfig, script: Path) -> str:
-    """The command line that gives this config: every flag that is not at its default, folders by their last name."""
+    """The command line that gives this config: every flag that is not at its default. Folders appear by their last name."""
     defaults = resolve(type(config), {}, {"model": config.model, "dataset": config.dataset})
     words = []
     for spec in fields(config):
@@ -91,7 +90,6 @@ def command(config: CommonConfig, script: Path) -> str:
     return " \\\n    ".join([f"python {script.name}", *words])
 
 
-
 def _word(text: str) -> str:
-    """As a shell wants it, on one line."""
+    """The text quoted for a shell, on one line."""
     return shlex.quote((Path(text).name if Path(text).exists() else text).replace("\n", "\\n"))

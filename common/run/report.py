@@ -1,229 +1,55 @@
-"""report.html: learning curves, where the time goes, which problems teach, and completions with the credit of each token.
+"""The page report.html of a run or of several runs: learning curves, time, problems, and completions with the credit of each token.
 
     python -m common.run report RUN [RUN ...] [--out report.html]
 
-A page is made from run folders alone and holds all it needs. Every run writes its own at each evaluation; several runs make one that
-compares them.
+The page is made from run folders alone, and it is one file that needs nothing else. Every run writes its own page at each evaluation.
+A page of several runs compares them. Runs of the same script and flags, apart from the seed, form a group and are drawn with their mean.
 """
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import math
 import re
-import statistics
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from html import escape
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.config import short_name
 from common.errors import UserError
 from common.run.files import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from common.run.report_charts import IMPORTANT, MIX, OTHERS, PAGE_POINTS, PHASES, POINTS, X, line_chart, metrics_to_chart, stacked_chart
+from common.run.report_runs import PALETTE, Group, RunData, differences, group_runs, read_run, shown
 
 PAGE = Path(__file__).with_name("report_page.html")
-SAMPLE_BYTES = 1_200_000  # of completions in one page: of longer runs, some steps are left out
-TOKENS = 2000  # of a completion in the page
-POINTS = 400  # of a curve: of longer runs, means of neighbours
-PALETTE = ("#2588cf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")  # seen on light and on dark
-INK = "#010203"  # stands for the page's own text colour
-X = {"steps": "steps", "tokens": "generated tokens", "seconds": "seconds of training"}
-PHASES = ("sample", "verify", "value", "update", "sync")
-# name in metrics.jsonl, what it says
-DETAILS = {"reward": "mean reward", "completions/mean_length": "tokens a completion", "neg_logp": "-log p, nats a token",
-           "grad_norm": "gradient norm", "clip_ratio/region_mean": "clipped tokens, share", "kl": "KL to the reference, nats a token"}
-MIX = {"sampling/frac_solved": ("always solved", "#009e73"), "sampling/frac_mixed": ("sometimes: these teach", "#2588cf"),
-       "sampling/frac_hopeless": ("never solved", "#d55e00")}
+SAMPLE_BYTES = 1_200_000  # of completions in one page. Steps of longer runs are left out
+TOKENS = 2000  # of one completion in the page
 
 
-@dataclass
-class RunData:
-    """What a run folder says. `evaluations` and `steps` are rows of metrics.jsonl with x-values under the names of X."""
-
-    name: str
-    record: dict[str, Any]  # config.json
-    evaluations: list[dict[str, Any]]
-    steps: list[dict[str, Any]]
-    samples: dict[int, list[dict[str, Any]]]  # by step
-
-
-
-def read_run(folder: Path) -> RunData:
-    """Raises UserError if the folder is not a run's."""
-    try:
-        record = json.loads((folder / "config.json").read_text())
-        rows = list(whole_rows((folder / "metrics.jsonl").read_text().split("\n")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a run folder (config.json, metrics.jsonl): {error}") from error
-    seconds = accumulate(row.get("step_time", 0.0) for row in rows)
-    for row, passed in zip(rows, seconds, strict=True):
-        row |= {"steps": row["step"], "tokens": row.get("num_tokens", 0), "seconds": passed}
-    samples: dict[int, list[dict[str, Any]]] = {}
-    path = folder / "completions.jsonl"
-    with open(path, encoding="utf-8") if path.exists() else io.StringIO() as file:
-        for row in whole_rows(line for line in file if '"token_advantages"' in line):  # only those that are shown are worth parsing
-            samples.setdefault(row["step"], []).append(row)
-    return RunData(folder.name, record, [row for row in rows if "eval/pass@1" in row], [row for row in rows if row["step"] > 0], samples)
-
-
-
-def whole_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a jsonl file; of a run that is going on or was killed, the last line may be cut."""
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
-
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` problems, one sample each (Wilson 1927). .5 of 100 -> .404, .596; 1 of 400 -> .990, 1.
-
-    Of the mean of rewards between 0 and 1 as well, where it is wider than need be: none vary more than those that are 0 or 1.
-    """
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * (max(share * (1 - share), 0.0) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-
-# ---- figures ---------------------------------------------------------------------------------------------------------
-
-def svg(figure: Figure, name: str) -> str:
-    """The figure as an element of a page: in the page's colours and font, with ids of its own."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.DOTALL)
-    text = re.sub(r'\s(width|height)="[\d.]+pt"', "", text, count=2)
-    text = text.replace(INK, "currentColor")
-    text = re.sub(r"(font: [\d.]+px)[^;\"]*", r"\1 sans-serif", text)
-    return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text).replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
-
-
-
-def panel(title: str, x: str, height: float, below: float = 0.45) -> tuple[Figure, Axes]:
-    """An empty chart, narrow enough for a phone; inches. `below`: what the x-axis and a legend under it take."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    figure = Figure(figsize=(4.8, height))
-    axes = figure.add_axes((0.11, below / height, 0.87, 1 - (below + 0.28) / height))  # quicker than working out the margins
-    axes.set_title(title, loc="left", fontsize=min(10, 520 / len(title)), color=INK, parse_math=False)  # a run's name may be long
-    axes.set_xlabel(X.get(x, x), fontsize=9, color=INK)
-    axes.tick_params(labelsize=8, color=INK, labelcolor=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.grid(alpha=0.15, color=INK, linewidth=0.6)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    return figure, axes
-
-
-
-def thin(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
-    """The points of a curve, neighbours averaged where there are too many to see."""
-    points = [(row[x], row[y]) for row in rows if y in row]
-    size = -(-len(points) // POINTS) or 1
-    parts = [points[i:i + size] for i in range(0, len(points), size)]
-    return [statistics.fmean(a for a, _ in part) for part in parts], [statistics.fmean(b for _, b in part) for part in parts]
-
-
-
-def legend(axes: Axes, **options: Any) -> None:
-    for text in axes.legend(frameon=False, fontsize=8, labelcolor=INK, **options).get_texts():
-        text.set_parse_math(False)  # of a run's name
-
-
-
-def under(figure: Figure, axes: Axes, columns: int) -> None:
-    """The legend at the figure's lower edge."""
-    legend(axes, loc="lower left", ncols=columns, bbox_to_anchor=(0.1, 0), bbox_transform=figure.transFigure, borderaxespad=0.2)
-
-
-
-def learning_curve(runs: list[RunData], x: str) -> str:
-    columns = 1 if any(len(run.name) > 24 for run in runs) else 2
-    below = 0.2 * -(-len(runs) // columns) if 1 < len(runs) <= len(PALETTE) else 0.0  # names of several runs would hide curves
-    figure, axes = panel("pass@1 on held-out problems", x, 3.0 + below, 0.45 + below)
-    for run, colour in zip(runs, colours(runs), strict=True):
-        at = [row[x] for row in run.evaluations]
-        sampled = [row["eval/pass@1"] for row in run.evaluations]
-        counts = [row.get("eval/problems", 0) for row in run.evaluations]
-        if all(counts) and all(0 <= p <= 1 for p in sampled):
-            axes.fill_between(at, *zip(*map(wilson, sampled, counts), strict=True), color=colour, alpha=0.18, linewidth=0)
-        axes.plot(at, sampled, "o-", color=colour, markersize=3, linewidth=1.6, label=run.name if len(runs) > 1 else "sampled")
-        axes.plot(at, [row["eval/greedy"] for row in run.evaluations], "--", color=colour, linewidth=1, alpha=0.8,
-                  label="greedy" if len(runs) == 1 else None)
-    if below:
-        under(figure, axes, columns)
-    elif len(runs) == 1:
-        legend(axes, loc="lower right")
-    return svg(figure, f"curve-{x}")
-
-
-
-def detail(runs: list[RunData], y: str, what: str) -> str:
-    figure, axes = panel(what, "steps", 2.2)
-    for run, colour in zip(runs, colours(runs), strict=True):
-        axes.plot(*thin(run.steps, "steps", y), color=colour, linewidth=1.1)
-    return svg(figure, "detail-" + re.sub(r"\W", "-", y))
-
-
-
-def stacked(run: RunData, number: int, title: str, parts: dict[str, tuple[str, str]], kind: str) -> str:
-    """Areas on top of each other: `parts` are names in metrics.jsonl with label and colour."""
-    figure, axes = panel(title, "steps", 2.7, 0.45 + 0.2 * -(-len(parts) // 3))
-    rows = [{"steps": row["steps"], **{name: row.get(name, 0.0) for name in parts}} for row in run.steps]
-    curves = [thin(rows, "steps", name) for name in parts]
-    axes.stackplot(curves[0][0], *(y for _, y in curves), labels=[label for label, _ in parts.values()],
-                   colors=[colour for _, colour in parts.values()], alpha=0.75, linewidth=0)
-    axes.set_xlim(curves[0][0][0], max(curves[0][0][-1], curves[0][0][0] + 1))
-    axes.set_ylim(bottom=0)
-    under(figure, axes, 3)
-    return svg(figure, f"{kind}-{number}")
-
-
-
-def colours(runs: list[RunData]) -> list[str]:
-    return [PALETTE[i % len(PALETTE)] for i in range(len(runs))]
-
-
-
-# ---- the page --------------------------------------------------------------------------------------------------------
+# ---- completions -----------------------------------------------------------------------------------------------------
 
 def pieces(row: dict[str, Any]) -> list[str]:
-    """The text of each token; of the end token, and of one that is part of a character, there may be none."""
+    """The text of each token. It is empty for the end token, and may be empty for a token that is a part of a character."""
     return [row["completion"][a:b] for a, b in zip(row["offsets"], [*row["offsets"][1:], len(row["completion"])], strict=True)]
 
 
-
 def browser(runs: list[RunData]) -> list[dict[str, Any]]:
-    """What the page's script shows: completions by run and step; steps are left out evenly where they would make the page too large."""
+    """The data of the page's script: completions by run and step. Steps are left out evenly if the page would become too large."""
     kept = []
     for run in runs:
         steps = [{"step": step, "samples": samples_of(rows)} for step, rows in sorted(run.samples.items())]
         sizes, every = [len(json.dumps(step)) for step in steps], 1
         while sum(sizes[::-every]) > SAMPLE_BYTES / len(runs) and every < len(steps):
             every += 1
-        some = steps[::-every][::-1]  # the last one is always among them
+        some = steps[::-every][::-1]  # the last step is always among them
         kept.append({"name": run.name, "steps": some, "left_out": len(steps) - len(some)})
     return kept
 
 
-
 def samples_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A step's completions for the page, problem by problem, those with the most spread among their rewards first."""
+    """A step's completions for the page, problem by problem. Problems whose rewards differ most come first."""
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
@@ -234,84 +60,180 @@ def samples_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
              "states": finite(row.get("state_values"))} for own in order for row in own]
 
 
-
 def finite(value: Any) -> Any:
-    """NaN and infinities as None, which JSON has; in lists too."""
+    """The value with None, which JSON has, in place of NaN and infinities. Goes into lists."""
     if isinstance(value, list):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def equal_rewards_give_no_advantage(runs: list[RunData]) -> bool:
+    """Whether every completion of a problem with equal rewards has advantage 0, in samples without values of tokens or states."""
+    rewards: dict[tuple[int, int, str], set[float]] = {}
+    rows = [((i, step, row["prompt"]), row) for i, run in enumerate(runs) for step, own in run.samples.items() for row in own]
+    for key, row in rows:
+        rewards.setdefault(key, set()).add(row["reward"])
+    equal = [row for key, row in rows if len(rewards[key]) == 1]
+    return bool(equal) and not any(any(row["token_advantages"]) or "token_values" in row or "state_values" in row for row in equal)
 
-def summary(run: RunData) -> str:
-    """A line on a run: what, from where to where, at what cost."""
-    flags, last = run.record["flags"], run.steps[-1] if run.steps else None
-    words = [f"{run.record['script']}.py, {short_name(flags['model'])} on {short_name(flags['dataset'])}, seed {flags['seed']}"]
-    if run.evaluations:
-        first, final = run.evaluations[0], run.evaluations[-1]
-        words.append(f"pass@1 {first['eval/pass@1']:.3f} → {final['eval/pass@1']:.3f}, greedy {final['eval/greedy']:.3f} after step "
-                     f"{final['step']}")
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+def summary(group: Group) -> str:
+    """One line: script, model, data, learning and cost."""
+    record = group.runs[0].record
+    flags = record["flags"]
+    many, last = len(group.runs) > 1, group.steps[-1] if group.steps else None
+    seeds = ", ".join(str(run.record["flags"]["seed"]) for run in group.runs)
+    words = [f"{record['script']}.py, {short_name(flags['model'])} on {short_name(flags['dataset'])}, seed{'s' * many} {seeds}"]
+    if group.evaluations:
+        first, final = group.evaluations[0], group.evaluations[-1]
+        words.append(f"{f'mean of {len(group.runs)} runs: ' if many else ''}pass@1 {first['eval/pass@1']:.3f} → "
+                     f"{final['eval/pass@1']:.3f}, greedy {final['eval/greedy']:.3f} after step {final['steps']:g}")
     if last:
-        words.append(f"{last['tokens']:,} tokens, {last['seconds']:,.0f} s, peak memory {last['memory/peak_gb']:.1f} GB")
+        words.append(f"{last['tokens']:,.0f} tokens, {last['seconds']:,.0f} s, peak memory {last['memory/peak_gb']:.1f} GB"
+                     f"{' each' if many else ''}")
+        if flags.get("max_steps", 0) > last["steps"]:
+            words.append(f"step {last['steps']:g} of {flags['max_steps']}")
     return "; ".join(words)
 
 
+def flags_table(group: Group) -> str:
+    """The flags of the runs: first those from the command line, then the others, by name."""
+    records = [run.record for run in group.runs]
+    given = {match[1].replace("-", "_") for word in records[0].get("command", []) if (match := re.match(r"--([\w-]+)", str(word)))}
+    flags = {name: ", ".join(dict.fromkeys(shown(record["flags"].get(name)) for record in records)) for name in sorted(records[0]["flags"])}
+    parts = {"On the command line": given & set(flags), "All others": set(flags) - given}
+    return "".join(f"<h4>{title}</h4><dl>" + "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(flags[name])}</dd></div>"
+                                                    for name in sorted(names)) + "</dl>" for title, names in parts.items() if names)
+
+
+def heading(groups: list[Group]) -> str:
+    """The list of groups, with their runs and flags."""
+    items = []
+    for group in groups:
+        name = f"{dot(group.colour)}<b>{escape(group.name)}</b>" if len(groups) > 1 else ""
+        differing = ", ".join(differences(group, groups))
+        many = len(group.runs) > 1
+        own = f"<p>{', '.join(f'<b>{escape(run.name)}</b>' for run in group.runs)}</p>" if many else ""
+        items.append(f"<li>{name}<p>{escape(summary(group))}{escape(f'; {differing}' if differing else '')}</p><details><summary>"
+                     f"{'Runs and flags' if many else 'Flags'}</summary>{own}{flags_table(group)}</details></li>")
+    return "".join(items)
+
+
+def dot(colour: str) -> str:
+    return f'<span class="dot" style="background:{colour}"></span>'
+
+
+def key(labels: Iterable[tuple[str, str]], kind: str = "") -> str:
+    """A legend: labels and their colours. `kind`: all, for the legend of all charts."""
+    return f'<p class="key {kind}">' + "".join(f"<span>{dot(colour)}{escape(label)}</span>" for label, colour in labels) + "</p>"
+
+
+def figure(title: str, chart: str, sentence: str = "", legend: str = "", name: str = "") -> str:
+    """A chart with its title above, and below the sentence that says what it shows and the metric's name."""
+    code = f" <code>{escape(name)}</code>" if name and name != title else ""
+    top = f'<div class="top"><h3>{escape(title)}</h3>{legend}</div>'
+    return f"<figure>{top}{chart}<figcaption>{escape(sentence)}{code}</figcaption></figure>"
+
+
+def stacks(groups: list[Group]) -> str:
+    """The charts of time and of problems, for each group."""
+    found = sorted({name[5:] for group in groups for row in group.steps for name in row if name.startswith("time/")} - {"evaluate"})
+    phases = [phase for phase in PHASES if phase in found] + [phase for phase in found if phase not in PHASES]
+    times = {f"time/{phase}": (phase, PALETTE[i % len(PALETTE)]) for i, phase in enumerate(phases)}
+    mixed = ("Share of the problems tried in a step, by how many of their completions were right. A growing orange area means that the "
+             "problems are too hard, a growing green area that they are too easy.")
+    if equal_rewards_give_no_advantage([run for group in groups for run in group.runs]):
+        mixed += " Completions in the green and orange areas get advantage 0 here, so the model learns from the blue area alone."
+    timed = "Duration of the phases of a step. Evaluation is not included. The thickest area is the phase to make faster."
+    charts = []
+    for group in groups:
+        for title, parts, sentence in (("Seconds per step", times, timed), ("Problems", MIX, mixed)):
+            own = {name: part for name, part in parts.items() if any(name in row for row in group.steps)}
+            if own:
+                full = title if len(groups) == 1 else f"{title}, {group.name}"
+                legend = key([*own.values()][::-1])  # from the top of the stack to its bottom
+                charts.append(figure(full, stacked_chart(group.steps, own, full), sentence if group is groups[0] else "", legend))
+    return "".join(charts)
+
+
+def learning(groups: list[Group], most: int) -> str:
+    """The chart of pass@1, for each x-axis."""
+    lone = len(groups) == 1 and len(groups[0].runs) == 1
+    charts = "".join(f'<div class="x {x}">' + line_chart(groups, x, "eval/pass@1", "pass@1 on held-out problems", most, band=True,
+                                                        dashed="eval/greedy" if lone else "") + "</div>" for x in X)
+    text = "Share of the held-out problems that the model solves. "
+    if lone:
+        text += "Solid line: one sampled completion per problem, with a band for its 95 % interval over problems (Wilson). Dashed line: " \
+                "greedy decoding. A rise counts if it is larger than the band. The band does not include the spread between seeds."
+    else:
+        text += "One sampled completion per problem. "
+        if any(len(group.runs) > 1 for group in groups):
+            text += "Thick line: mean of a group, up to the last step that all its runs have done. Thin lines: its runs. A difference " \
+                    "between groups counts if it is larger than the spread of their thin lines. "
+        if any(len(group.runs) == 1 for group in groups):
+            text += "Band: 95 % interval over problems (Wilson) of a group with one run. It does not include the spread between seeds."
+    text += " Tokens and seconds are those of training, evaluation apart."
+    legend = '<p class="key"><span><i class="solid"></i>sampled</span><span><i class="broken"></i>greedy</span></p>' if lone else ""
+    choice = "".join(f'<label><input type="radio" name="x" value="{x}"{" checked" * (x == "steps")}>{label}</label>'
+                     for x, label in zip(X, ("steps", "tokens", "seconds"), strict=True))
+    head = f'<div class="top"><h3>pass@1 on held-out problems</h3>{legend}<div class="choice" role="radiogroup" aria-label="x-axis">'
+    return f'<figure class="main">{head}{choice}</div></div>{charts}<figcaption>{escape(text)}</figcaption></figure>'
+
 
 def page(runs: list[RunData]) -> str:
-    """The whole page."""
-    if not any(run.steps or run.evaluations for run in runs):
+    """The whole page. Raises UserError if there is nothing to show yet."""
+    if not any(run.rows for run in runs):
         raise UserError("nothing to show yet: metrics.jsonl is empty")
-    items = "".join(f'<li><span class="dot" style="background:{colour}"></span><b>{escape(run.name)}</b><br>{escape(summary(run))}</li>'
-                    for run, colour in zip(runs, colours(runs), strict=True))
-    seen = {name for run in runs for row in run.steps for name in row}
-    times = {f"time/{phase}": (phase, colour) for phase, colour in zip(PHASES, PALETTE, strict=False) if f"time/{phase}" in seen}
-    curves = "".join(f'<div class="x {x}">{learning_curve(runs, x)}</div>' for x in X) if any(run.evaluations for run in runs) else ""
-    details = "".join(detail(runs, name, what) for name, what in DETAILS.items() if name in seen)
-    charts = {"time": "", "mix": ""}
-    for number, run in enumerate(runs):
-        after = f", {run.name}" if len(runs) > 1 else ""
-        if any(name in row for row in run.steps for name in times):
-            charts["time"] += stacked(run, number, f"seconds a step{after}", times, "time")
-        if any("sampling/frac_mixed" in row for row in run.steps):
-            charts["mix"] += stacked(run, number, f"problems tried in a step, share{after}", MIX, "mix")
+    groups = group_runs(runs)
+    first, others = metrics_to_chart(row for run in runs for row in run.rows)
+    if len(runs) == 1 and "eval/greedy" in first:
+        first.remove("eval/greedy")  # the first chart shows it
+    most = min(POINTS, max(20, PAGE_POINTS // (len(runs) + len(groups)) // (len(first) + len(others) + 8)))
+    charts = {}
+    for name in first + others:
+        title, sentence = (IMPORTANT | OTHERS).get(name, (name, ""))
+        charts[name] = figure(title, line_chart(groups, "steps", name, title, most), sentence, name=name)
+    evaluated = any(group.evaluations for group in groups)
     data = json.dumps(browser(runs), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for letter in "<>&\u2028\u2029":  # nothing in it can end the element that it stands in
+    for letter in "<>&\u2028\u2029":  # nothing in the data can end the element that it stands in
         data = data.replace(letter, f"\\u{ord(letter):04x}")
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    parts = {"TITLE": escape(title), "RUNS": items, "CURVES": curves, "DETAILS": details, "TIME": charts["time"], "MIX": charts["mix"],
-             "DATA": data}
+    parts = {"TITLE": escape(runs[0].name if len(runs) == 1 else f"{len(runs)} runs"), "RUNS": heading(groups),
+             "KEY": key(((group.name, group.colour) for group in groups), "all") if len(groups) > 1 else "",
+             "CURVES": (learning(groups, most) if evaluated else "") + "".join(charts[name] for name in first),
+             "OTHERS": f'<details class="more"><summary>All other metrics ({len(others)})</summary><div class="charts">'
+                       f'{"".join(charts[name] for name in others)}</div></details>' if others else "",
+             "STACKS": stacks(groups), "DATA": data}
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], PAGE.read_text(encoding="utf-8"))
 
 
-
 def write_report(folders: list[Path], path: Path) -> None:
-    """The page of these runs into a file. Raises UserError for a folder that is not a run's."""
+    """Writes the page of these runs to `path`. Raises UserError if a folder is not a run folder."""
     runs = [read_run(folder) for folder in folders]
     depth, parts = 1, [folder.resolve().parts for folder in folders]
-    while len({own[-depth:] for own in parts}) < len(set(parts)):  # folders of the same name, as seeds of several methods have
+    while len({own[-depth:] for own in parts}) < len(set(parts)):  # folders may have the same name, as seed-0 of several methods
         depth += 1
     for run, own in zip(runs, parts, strict=True):
         run.name = "/".join(own[-depth:])
     write_atomically(path, page(runs))
 
 
-
 def try_report(folder: Path) -> str | None:
-    """Writes a run's own report. A run never ends for its report: what went wrong is returned as a line for the console."""
+    """Writes a run's own page. Returns a line for the console if that fails, because a run must not end for its page."""
     try:
         write_report([folder], folder / "report.html")
-    except Exception as error:  # whatever it is
+    except Exception as error:  # the page is not worth a run, whatever went wrong
         return f"note: report.html was not written: {type(error).__name__}: {error}; later: python -m common.run report {folder}"
     return None
-
 
 
 def main() -> None:
     program = argparse.ArgumentParser(prog="python -m common.run", allow_abbrev=False)
     parser = program.add_subparsers(required=True).add_parser("report", help="one page of one or several runs", description=__doc__,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+                                                              formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, help="default: report.html in the run's folder; for several runs, here")
+    parser.add_argument("--out", type=Path, help="default: report.html in the run folder; for several runs, in this folder")
     arguments = program.parse_args()
     out = arguments.out or (arguments.runs[0] / "report.html" if len(arguments.runs) == 1 else Path("report.html"))
     try:

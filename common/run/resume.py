@@ -19,7 +19,6 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-
 def what_is_missing(folder: Path) -> str | None:
     """Why the folder is not a whole checkpoint, or None if it is."""
     try:
@@ -36,11 +35,10 @@ def what_is_missing(folder: Path) -> str | None:
     return None
 
 
-
 def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means. `auto` may find none: then a new run starts, and it is said.
+    """The checkpoint that `--resume_from_checkpoint` names. None if `auto` finds none: then a new run starts, and a line says so.
 
-    Raises UserError for a folder that is not a whole checkpoint.
+    prefix: how the names of this command's default run folders begin. Raises UserError for a folder that is not a whole checkpoint.
     """
     if wanted != "auto":
         problem = what_is_missing(Path(wanted))
@@ -50,7 +48,7 @@ def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path 
                             f"{inside[-1] if inside else 'a checkpoint-N folder, or auto'}")
         return Path(wanted)
     begun = [Path(path).parent for path in glob.glob(f"{glob.escape(prefix)}-*/config.json")]
-    run = Path(output_dir) if output_dir else max(begun, default=Path(prefix))  # names end in the time: the newest
+    run = Path(output_dir) if output_dir else max(begun, default=Path(prefix))  # the newest, since names end in the time
     for folder in reversed(checkpoints(run)):
         problem = what_is_missing(folder)
         if problem is None:

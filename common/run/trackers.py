@@ -1,4 +1,4 @@
-"""--report_to: what metrics.jsonl holds, sent to TensorBoard, Weights & Biases or Trackio through accelerate's trackers."""
+"""--report_to: sends the content of metrics.jsonl to TensorBoard, Weights & Biases or Trackio, through accelerate's trackers."""
 from __future__ import annotations
 
 import os
@@ -30,20 +30,19 @@ def check_login(report_to: str) -> None:
                         "`wandb sync` later") from error
 
 
-
 class Tracker:
-    """Takes a run's numbers and sample tables to a tracker. A tracker that fails is named and left alone: the run goes on."""
+    """Sends the numbers and sample tables of a run to a tracker. If the tracker fails, a line says so and the run goes on without it."""
 
     def __init__(self, config: CommonConfig, folder: Path, step: int) -> None:
-        """Starts to report, after `step` if the run is resumed. Raises UserError if that does not work.
+        """Starts to report. `step`: the last step of a run that is resumed, else 0. Raises UserError if the tracker does not start.
 
-        A resumed run may take another way from an earlier step, which only TensorBoard can show in one run. In wandb and
-        Trackio each start is a run of its own; those of one folder share a group.
+        A resumed run may differ from the earlier one after `step`. Only TensorBoard can replace the earlier values. In wandb and Trackio
+        each start is therefore a run of its own, and the runs of one folder share a group.
         """
         self.name, self.failed = config.report_to, False
         name = f"{folder.name}-from-step-{step}" if step else folder.name
         project = os.environ.get(f"{self.name.upper()}_PROJECT", "vinery")
-        PartialState()  # accelerate's trackers ask it which process they are in
+        PartialState()  # accelerate's trackers read from it which process they are in
         try:
             if self.name == "tensorboard":
                 self.tracker: GeneralTracker = TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else 0)
@@ -54,7 +53,7 @@ class Tracker:
             self.tracker.start()
             self.tracker.store_init_configuration({key: " ".join(value) if isinstance(value, list) else value
                                                    for key, value in asdict(config).items()})
-        except Exception as error:  # whatever a service raises
+        except Exception as error:  # a service may raise anything
             raise UserError(f"--report_to {self.name} could not start: {error}; put that right or leave the flag out") from error
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -62,11 +61,11 @@ class Tracker:
         self._guarded(lambda: self.tracker.log(values, step=step))
 
     def log_completions(self, rows: list[dict[str, Any]], step: int) -> None:
-        """A table of the first completions of one step; `rows` as in completions.jsonl. TensorBoard has text for it."""
+        """Sends the first completions of one step as a table (as text to TensorBoard). `rows` as in completions.jsonl."""
         self._guarded(lambda: self._table([[row[column] for column in COLUMNS] for row in rows[:ROWS]], step))
 
     def finish(self) -> None:
-        """Sends what is still waiting."""
+        """Sends everything that is still waiting."""
         self._guarded(lambda: self.tracker.finish())
 
     # ---- inside ---------------------------------------------------------------------------------------------------
@@ -86,14 +85,13 @@ class Tracker:
             return
         try:
             call()
-        except Exception as error:  # a full disk, a service that went away: not worth the run
+        except Exception as error:  # a full disk or a lost service must not end the run
             self.failed = True
             tqdm.write(f"note: --report_to {self.name} failed and gets no more of this run ({error}); metrics.jsonl has everything")
 
 
-
 def as_markdown(row: list[Any]) -> str:
-    """One completion for a page of text: prompt and completion as they are, line breaks and signs included."""
+    """One completion as Markdown. Prompt and completion are code blocks, so that line breaks and signs stay as they are."""
     told = dict(zip(COLUMNS, row, strict=True))
     head = (f"**{told['problem']}**: reward {told['reward']:g}, advantage {told['advantage']:.3g}, reference `{told['answer']}`, "
             f"{told['tokens']} tokens, finish reason {told['finish_reason']}")

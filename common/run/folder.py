@@ -1,0 +1,66 @@
+"""The files of a run folder that grow row by row, and whose folder it is."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.run.files import write_atomically
+from common.run.resume import checkpoints
+
+CONFIG, METRICS, COMPLETIONS = "config.json", "metrics.jsonl", "completions.jsonl"
+
+
+def claim_folder(wanted: Path, named: bool, resume: str | None) -> Path:
+    """Makes the run folder, or checks the one that is there. Returns it; the name may get an ending if another run has `wanted`.
+
+    named: the user gave the name. resume: as `--resume_from_checkpoint`, with `auto` already replaced if a checkpoint was found.
+    Raises UserError for a folder that cannot be written or that holds another run.
+    """
+    holds_run = named and any((wanted / name).exists() for name in (CONFIG, METRICS))
+    # `auto` in the folder of a run that never came to a checkpoint: there is nothing to continue, so the run starts over
+    starts_over = holds_run and resume == "auto" and not checkpoints(wanted)
+    if holds_run and resume in (None, "auto") and not starts_over:
+        raise UserError(f"--output_dir {wanted} holds another run; name another folder, delete that one, or continue it with "
+                        "--resume_from_checkpoint auto")
+    folder = wanted
+    try:
+        while True:
+            try:
+                folder.mkdir(parents=True, exist_ok=named)
+                break
+            except FileExistsError:  # two runs that start in the same second, or a file that has the name
+                if named:
+                    raise
+                folder = folder.with_name(f"{folder.name}-2")
+        write_atomically(folder / "probe", "")
+        (folder / "probe").unlink()
+        for name in (METRICS, COMPLETIONS) if starts_over else ():
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder} cannot be written: {error.strerror}; name another folder") from error
+    return folder
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Adds rows to the end of a jsonl file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the rows of a jsonl file that are later than `step`, and a last row that was cut off. Returns the rows that are left."""
+    rows, lines = [], []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:  # as bytes, since a character may have been cut too
+        try:
+            row = json.loads(line)
+        except ValueError:  # UnicodeDecodeError is one
+            continue
+        if isinstance(row, dict) and row.get("step", math.inf) <= step:
+            rows.append(row)
+            lines.append(line.decode() + "\n")
+    write_atomically(path, "".join(lines))
+    return rows
