@@ -10,7 +10,8 @@ from transformers import AutoConfig
 
 from common.config import CommonConfig
 from common.errors import UserError
-from common.run.memory_plan import GB, NF4, STATES, WASTE, Settings, make_plan, parts_of, plan_run, saved_bytes, shape_of, table
+from common.run.memory_plan import GB, NF4, STATES, WASTE, Settings, make_plan, parts_of, plan_run, table
+from common.run.model_shape import saved_bytes, shape_of
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from shapes import SHAPES, write_config
