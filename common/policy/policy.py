@@ -67,7 +67,7 @@ class Policy:
     def logps(self, batch: MicroBatch, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probs (B, T) of a MicroBatch's completion tokens at the sampling temperature, nats; 0 where masked.
 
-        With `entropy`, the second result is the policy's entropy (B, T), nats, without gradient; else it is None.
+        With `entropy`, the second result is the policy's entropy (B, T), nats; else it is None. Both results have a gradient.
         """
         hidden, tokens = self.states_before(batch)
         chosen, entropies = selected_logps(hidden, self.base.get_output_embeddings().weight, tokens,
