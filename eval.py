@@ -1,7 +1,9 @@
-"""Evaluates a model, with or without an adapter, on a data set: greedy, mean@n, pass@k and maj@k, each with a 95 % interval.
+"""Evaluates a model on a data set, with or without an adapter. Reports greedy, mean@n, pass@k and maj@k with 95 % intervals.
 
-An answer counts as in training: a completion that was cut off at the length limit is wrong, whatever it says. The interval
-is over problems: what another sample of problems of this kind would give. docs/evaluation.md has published protocols as flags.
+greedy: share of problems that the greedy completion solves. mean@n: share of n sampled completions that are right. pass@k: chance that
+one of k samples is right. maj@k: chance that the most frequent answer of k samples is right. As in training, a completion that was cut
+off at the length limit is wrong, whatever it says. An interval says which values another set of such problems could give.
+docs/evaluation.md has the flags of published protocols.
 
     python eval.py                                                                    # tiny model, CPU
     python eval.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset math500 --adapter runs/.../checkpoint-200
@@ -24,19 +26,20 @@ from common.launch import parse_command_line, run_script
 
 @dataclass
 class Config(SamplingConfig):
-    adapter: str | None = flag(None, "model", "PEFT LoRA folder on top of the model: the checkpoint-N of a run.")
-    split: str = flag("test", "data", "Split of the data set; a file, or a data set with one split, needs none.")
-    max_problems: int = flag(0, "data", "Problems, always the same ones (0: all).")
-    num_samples: int = flag(16, "sampling", "Samples per problem beside the greedy completion (0: greedy only).")
-    k: list[int] | None = flag(None, "sampling", "For pass@k and maj@k. Default: 1, 4, 16, ... up to --num_samples.")
-    second_opinion: Literal["none", "math_verify"] = flag("none", "data", "Another checker, whose verdicts are reported beside ours.")
-    temperature: float = flag(1.0, "sampling", "Sampling temperature; the greedy completion has none.")
-    top_p: float = flag(1.0, "sampling", "Nucleus sampling.")
-    vllm_gpu_memory_utilization: float = flag(0.9, "sampling", "Share of the GPU's memory that vLLM takes, its weights included.")
-    output_dir: str | None = flag(None, "run", "Folder; one with a part of this evaluation is gone on with. Default: runs/eval-...")
+    adapter: str | None = flag(None, "model", "Folder of a PEFT LoRA adapter for the model, as checkpoint-N of a run.")
+    split: str = flag("test", "data", "Split of the data set. It does not matter for a file or a data set with one split.")
+    max_problems: int = flag(0, "data", "Number of problems, the same ones every time. 0: all.")
+    num_samples: int = flag(16, "completions", "Sampled completions per problem, besides the greedy one. 0: greedy only.")
+    k: list[int] | None = flag(None, "completions", "Values of k for pass@k and maj@k. Default: 1, 4, 16, ... up to --num_samples.")
+    second_opinion: Literal["none", "math_verify"] = flag("none", "data", "Another answer checker. Its verdicts are reported beside ours.")
+    temperature: float = flag(1.0, "completions", "Sampling temperature. The greedy completion has none.")
+    top_p: float = flag(1.0, "completions", "Nucleus sampling: share of probability kept. 1: all.")
+    vllm_gpu_memory_utilization: float = flag(0.9, "completions", "Share of the GPU's memory that vLLM takes, weights included.")
+    output_dir: str | None = flag(
+        None, "run", "Result folder. If it has a part of this evaluation, the rest is done. Default: runs/eval-...")
 
     def check(self) -> None:
-        """Raises UserError for what cannot work."""
+        """Raises UserError for values that cannot work."""
         super().check()
         if min(self.num_samples, self.max_problems) < 0:
             raise UserError("--num_samples, --max_problems: give 0 or more")
@@ -46,7 +49,7 @@ class Config(SamplingConfig):
             raise UserError(f"--k {' '.join(map(str, self.k))}: give numbers from 1 to the {self.num_samples} of --num_samples")
 
 
-if __name__ == "__main__":  # before torch and transformers are imported, so that --help and wrong flags are answered at once
+if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
     CONFIG = parse_command_line(Config, __file__)
 
 import torch
@@ -66,15 +69,16 @@ from common.verify.answers import answers_equal, extract_answer, is_correct
 from common.verify.rewards import CustomReward
 
 PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
-MAY_CHANGE = {"output_dir", "config", "k", "vllm_gpu_memory_utilization"}  # between the parts of one evaluation
+MAY_CHANGE = {"output_dir", "config", "k", "vllm_gpu_memory_utilization"}  # flags that may differ when an evaluation is continued
 
 
 # ---- the numbers ----------------------------------------------------------------------------------------------------
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that k of n samples, drawn without replacement, hold one of the c correct ones: 1 - C(n - c, k) / C(n, k).
+    """The probability that k samples hold a correct one, if they are drawn from n samples of which c are correct.
 
-    Unbiased (arXiv 2107.03374, section 2.1). Raises ValueError if k > n. Example: (10, 3, 5) -> 0.916667.
+    It is 1 - C(n - c, k) / C(n, k), an unbiased estimate of pass@k (arXiv 2107.03374, section 2.1). Raises ValueError if k > n.
+    Example: n 10, c 3, k 5 -> 0.916667.
     """
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@{k} of {c} correct among {n} samples does not exist")
@@ -82,25 +86,27 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_vote(answers: list[str | None]) -> str | None:
-    """The answer given most often; None only if there is none. Answers that `answers_equal` finds equal vote together.
+    """The most frequent answer. It is None only if all answers are None. Answers that `answers_equal` finds equal vote together.
 
-    Ties go to the answer seen first. Example: ["3", "0.5", None, "1/2"] -> "0.5".
+    In a tie the answer that comes first wins. Example: ["3", "0.5", None, "1/2"] -> "0.5".
     """
     groups: list[list[str]] = []
     for answer in answers:
         if answer is not None:
             same = next((group for group in groups if answers_equal(group[0], answer)), None)
             groups.append([answer]) if same is None else same.append(answer)
-    return max(groups, key=len)[0] if groups else None  # max keeps the first of equals
+    return max(groups, key=len)[0] if groups else None  # of equal groups, max takes the first
 
 
 def interval(scores: list[float], draws: int = 1) -> dict[str, float]:
-    """{"value", "low", "high"}: the mean of the problems' scores in [0, 1], and its 95 % interval over problems.
+    """{"value", "low", "high"}: the mean of the scores, and its 95 % interval over problems.
 
-    Wilson's score interval at the effective number of problems n p (1 - p) / s^2, s^2 being their variance: about n if every
-    score is 0 or 1, more if scores are fractions that vary less, and at most n times `draws`, the samples behind a score. The
-    variance is that of n + 2 problems, two of them spread as 0/1 scores are, since a few scores can miss the spread. Unlike
-    mean +- 2 standard errors it says something at 0 of n. Example: [0] * 100 -> 0, high 0.037.
+    scores: one per problem, in [0, 1]. draws: number of samples from which a score was computed.
+    This is Wilson's score interval, with an effective number of problems n p (1 - p) / s^2 in place of n. Here p is the mean and s^2 the
+    variance of the scores. The effective number is about n if every score is 0 or 1. It is larger if scores are fractions that vary
+    less, and at most n x draws. Few scores can miss the true spread by chance. So s^2 is computed as if there were two more problems
+    with the variance p (1 - p). If no problem is solved, the interval is still wider than 0; mean +- 2 standard errors is not.
+    Example: 100 scores of 0 -> value 0, low 0, high 0.037.
     """
     n, p = len(scores), statistics.fmean(scores)
     binary = p * (1 - p)
@@ -113,55 +119,74 @@ def interval(scores: list[float], draws: int = 1) -> dict[str, float]:
 
 
 def majority_at_k(row: dict[str, Any], k: int) -> float:
-    """Share of correct majority votes over the row's samples, cut into n // k groups of k; cut-off samples have no vote."""
+    """The share of correct majority votes, where the n samples of a row are cut into n // k groups of k.
+
+    A sample that was cut off at the length limit has no vote. row: a line of problems.jsonl.
+    """
     answers = [sample["answer"] if sample["finish_reason"] == "stop" else None for sample in row["samples"]]
     votes = [majority_vote(answers[i:i + k]) for i in range(0, len(answers) - k + 1, k)]
     return statistics.fmean(vote is not None and answers_equal(vote, row["reference"]) for vote in votes)
 
 
 def summarise(rows: list[dict[str, Any]], k: list[int], left_out: int) -> dict[str, Any]:
-    """What summary.json holds. `rows` as in problems.jsonl; shares and lengths are the samples', or if there are none the greedy ones'."""
-    samples = len(rows[0]["samples"])
-    correct = [sum(sample["correct"] for sample in row["samples"]) for row in rows]
+    """The content of summary.json. rows: the lines of problems.jsonl. left_out: number of rows that could not be used."""
     summary: dict[str, Any] = {"greedy": interval([float(row["greedy"]["correct"]) for row in rows])}
-    if samples:
-        summary["mean"] = interval([c / samples for c in correct], samples)
-        summary |= {f"pass@{i}": interval([pass_at_k(samples, c, i) for c in correct], samples) for i in k}
-        summary |= {f"maj@{i}": interval([majority_at_k(row, i) for row in rows], samples // i) for i in k}
-    completions = [sample for row in rows for sample in (row["samples"] or [row["greedy"]])]
-    if "second_opinion" in completions[0]:
-        shares = [statistics.fmean(sample["second_opinion"] for sample in row["samples"] or [row["greedy"]]) for row in rows]
-        summary["second_opinion"] = interval(shares, samples or 1)
-        summary["disagree"] = statistics.fmean(c["second_opinion"] != c["correct"] for c in completions)
+    if rows[0]["samples"]:
+        summary |= sample_scores(rows, k)
+    if "second_opinion" in rows[0]["greedy"]:
+        summary |= second_opinion_scores(rows)
+    completions = [completion for row in rows for completion in counted(row)]
     return summary | {"truncated": statistics.fmean(c["finish_reason"] == "length" for c in completions),
                       "no_answer": statistics.fmean(c["answer"] is None for c in completions),
                       "mean_length": statistics.fmean(c["tokens"] for c in completions),
-                      "problems": len(rows), "samples": samples, "left_out": left_out}
+                      "problems": len(rows), "samples": len(rows[0]["samples"]), "left_out": left_out}
+
+
+def counted(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The completions of a row over which shares and lengths are taken: its samples, or without samples the greedy completion."""
+    return row["samples"] or [row["greedy"]]
+
+
+def sample_scores(rows: list[dict[str, Any]], k: list[int]) -> dict[str, Any]:
+    """The intervals of "mean", "pass@k" and "maj@k", over the samples of each row."""
+    samples = len(rows[0]["samples"])
+    correct = [sum(sample["correct"] for sample in row["samples"]) for row in rows]
+    return {"mean": interval([c / samples for c in correct], samples),
+            **{f"pass@{i}": interval([pass_at_k(samples, c, i) for c in correct], samples) for i in k},
+            **{f"maj@{i}": interval([majority_at_k(row, i) for row in rows], samples // i) for i in k}}
+
+
+def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """"second_opinion": the interval of the share that the other checker calls right. "disagree": share with different verdicts."""
+    shares = [statistics.fmean(completion["second_opinion"] for completion in counted(row)) for row in rows]
+    completions = [completion for row in rows for completion in counted(row)]
+    return {"second_opinion": interval(shares, len(counted(rows[0]))),
+            "disagree": statistics.fmean(c["second_opinion"] != c["correct"] for c in completions)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def evaluate(config: Config) -> dict[str, Any]:
-    """Samples, verifies and summarises; what an earlier call left in the folder is not done again. Returns the summary."""
-    rows = load_split(config, config.split)  # whatever can fail cheaply comes before the model
+def evaluate_model(config: Config) -> dict[str, Any]:
+    """The content of summary.json. Samples and verifies all problems, except those that the result folder already has."""
+    rows = load_split(config, config.split)  # everything that can fail without a model comes before the model
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)
     config.stop = config.stop or list(template.stop)
     problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
-    folder, done = open_folder(config, problems)
-    # every problem's seed depends on its place, so the samples do not depend on where an evaluation was interrupted
+    folder, done = open_folder(config, problems)  # done: the lines of problems.jsonl that are already there
+    # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples
     sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
     greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
     if len(done) < len(problems):
-        print(f"writing {folder}; if interrupted, the same command with --output_dir {folder} goes on")
+        print(f"writing {folder}; after an interruption, the same command with --output_dir {folder} continues")
         engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems])
-        if isinstance(engine, TransformersEngine):  # vLLM has the model already, and the adapter
+        if isinstance(engine, TransformersEngine):  # vLLM loads the model and the adapter itself
             shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
             connect(engine, load_policy(CommonConfig(**shared), tokenizer, model_config))
         opinion = CustomReward(f"{Path(__file__).parent / 'common/verify/second_opinion.py'}:{config.second_opinion}") \
             if config.second_opinion != "none" else None
-        size = max(1, engine.chunk // (config.num_samples + 1))
+        size = max(1, engine.chunk // (config.num_samples + 1))  # problems in a part; a part is sampled in one call and then written
         parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]
         with tqdm(total=len(problems), initial=len(done), desc="problems", unit="problem", dynamic_ncols=True) as progress:
             for part in parts:
@@ -170,7 +195,7 @@ def evaluate(config: Config) -> dict[str, Any]:
                     groups = engine.generate(greedy[part] + sampled[part])
                 except KeyboardInterrupt:
                     progress.write(f"interrupted: {len(done)} problems are in {folder}; with --output_dir {folder} the same command "
-                                   "goes on")
+                                   "continues")
                     raise
                 found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
                 if opinion:
@@ -189,26 +214,26 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def judge(problem: Problem, greedy: list[Completion], samples: list[Completion]) -> dict[str, Any]:
-    """A line of problems.jsonl."""
-    def told(completion: Completion) -> dict[str, Any]:
+    """The line of a problem in problems.jsonl. greedy: a list with the greedy completion."""
+    def entry_of(completion: Completion) -> dict[str, Any]:
         return {"completion": completion.text, "answer": extract_answer(completion.text),
                 "correct": completion.finish_reason == "stop" and is_correct(completion.text, problem.answer),
                 "finish_reason": completion.finish_reason, "tokens": len(completion.ids)}
 
-    return {"problem": problem.id, "prompt": problem.prompt, "reference": problem.answer, "greedy": told(greedy[0]),
-            "samples": [told(sample) for sample in samples]}
+    return {"problem": problem.id, "prompt": problem.prompt, "reference": problem.answer, "greedy": entry_of(greedy[0]),
+            "samples": [entry_of(sample) for sample in samples]}
 
 
 def add_opinion(opinion: CustomReward, problems: list[Problem], groups: list[list[Completion]], rows: list[dict[str, Any]]) -> None:
-    """Writes the other checker's verdict beside ours; what it raises or takes too long for is a no."""
-    told = [row["greedy"] for row in rows] + [sample for row in rows for sample in row["samples"]]
+    """Adds the verdict of the other checker to each completion in `rows`. An error or a timeout of that checker counts as wrong."""
+    entries = [row["greedy"] for row in rows] + [sample for row in rows for sample in row["samples"]]
     flat = [(problem, completion) for problem, group in zip(problems * 2, groups, strict=True) for completion in group]
-    for entry, verdict in zip(told, opinion(*map(list, zip(*flat, strict=True))).tolist(), strict=True):
+    for entry, verdict in zip(entries, opinion(*map(list, zip(*flat, strict=True))).tolist(), strict=True):
         entry["second_opinion"] = verdict > 0
 
 
 def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder, and what it already holds of this evaluation. Raises UserError if that was another one."""
+    """(the result folder, the lines of this evaluation that it already holds). Raises UserError if it holds another evaluation."""
     named = config.output_dir is not None
     folder = Path(config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}")
     config.output_dir = str(folder)
@@ -228,7 +253,7 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
                 raise UserError(f"--output_dir {folder} holds another evaluation: --{other[0]} was {before.get(other[0])}, not "
                                 f"{record['flags'][other[0]]}; name another folder")
             lines = (folder / PROBLEMS).read_bytes().split(b"\n") if (folder / PROBLEMS).exists() else []
-            done = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was cut off
+            done = [json.loads(line) for line in lines[:-1]]  # the text after the last line break is an unfinished line
             asked = [(problem.id, problem.prompt, problem.answer) for problem in problems[:len(done)]]
             if [(row["problem"], row["prompt"], row["reference"]) for row in done] != asked:
                 raise UserError(f"--output_dir {folder} holds an evaluation of other problems or prompts; name another folder")
@@ -243,7 +268,7 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
 
 
 def table(summary: dict[str, Any], config: Config) -> str:
-    """The summary for the console."""
+    """The summary as a table for the console."""
     lines = [f"{'':10} {'value':>7}   95 % interval over {summary['problems']} problems"]
     for name, entry in summary.items():
         if isinstance(entry, dict):
@@ -258,4 +283,4 @@ def table(summary: dict[str, Any], config: Config) -> str:
 
 
 if __name__ == "__main__":
-    run_script(evaluate, CONFIG)
+    run_script(evaluate_model, CONFIG)

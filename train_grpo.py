@@ -1,13 +1,17 @@
-"""GRPO: trains a LoRA policy to solve problems, with the mean reward of a problem's own samples as the baseline.
+"""GRPO: trains a LoRA policy to solve problems. The baseline of a completion is the mean reward of its problem's completions.
 
-Paper: DeepSeekMath (arXiv 2402.03300), equations 3-4. As flags: Dr. GRPO (2503.20783), RLOO (2402.14740), and DAPO's
-clip-higher, token mean and overlong penalty (2503.14476); docs/grpo.md has the exact flag sets.
+Paper: DeepSeekMath (arXiv 2402.03300), equations 3-4. Flags give Dr. GRPO (2503.20783), RLOO (2402.14740), and the clip-higher, token
+mean and overlong penalty of DAPO (2503.14476). docs/grpo.md has the flag sets.
 
-Deviations from the paper: LoRA instead of full fine-tuning; loss averaged over the tokens of the step, not per completion
-(--loss_aggregation); no KL term (--beta); population standard deviation plus 1e-6; importance weights against the sampler.
+Deviations from the paper:
+- LoRA instead of full fine-tuning.
+- The loss is a mean over all tokens of the step. In the paper it is first a mean over each completion (--loss_aggregation).
+- No KL term by default (--beta).
+- The standard deviation is that of the population, plus 1e-6.
+- Importance weights correct for the difference between sampler and trainer (--importance_cap).
 
     python train_grpo.py                                                        # tiny model, CPU, a minute or two
-    python train_grpo.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset gsm8k     # one GPU
+    python train_grpo.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset gsm8k     # one GPU; --plan_memory 24: does it fit 24 GB?
 """
 from __future__ import annotations
 
@@ -21,20 +25,21 @@ from common.launch import parse_command_line, run_script
 
 @dataclass
 class Config(CommonConfig):
-    scale_rewards: bool = flag(True, "algorithm", "Divide advantages by the group's standard deviation. Dr. GRPO and RLOO: no.")
-    leave_one_out: bool = flag(False, "algorithm", "Baseline without the completion's own reward (RLOO).")
-    epsilon: float = flag(0.2, "algorithm", "The ratio is clipped below at 1 - epsilon.")
-    epsilon_high: float | None = flag(None, "algorithm", "The ratio is clipped above at 1 + this (DAPO: 0.28). Default: epsilon.")
-    overlong_buffer: int = flag(0, "algorithm", "Tokens before the length limit over which the reward falls (DAPO section 3.4; 0: off).")
-    overlong_factor: float = flag(1.0, "algorithm", "How far it falls.")
+    scale_rewards: bool = flag(True, "algorithm", "Divide advantages by the standard deviation of the group. Dr. GRPO and RLOO do not.")
+    leave_one_out: bool = flag(False, "algorithm", "Baseline of a completion: the mean reward of the others in its group (RLOO).")
+    epsilon: float = flag(0.2, "algorithm", "Lower clip of the ratio: 1 - epsilon.")
+    epsilon_high: float | None = flag(None, "algorithm", "Upper clip of the ratio: 1 + epsilon_high. DAPO: 0.28. Default: epsilon.")
+    overlong_buffer: int = flag(
+        0, "algorithm", "The reward falls over this many tokens before the length limit (DAPO section 3.4). 0: it does not fall.")
+    overlong_factor: float = flag(1.0, "algorithm", "How far the reward falls within --overlong_buffer.")
 
     def check(self) -> None:
-        """Raises UserError for what cannot work with this algorithm."""
+        """Raises UserError for values that cannot work with this algorithm."""
         super().check()
         if self.num_generations < 2:
             raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
         if self.overlong_factor < 0:
-            raise UserError(f"--overlong_factor {self.overlong_factor}: give 0 or more; it is taken from the reward")
+            raise UserError(f"--overlong_factor {self.overlong_factor}: give 0 or more; it is subtracted from the reward")
         if not 0 <= self.overlong_buffer < self.max_completion_length:
             raise UserError(f"--overlong_buffer {self.overlong_buffer}: give 0, or less than the {self.max_completion_length} tokens of "
                             "--max_completion_length")
@@ -43,7 +48,7 @@ class Config(CommonConfig):
                             "as 0.2 and 0.28")
 
 
-if __name__ == "__main__":  # before torch and transformers are imported, so that --help and wrong flags are answered at once
+if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
     CONFIG = parse_command_line(Config, __file__)
 
 import torch
@@ -69,12 +74,14 @@ from common.verify.rewards import make_reward
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
 def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: bool = True, leave_one_out: bool = False) -> Tensor:
-    """Advantages (B,): each reward minus its group's mean, over the group's standard deviation.
+    """Advantages (B,): (reward - mean of the group) / (standard deviation of the group + 1e-6). GRPO (arXiv 2402.03300) 4.1.2.
 
-    rewards (B,), group_ids (B,) int64: any numbers, groups may be ragged and interleaved. GRPO (arXiv 2402.03300) 4.1.2,
-    population standard deviation + 1e-6. `scale_rewards=False`: centred only, Dr. GRPO (2503.20783). `leave_one_out`: the
-    mean of the others, RLOO (2402.14740), which is G / (G - 1) times the centred one. All-equal rewards and groups of
-    one give exactly 0. Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]; centred [0.75, -0.25, -0.25, -0.25].
+    rewards (B,). group_ids (B,) int64, any numbers: rows with equal numbers are one group. Groups may differ in size, and their rows
+    may be mixed. The standard deviation is that of the population.
+    scale_rewards False: reward - mean, without the division. Dr. GRPO (2503.20783).
+    leave_one_out: the mean is that of the other completions of the group, which multiplies by G / (G - 1). RLOO (2402.14740).
+    A group with equal rewards, or with one completion, gets exactly 0.
+    Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]. Without the division: [0.75, -0.25, -0.25, -0.25].
     """
     _, group = group_ids.unique(return_inverse=True)
     size = torch.bincount(group).to(rewards)  # (groups,)
@@ -82,7 +89,7 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: bool 
     centred = rewards - mean[group]
     low = torch.full_like(size, torch.inf).scatter_reduce(0, group, rewards, "amin")
     high = torch.full_like(size, -torch.inf).scatter_reduce(0, group, rewards, "amax")
-    advantages = torch.where((low == high)[group], 0.0, centred)  # the rounded mean of equal rewards may differ from them
+    advantages = torch.where((low == high)[group], 0.0, centred)  # the mean of equal rewards may differ by rounding
     if leave_one_out:
         advantages = advantages * (size / (size - 1).clamp(min=1))[group]
     if scale_rewards:
@@ -92,9 +99,10 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: bool 
 
 
 def grpo_token_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
-    """Loss (B, T) of each token: -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A), GRPO equation 3.
+    """Loss of each token (B, T): -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A). GRPO equation 3.
 
-    logps, old_logps (B, T) nats, advantages (B,). Ratio 1.25, A 1: -1.2 at epsilon_high 0.2 (no gradient), -1.25 at 0.28.
+    ratio = exp(logps - old_logps); logps, old_logps (B, T) nats. A: advantages (B,).
+    Ratio 1.25 and A 1: with epsilon_high 0.2 the loss is -1.2 and has no gradient. With epsilon_high 0.28 it is -1.25.
     """
     ratio = torch.exp(logps - old_logps)  # (B, T)
     advantages = advantages[:, None]
@@ -102,15 +110,16 @@ def grpo_token_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, eps
 
 
 def clipped_tokens(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
-    """(B, T) bool: the tokens that the clip leaves without gradient."""
+    """(B, T) bool: True on tokens without gradient, because their ratio is beyond the clip. Arguments as in `grpo_token_loss`."""
     ratio, advantages = torch.exp(logps - old_logps), advantages[:, None]
     return ((ratio > 1 + epsilon_high) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
 
 
 def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
-    """(B,) <= 0, added to the reward: 0 up to max_length - buffer tokens, then down to -factor. DAPO (2503.14476) eq. 13.
+    """The penalty (B,) <= 0 that is added to the reward. DAPO (arXiv 2503.14476) equation 13.
 
-    lengths (B,) tokens. At 1024 and 256: 768 -> 0, 800 -> -0.125, 1024 -> -1.
+    It is 0 for up to max_length - buffer tokens, and then falls in a straight line to -factor at max_length.
+    lengths (B,) in tokens. With max_length 1024 and buffer 256: 768 -> 0, 800 -> -0.125, 1024 -> -1.
     """
     if buffer <= 0:
         return torch.zeros(lengths.shape)
@@ -120,78 +129,80 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: floa
 
 
 def train(config: Config) -> None:
-    """Runs `config.max_steps` steps and leaves metrics, completions and checkpoints in the run folder. Raises UserError."""
-    run = Run(config, Path(__file__))
-    reward = make_reward(config)  # whatever can fail cheaply comes before the model
-    rows = load_rows(config)
+    """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
+    run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step
+    reward = make_reward(config)  # everything that can fail without a model comes before the model
+    rows = load_rows(config)  # (training rows, held-out rows): questions and reference answers as text
     tokenizer, model_config = load_tokenizer(config)
-    template = load_template(config, tokenizer)
-    config.stop = config.stop or list(template.stop)
+    template = load_template(config, tokenizer)  # turns a question into a prompt
+    config.stop = config.stop or list(template.stop)  # strings that end a completion
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
-    policy = load_policy(config, tokenizer, model_config)
+    policy = load_policy(config, tokenizer, model_config)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
-    sampler = ProblemSampler(problems, config, engine, reward, run)
+    sampler = ProblemSampler(problems, config, engine, reward, run)  # chooses the problems of each step
     run.start(policy, {"optimizer": optimizer, "sampler": sampler})
-    connect(engine, policy)
+    connect(engine, policy)  # the engine now samples from the policy; a check compares their log-probs
     preflight(engine, policy, config, problems + held_out)
-    if config.eval_steps and run.step == 0:
+    if config.eval_steps and run.step == 0:  # step 0: the model before training
         run.log(evaluate(engine, held_out, config, reward))
 
     for step in run.steps():
         # 1 choose problems
-        chosen = sampler.choose(step)  # groups: a problem, and what choosing it took in completions and rewards
+        chosen = sampler.choose(step)  # one Group per problem; some ways of --sampling have already sampled and scored completions
 
         # 2 sample completions
         with run.timer("sample"):
-            run.count(sample(chosen, engine, config))
-            batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])
+            run.count(sample(chosen, engine, config))  # samples the completions that the groups still lack
+            batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])  # B completions
 
         # 3 verify
         with run.timer("verify"):
-            rewards = verify(chosen, reward)  # (B,)
-            sampler.record()
+            rewards = verify(chosen, reward)  # (B,) float32: one reward per completion, in the order of the batch
+            sampler.record()  # remembers how often each problem was solved
 
         # 4 advantages
+        # a completion is compared with its group, and all its tokens get the same advantage
         rewards += overlong_penalty(batch.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_factor)
         advantages = group_advantages(rewards, batch.group_ids, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out)
-        run.log_completions(batch, rewards, advantages)
-        mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T)
-        # without a KL term, what has advantage 0 has gradient 0: it stays in the divisor and gets no pass
+        run.log_completions(batch, rewards, advantages)  # rewards (B,), advantages (B,)
+        mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T): tokens in the loss
+        # without a KL term a completion with advantage 0 has gradient 0: it gets no forward pass, but it counts in the loss divisor
         needs_pass = mask.any(dim=1) & ((advantages != 0) | (config.beta > 0))  # (B,)
 
         # 5 log-probs before the update
-        engine.sleep()  # from here to the sync its memory is the update's
-        old_logps = ref_logps = None  # (B, T)
+        engine.sleep()  # frees its GPU memory for the update, until it samples again
+        old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
         with run.timer("update"):
-            trained = needs_pass.nonzero()[:, 0]
-            if config.num_iterations * config.num_minibatches > 1:  # else the update's own pass gives them
+            trained = needs_pass.nonzero()[:, 0]  # numbers of the rows that get a pass
+            if config.num_iterations * config.num_minibatches > 1:  # with a single update, its own forward pass gives the old log-probs
                 old_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
             if config.beta > 0:
-                with policy.reference():
+                with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
                     ref_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
 
         # 6 update
         with run.timer("update"):
             means, norms = TokenMeans(), []
             clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
+            # one optimiser step per minibatch; a minibatch is cut into micro-batches of b completions that fit in memory
             for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
-                divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)
+                divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)  # of all micro-batches
                 losses = []
                 for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy):
-                    logps, entropy = policy.logps(micro, entropy=True)  # (b, T)
-                    old = logps.detach() if old_logps is None else micro.take(old_logps)
-                    token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)
+                    logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, of b completions; logps has a gradient
+                    old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
+                    token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
                     if config.importance_cap > 0:
                         token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
-                    kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")
+                    kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
                     loss = aggregate(token_loss + config.beta * kl, micro.completion_mask, config.loss_aggregation, divisor)
-                    loss.backward()
+                    loss.backward()  # gradients of the micro-batches add up
                     losses.append((micro.rows, loss.detach()))
                     means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
                               clipped=clipped_tokens(logps, old, micro.take(advantages), **clip))
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
-                run.stop_if_not_finite(losses, norms[-1], batch)
+                run.stop_if_not_finite(losses, norms[-1], batch)  # ends the run before NaN can reach the weights
                 take_step(optimizer, learning_rate_at(step, config))
             metrics = {
                 "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
@@ -202,13 +213,13 @@ def train(config: Config) -> None:
 
         # 7 sync the sampler
         with run.timer("sync"):
-            engine.sync()
+            engine.sync()  # from now on the engine samples with the updated adapter
 
         # 8 evaluate, log, save
-        with run.timer("evaluate"):
+        with run.timer("evaluate"):  # every --eval_steps and after the last step, on held-out problems
             evaluation = evaluate(engine, held_out, config, reward) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
-        run.save_if_due()
+        run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
-"""PPO: trains a LoRA policy on advantages from a critic, which is a second LoRA adapter on the same frozen base.
+"""PPO: trains a LoRA policy with advantages from a critic. The critic is a second LoRA adapter on the same frozen base.
 
-Papers: PPO (arXiv 1707.06347), equations 7 and 9; GAE (1506.02438), equation 16; defaults are those of VinePPO's PPO baseline
-(2410.01679): gamma and lambda 1, whitened advantages, 2 passes in 8 minibatches, KL in the loss; docs/ppo.md has the flag sets.
+Papers: PPO (arXiv 1707.06347), equations 7 and 9, and GAE (1506.02438), equation 16. The defaults are those of the PPO baseline in the
+VinePPO paper (2410.01679): gamma 1, lambda 1, whitened advantages, 2 passes with 8 minibatches each. With --beta the KL
+term is in the loss. docs/ppo.md has the flag sets.
 
-Deviations from that baseline: LoRA instead of full fine-tuning, for the critic too; its head starts at zero, not at random; no KL
-term unless asked for (--beta); micro-batches add up to the minibatch's own mean; importance weights against the sampler.
+Deviations from that baseline:
+- LoRA instead of full fine-tuning, for the policy and for the critic.
+- The head of the critic starts at zero. In the baseline it starts at random.
+- No KL term by default (--beta).
+- The loss is a mean over the whole minibatch, however it is cut into micro-batches.
+- Importance weights correct for the difference between sampler and trainer (--importance_cap).
 
     python train_ppo.py                                                        # tiny model, CPU, a minute or two
-    python train_ppo.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset gsm8k     # one GPU
+    python train_ppo.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset gsm8k     # one GPU; --plan_memory 24: does it fit 24 GB?
 """
 from __future__ import annotations
 
@@ -22,16 +27,18 @@ from common.launch import parse_command_line, run_script
 
 @dataclass
 class Config(CommonConfig):
-    num_iterations: int = flag(2, "update", "Passes over each rollout batch.")
-    num_minibatches: int = flag(8, "update", "Optimiser steps per pass, of the policy and of the critic.")
-    gamma: float = flag(1.0, "algorithm", "Discount per token.")
-    lam: float = flag(1.0, "algorithm", "GAE's lambda. 1: reward minus value; below 1 a wrong critic biases the gradient.")
-    whiten_advantages: bool = flag(True, "algorithm", "Advantages to mean 0 and variance 1 over the tokens of the rollout batch.")
-    epsilon: float = flag(0.2, "algorithm", "The ratio is clipped to 1 - epsilon .. 1 + epsilon.")
-    cliprange_value: float = flag(0.2, "algorithm", "Values are clipped to this far from those before the update.")
-    critic_learning_rate: float = flag(5e-5, "algorithm", "Peak learning rate of the critic, with the policy's schedule.")
-    critic_warmup_steps: int = flag(0, "algorithm", "First steps in which only the critic learns.")
-    kl_in_reward: bool = flag(False, "algorithm", "Take beta times the KL (k1) from each token's reward, instead of k3 in the loss.")
+    num_iterations: int = flag(2, "update", "Passes over the completions of a step.")
+    num_minibatches: int = flag(8, "update", "Optimiser steps per pass, for the policy and for the critic each.")
+    gamma: float = flag(1.0, "algorithm", "Discount factor per token.")
+    lam: float = flag(
+        1.0, "algorithm", "Lambda of GAE. 1: the advantage is reward minus value. Below 1 errors of the critic bias the gradient.")
+    whiten_advantages: bool = flag(True, "algorithm", "Shift and scale advantages to mean 0 and variance 1 over all tokens of a step.")
+    epsilon: float = flag(0.2, "algorithm", "The ratio is clipped to the range 1 - epsilon to 1 + epsilon.")
+    cliprange_value: float = flag(0.2, "algorithm", "In the value loss, a value may differ by this much from the value before the update.")
+    critic_learning_rate: float = flag(5e-5, "algorithm", "Peak learning rate of the critic. It has the schedule of the policy.")
+    critic_warmup_steps: int = flag(0, "algorithm", "Number of first steps in which only the critic learns.")
+    kl_in_reward: bool = flag(
+        False, "algorithm", "Subtract beta x KL (k1) from the reward of each token, in place of a KL term (k3) in the loss.")
 
     tiny_defaults: ClassVar[dict[str, Any]] = {
         **CommonConfig.tiny_defaults, "num_iterations": 1, "num_minibatches": 4, "critic_learning_rate": 1e-3}
@@ -39,22 +46,22 @@ class Config(CommonConfig):
     resumable: ClassVar[set[str]] = CommonConfig.resumable | {"critic_learning_rate"}
 
     def check(self) -> None:
-        """Raises UserError for what cannot work with this algorithm."""
+        """Raises UserError for values that cannot work with this algorithm."""
         super().check()
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: give a number from 0 to 1; 1 is usual")
         if not 0 <= self.epsilon < 1 or self.cliprange_value <= 0:
-            raise UserError(f"--epsilon {self.epsilon} --cliprange_value {self.cliprange_value}: give 0 <= epsilon < 1 and a value "
-                            "range above 0, as 0.2 and 0.2")
+            raise UserError(f"--epsilon {self.epsilon} --cliprange_value {self.cliprange_value}: give 0 <= epsilon < 1 and a "
+                            "cliprange_value above 0, as 0.2 and 0.2")
         if self.critic_learning_rate <= 0 or self.critic_warmup_steps < 0:
             raise UserError(f"--critic_learning_rate {self.critic_learning_rate} --critic_warmup_steps {self.critic_warmup_steps}: give a "
                             "rate above 0 and 0 or more steps")
         if self.kl_in_reward and self.beta == 0:
-            raise UserError("--kl_in_reward needs the KL's weight: give --beta too, as 0.05")
+            raise UserError("--kl_in_reward needs a weight for the KL: give --beta too, as 0.05")
 
 
-if __name__ == "__main__":  # before torch and transformers are imported, so that --help and wrong flags are answered at once
+if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
     CONFIG = parse_command_line(Config, __file__)
 
 import torch
@@ -80,27 +87,31 @@ from common.verify.rewards import make_reward
 
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
-MAX_KL = 10.0  # of a token, in the loss: as in VinePPO's code
+MAX_KL = 10.0  # highest KL of a token that enters the loss, nats; as in the code of VinePPO
 
 
 def terminal_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
-    """(B, T): each completion's reward (B,) at its last token, 0 elsewhere."""
+    """The reward of each token (B, T): the reward of the completion at its last token, and 0 elsewhere.
+
+    rewards (B,), mask (B, T) bool. Reward 1 and mask [True, True, False] -> [0, 1, 0].
+    """
     columns = torch.arange(mask.shape[1], device=mask.device)
-    last = mask & (columns == (mask.sum(dim=1, keepdim=True) - 1))  # the mask of a row is a run of True
+    last = mask & (columns == (mask.sum(dim=1, keepdim=True) - 1))  # in a row, all True come first
     return torch.where(last, rewards[:, None], 0.0)
 
 
 def gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, *, gamma: float = 1.0, lam: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Advantages and returns (B, T), GAE equation 16: delta = r + gamma V' - V, A = delta + gamma lam A', return = A + V.
+    """(advantages, returns), (B, T) each, 0 where masked. GAE (arXiv 1506.02438) equation 16.
 
-    rewards, values (B, T), values before each token; after the last token the value is 0. Both are 0 where masked.
-    rewards [0, 0, 1], values [0.5, 0.6, 0.8]: A = [0.5, 0.4, 0.2]; lam 0.95: [0.4705, 0.39, 0.2].
+    delta = r + gamma V' - V, A = delta + gamma lam A', return = A + V. V' and A' are those of the next token, and 0 after the last.
+    rewards (B, T): r of each token. values (B, T): V before each token is chosen. completion_mask (B, T) bool.
+    rewards [0, 0, 1], values [0.5, 0.6, 0.8]: A = [0.5, 0.4, 0.2]. With lam 0.95: A = [0.4705, 0.39, 0.2].
     """
     rewards, values = (torch.where(completion_mask, x, 0.0) for x in (rewards, values))
     advantages = torch.zeros_like(values)
     advantage = next_value = values.new_zeros(len(values))
     for t in range(values.shape[1] - 1, -1, -1):
-        # masked positions come after the last token, where everything is still 0
+        # the loop starts in the masked positions after the last token, where everything is 0
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantage, next_value = delta + gamma * lam * advantage, values[:, t]
         advantages[:, t] = advantage
@@ -108,92 +119,98 @@ def gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, *, gamma: floa
 
 
 def ppo_token_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float) -> Tensor:
-    """Loss (B, T) of each token: -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A), PPO equation 7.
+    """Loss of each token (B, T): -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon) A). PPO (arXiv 1707.06347) equation 7.
 
-    logps, old_logps (B, T) nats, advantages (B, T). Ratio 1.35, A 1: -1.2 without gradient; A -1: 1.35.
+    ratio = exp(logps - old_logps); logps, old_logps (B, T) nats. A: advantages (B, T).
+    Ratio 1.35 and epsilon 0.2: with A 1 the loss is -1.2 and has no gradient. With A -1 it is 1.35 and has one.
     """
     ratio = torch.exp(logps - old_logps)  # (B, T)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
 
 
 def clipped_tokens(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float) -> Tensor:
-    """(B, T) bool: the tokens that the clip leaves without gradient."""
+    """(B, T) bool: True on tokens without gradient, because their ratio is beyond the clip. Arguments as in `ppo_token_loss`."""
     ratio = torch.exp(logps - old_logps)
     return ((ratio > 1 + epsilon) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
 
 
 def value_token_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, epsilon: float) -> Tensor:
-    """Loss (B, T) of each value: half the larger of (V - return)^2 and (V clipped to old V +- epsilon - return)^2, PPO equation 9.
+    """Loss of each value (B, T): half the larger of (V - return)^2 and (clipped V - return)^2. PPO equation 9.
 
-    All (B, T). V 0.9, old 0.5, return 1: clipped 0.7, so 0.045; V 0.1, old 0.4, return 1: 0.405.
+    Clipped V is V, but at most epsilon away from the old V. values, old_values, returns: (B, T).
+    Epsilon 0.2 and return 1: V 0.9 and old V 0.5 give clipped V 0.7 and loss 0.045. V 0.1 and old V 0.4 give loss 0.405.
     """
     clipped = old_values + (values - old_values).clamp(-epsilon, epsilon)
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the masked tokens: 1 is a perfect critic, 0 a constant. 0 if all are equal."""
+    """1 - Var(returns - values) / Var(returns) over the tokens with mask True. values, returns (B, T).
+
+    1: a perfect critic. 0: no better than the same number everywhere. If all returns are equal, the result is 0.
+    """
     values, returns = values[mask], returns[mask]
     variance = returns.var(correction=0)
-    # returns are advantage + value: equal ones differ by rounding
+    # equal returns may differ by rounding, because they are computed as advantage + value
     return float(1 - (returns - values).var(correction=0) / variance) if variance > 1e-8 else 0.0
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def logps_before(policy: Policy, batch: Batch, rows: Tensor, config: Config) -> tuple[Tensor | None, Tensor | None]:
-    """Old and reference log-probs (B, T) of the given rows; None where nothing asks for them."""
+    """(old log-probs, reference log-probs) of the given rows, (B, T) each, nats. None in place of log-probs that are not needed."""
     old_logps = ref_logps = None
-    if config.num_iterations * config.num_minibatches > 1 or config.kl_in_reward:  # else the update's own pass gives them
+    if config.num_iterations * config.num_minibatches > 1 or config.kl_in_reward:  # else the update gives them
         old_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
     if config.beta > 0:
-        with policy.reference():
+        with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
             ref_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
     return old_logps, ref_logps
 
 
 def train(config: Config) -> None:
-    """Runs `config.max_steps` steps and leaves metrics, completions and checkpoints in the run folder. Raises UserError."""
-    run = Run(config, Path(__file__))
-    reward = make_reward(config)  # whatever can fail cheaply comes before the model
-    rows = load_rows(config)
+    """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
+    run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step
+    reward = make_reward(config)  # everything that can fail without a model comes before the model
+    rows = load_rows(config)  # (training rows, held-out rows): questions and reference answers as text
     tokenizer, model_config = load_tokenizer(config)
-    template = load_template(config, tokenizer)
-    config.stop = config.stop or list(template.stop)
+    template = load_template(config, tokenizer)  # turns a question into a prompt
+    config.stop = config.stop or list(template.stop)  # strings that end a completion
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
-    policy = load_policy(config, tokenizer, model_config)
+    policy = load_policy(config, tokenizer, model_config)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     critic = Critic(policy, config.seed)
     critic_optimizer = make_optimizer(critic.parameters(), config.critic_learning_rate, config.optim)
-    sampler = ProblemSampler(problems, config, engine, reward, run)
+    sampler = ProblemSampler(problems, config, engine, reward, run)  # chooses the problems of each step
     run.start(policy, {"optimizer": optimizer, "critic_optimizer": critic_optimizer, "sampler": sampler}, critic)
-    connect(engine, policy)
+    connect(engine, policy)  # the engine now samples from the policy; a check compares their log-probs
     preflight(engine, policy, config, problems + held_out, critic)
-    if config.eval_steps and run.step == 0:
+    if config.eval_steps and run.step == 0:  # step 0: the model before training
         run.log(evaluate(engine, held_out, config, reward))
 
     for step in run.steps():
         # 1 choose problems
-        chosen = sampler.choose(step)  # groups: a problem, and what choosing it took in completions and rewards
+        chosen = sampler.choose(step)  # one Group per problem; some ways of --sampling have already sampled and scored completions
 
         # 2 sample completions
         with run.timer("sample"):
-            run.count(sample(chosen, engine, config))
-            batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])
+            run.count(sample(chosen, engine, config))  # samples the completions that the groups still lack
+            batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])  # B completions
 
         # 3 verify
         with run.timer("verify"):
-            rewards = verify(chosen, reward)  # (B,)
-            sampler.record()
+            rewards = verify(chosen, reward)  # (B,) float32: one reward per completion, in the order of the batch
+            sampler.record()  # remembers how often each problem was solved
 
         # 4 advantages
-        mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T)
-        rows = mask.any(dim=1).nonzero()[:, 0]
-        engine.sleep()  # from here to the sync its memory is the update's
-        old_logps = ref_logps = None  # (B, T)
+        # the reward goes to the last token, the critic gives values before each token, and GAE makes advantages of both
+        mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T): tokens in the loss
+        rows = mask.any(dim=1).nonzero()[:, 0]  # completions with tokens in the loss
+        engine.sleep()  # frees its GPU memory for the update, until it samples again
+        old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
         token_rewards = terminal_rewards(rewards, mask)  # (B, T)
-        if config.kl_in_reward:  # the only part of a reward that needs phase 5
+        if config.kl_in_reward:  # these rewards need the log-probs of phase 5 now
             with run.timer("update"):
                 old_logps, ref_logps = logps_before(policy, batch, rows, config)
             token_rewards -= config.beta * kl_estimate(old_logps, ref_logps, "k1")
@@ -202,14 +219,14 @@ def train(config: Config) -> None:
         advantages, returns = gae(token_rewards, old_values, mask, gamma=config.gamma, lam=config.lam)  # (B, T)
         run.log_completions(batch, rewards, torch.where(mask, advantages, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1),
                             token_advantages=advantages, token_values=old_values)
-        if config.whiten_advantages:
+        if config.whiten_advantages:  # after the log, which keeps advantages in units of reward
             advantages = whiten(advantages, mask)
         kl_weight = 0.0 if config.kl_in_reward else config.beta
-        # without a KL term, what has advantage 0 throughout has gradient 0: it stays in the divisor and gets no pass
+        # without a KL term a completion whose advantages are all 0 has gradient 0: it gets no pass, but counts in the loss divisor
         needs_pass = mask.any(dim=1) & ((advantages != 0).any(dim=1) | (kl_weight > 0))  # (B,)
 
         # 5 log-probs before the update
-        if not config.kl_in_reward and step > config.critic_warmup_steps:  # else there already, or of no use
+        if not config.kl_in_reward and step > config.critic_warmup_steps:  # else already there, or not used
             with run.timer("update"):
                 old_logps, ref_logps = logps_before(policy, batch, needs_pass.nonzero()[:, 0], config)
 
@@ -217,10 +234,12 @@ def train(config: Config) -> None:
         with run.timer("update"):
             means, value_means, norms = TokenMeans(), TokenMeans(), []
             rate = learning_rate_at(step, config)
+            # one optimiser step per minibatch; a minibatch is cut into micro-batches of b completions that fit in memory
             for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
-                with critic.active():  # forward, backward and step of one adapter, before the other is switched on
+                # first the critic, then the policy: forward, backward and step of one adapter end before the other is switched on
+                with critic.active():
                     divisor, losses = loss_divisor(mask[minibatch], "token-mean"), []
-                    present = minibatch[mask[minibatch].any(dim=1)]
+                    present = minibatch[mask[minibatch].any(dim=1)]  # rows with tokens in the loss
                     for micro in microbatches(batch, present, config.max_tokens_per_microbatch, policy):
                         token_loss = value_token_loss(critic.values(micro), micro.take(old_values), micro.take(returns),
                                                       epsilon=config.cliprange_value)
@@ -230,17 +249,17 @@ def train(config: Config) -> None:
                         value_means.add(micro.completion_mask, loss=token_loss)
                     run.stop_if_not_finite(losses, clip_gradients(critic_optimizer, config.max_grad_norm, len(losses)), batch)
                     take_step(critic_optimizer, config.critic_learning_rate * rate / config.learning_rate)
-                if step <= config.critic_warmup_steps:
+                if step <= config.critic_warmup_steps:  # only the critic learns
                     continue
-                divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)
-                sequences, losses = loss_divisor(mask[minibatch], "seq-mean-token-sum"), []
+                divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)  # of all micro-batches
+                sequences, losses = loss_divisor(mask[minibatch], "seq-mean-token-sum"), []  # sequences: divisor of the KL term
                 for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy):
-                    logps, entropy = policy.logps(micro, entropy=True)  # (b, T)
-                    old = logps.detach() if old_logps is None else micro.take(old_logps)
-                    token_loss = ppo_token_loss(logps, old, micro.take(advantages), epsilon=config.epsilon)
+                    logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, of b completions; logps has a gradient
+                    old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
+                    token_loss = ppo_token_loss(logps, old, micro.take(advantages), epsilon=config.epsilon)  # (b, T)
                     if config.importance_cap > 0:
                         token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
-                    kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")
+                    kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
                     loss = aggregate(token_loss, micro.completion_mask, config.loss_aggregation, divisor) + kl_weight * aggregate(
                         kl.clamp(max=MAX_KL), micro.completion_mask, "seq-mean-token-sum", sequences)
                     loss.backward()
@@ -248,7 +267,7 @@ def train(config: Config) -> None:
                     means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
                               clipped=clipped_tokens(logps, old, micro.take(advantages), epsilon=config.epsilon))
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
-                run.stop_if_not_finite(losses, norms[-1], batch)
+                run.stop_if_not_finite(losses, norms[-1], batch)  # ends the run before NaN can reach the weights
                 take_step(optimizer, rate)
             metrics = {
                 "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
@@ -261,13 +280,13 @@ def train(config: Config) -> None:
 
         # 7 sync the sampler
         with run.timer("sync"):
-            engine.sync()
+            engine.sync()  # from now on the engine samples with the updated adapter
 
         # 8 evaluate, log, save
-        with run.timer("evaluate"):
+        with run.timer("evaluate"):  # every --eval_steps and after the last step, on held-out problems
             evaluation = evaluate(engine, held_out, config, reward) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
-        run.save_if_due()
+        run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
 
 
 if __name__ == "__main__":

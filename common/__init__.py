@@ -1,5 +1,5 @@
-"""What the training scripts share. Nothing in here knows an algorithm's name."""
+"""The code that the training scripts share. Nothing in this folder knows the name of an algorithm."""
 import logging
 
-# bitsandbytes comes with peft; on CPU it would say at every start that an optional kernel package is missing
+# Importing peft imports bitsandbytes. On a CPU, bitsandbytes would warn at every start that an optional kernel package is missing.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

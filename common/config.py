@@ -1,4 +1,7 @@
-"""The flags that every script has, and their checks. Nothing here imports torch, so that a wrong flag is answered at once."""
+"""The flags that every script has, and their checks.
+
+This file does not import torch at its top. Importing torch takes seconds, and a wrong flag should be reported at once.
+"""
 from __future__ import annotations
 
 import importlib.metadata
@@ -12,16 +15,22 @@ from typing import Any, ClassVar, Literal, TypeVar
 from common.errors import UserError
 from common.tiny.task import Arithmetic, Generator
 
+GROUPS = ("model", "data", "problems", "completions", "update", "algorithm", "run")  # the order of the flag groups in --help
+
 
 def flag(default: Any, group: str, help: str) -> Any:
-    """A dataclass field that becomes `--name`, listed under `group` in --help."""
-    metadata = {"help": help.replace("%", "%%"), "group": group}
+    """A dataclass field that becomes the flag `--name`. --help lists it under `group`, with `help` as its line."""
+    metadata = {"help": help.replace("%", "%%"), "group": group}  # argparse takes a single % for a format
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a registered data set lies on the hub. `question` columns are joined; a dot looks inside a column."""
+    """The place of a registered data set on the Hugging Face hub, and the columns to read.
+
+    The texts of all `question` columns are joined with a space. No `question` or `answer`: the column is found by its usual names.
+    A dot names a key inside a column, as in "reward_model.ground_truth".
+    """
 
     path: str
     subset: str | None = None
@@ -29,6 +38,7 @@ class Source:
     answer: str | None = None
 
 
+# data sets that --dataset knows by a short name
 REGISTERED = {
     "gsm8k": Source("openai/gsm8k", "main"),
     "math": Source("DigitalLearningGmbH/MATH-lighteval"),
@@ -44,41 +54,47 @@ REGISTERED = {
 
 @dataclass
 class SamplingConfig:
-    """What it takes to sample from a model on a data set: the flags that `eval.py` shares with the training scripts."""
+    """The flags that `eval.py` shares with the training scripts: model, data set, sampling of completions, run folder."""
 
-    model: str = flag("tiny", "model", "Hub id or local folder of a causal language model; tiny: the embedded one.")
-    adapter: str | None = flag(None, "model", "PEFT LoRA folder to start from; the reference policy is then that adapter, frozen.")
-    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "model", "Of the frozen base. auto: bfloat16 on a GPU, float32 on CPU.")
-    load_in_4bit: bool = flag(False, "model", "QLoRA: hold the base in 4-bit NF4 (needs bitsandbytes).")
+    model: str = flag("tiny", "model", "Hub id or folder of a causal language model. tiny: the small model that ships with the project.")
+    adapter: str | None = flag(
+        None, "model", "Folder of a PEFT LoRA adapter to start from. The same adapter, frozen, is then the reference policy.")
+    dtype: Literal["auto", "float32", "bfloat16"] = flag(
+        "auto", "model", "Number type of the frozen base. auto: bfloat16 on a GPU, float32 on a CPU.")
+    load_in_4bit: bool = flag(False, "model", "QLoRA: keep the frozen base in 4-bit NF4. Needs bitsandbytes.")
 
-    dataset: str = flag("arithmetic", "data", "Registered name, .jsonl/.json/.parquet/.csv file, folder, hub id, arithmetic:key=value,...")
+    dataset: str = flag(
+        "arithmetic", "data", "Registered name, .jsonl/.json/.parquet/.csv file, folder, hub id, or arithmetic:key=value,...")
     prompt_template: str = flag(
-        "auto", "data", "chat, plain, math_task, question, a text file with {question}; auto: chat if the tokenizer has it, else plain.")
-    enable_thinking: Literal["auto", "true", "false"] = flag("auto", "data", "Handed to the chat template. auto: not handed over.")
-    prompt_column: str | None = flag(None, "data", "Column of the question. Default: question, problem or prompt.")
-    answer_column: str | None = flag(None, "data", "Column of the reference. Default: answer, solution or reference.")
+        "auto", "data", "chat, plain, math_task, question, or a text file with {question}. auto: chat if the tokenizer has it, else plain.")
+    enable_thinking: Literal["auto", "true", "false"] = flag(
+        "auto", "data", "Value of enable_thinking in the chat template. auto: not set.")
+    prompt_column: str | None = flag(None, "data", "Name of the question column. Default: the first found of question, problem, prompt.")
+    answer_column: str | None = flag(None, "data", "Name of the answer column. Default: the first found of answer, solution, reference.")
 
-    max_completion_length: int = flag(1024, "sampling", "Longest completion, tokens.")
-    temperature: float = flag(1.0, "sampling", "Sampling temperature; logits are divided by it in the trainer too.")
-    top_p: float = flag(1.0, "sampling", "Nucleus sampling. Below 1 the importance weights are biased.")
-    stop: list[str] | None = flag(None, "sampling", r"Strings that end a completion; \n is a newline. Default: the prompt template's.")
-    engine: Literal["auto", "vllm", "transformers"] = flag("auto", "sampling", "What samples. auto: vllm if there is a GPU for it.")
-    vllm_gpu_memory_utilization: float = flag(0.3, "sampling", "Share of the GPU's memory that vLLM takes, its weights included.")
+    max_completion_length: int = flag(1024, "completions", "Longest completion, in tokens. A completion cut off there has reward 0.")
+    temperature: float = flag(1.0, "completions", "Sampling temperature. The trainer divides its logits by it as well.")
+    top_p: float = flag(1.0, "completions", "Nucleus sampling: share of probability kept. Below 1 the importance weights are biased.")
+    stop: list[str] | None = flag(
+        None, "completions", r"Strings that end a completion. \n is a newline. Default: those of the prompt template.")
+    engine: Literal["auto", "vllm", "transformers"] = flag(
+        "auto", "completions", "Program that samples. auto: vllm if it can run on a GPU here.")
+    vllm_gpu_memory_utilization: float = flag(0.3, "completions", "Share of the GPU's memory that vLLM takes, weights included.")
 
     output_dir: str | None = flag(None, "run", "Run folder. Default: runs/{script}-{model}-{dataset}-s{seed}-{time}.")
-    config: str | None = flag(None, "run", "Rerun with the flags of a saved config.json; flags given beside it win.")
-    seed: int = flag(0, "run", "Of everything random in the run.")
+    config: str | None = flag(None, "run", "A saved config.json: use its flags. Flags on the command line win over it.")
+    seed: int = flag(0, "run", "Seed of everything that is random in the run.")
 
-    # what --model tiny sets instead, for the flags that the user did not give
+    # defaults that hold with --model tiny, for flags that the user did not give
     tiny_defaults: ClassVar[dict[str, Any]] = {"prompt_template": "question"}
-    given: ClassVar[Set[str]] = frozenset()  # flags that were typed, or come from a saved config.json
+    given: ClassVar[Set[str]] = frozenset()  # names of the flags that were typed or come from a saved config.json
 
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
         for name, value in asdict(self).items():
             _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
         _require(self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "a whole number from 1 up")
-        _require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")
+        _require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")  # "-": no stop string to check
         _require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         for name in ("top_p", "vllm_gpu_memory_utilization"):
             _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
@@ -88,69 +104,76 @@ class SamplingConfig:
             raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a machine with an NVIDIA GPU, "
                             "or use --engine transformers")
         if self.engine == "vllm" and self.dtype == "float32" and _cuda():
-            raise UserError("--engine vllm --dtype float32: on a GPU vLLM's adapters are in bfloat16; use --engine transformers with it")
+            raise UserError("--engine vllm --dtype float32: on a GPU vLLM's adapters are bfloat16; use --engine transformers for float32")
         if self.engine == "vllm" and self.load_in_4bit and not _cuda():
-            raise UserError("--engine vllm --load_in_4bit: vLLM has 4-bit bases on GPUs only; use --engine transformers here")
+            raise UserError("--engine vllm --load_in_4bit: vLLM can hold a 4-bit base on a GPU only; use --engine transformers here")
         if self.model == "tiny" and self.dataset.partition(":")[0] != "arithmetic":
-            raise UserError(f"--model tiny knows only the words of --dataset arithmetic, not {self.dataset}; name a real model for it")
+            raise UserError(f"--model tiny knows only the words of --dataset arithmetic, not those of {self.dataset}; name a larger model")
 
 
 @dataclass
 class CommonConfig(SamplingConfig):
-    """The flags that every training script has. Defaults for real models are starting points, not tuned."""
+    """The flags that every training script has. The defaults for real models are starting points. They are not tuned."""
 
     lora_r: int = flag(32, "model", "LoRA rank.")
-    lora_alpha: int = flag(64, "model", "LoRA scale: the update is multiplied by alpha / r.")
-    lora_target_modules: list[str] | None = flag(None, "model", "Names of the linear layers to adapt. Default: all but the output head.")
-    gradient_checkpointing: bool = flag(False, "model", "Recompute activations in the backward pass: less memory, about a third slower.")
+    lora_alpha: int = flag(64, "model", "LoRA scale: the adapter's output is multiplied by alpha / r.")
+    lora_target_modules: list[str] | None = flag(
+        None, "model", "Names of the linear layers that get an adapter. Default: all except the output head.")
+    gradient_checkpointing: bool = flag(
+        False, "model", "Recompute activations in the backward pass. Takes less memory, and a third more time.")
 
-    eval_dataset: str | None = flag(None, "data", "Held-out problems, given like --dataset. Default: its test split, else a tenth of it.")
+    eval_dataset: str | None = flag(
+        None, "data", "Held-out problems, named as in --dataset. Default: the test split of --dataset, else a tenth of its rows.")
 
-    reward: str | None = flag(None, "data", "path/to/file.py:function that scores a completion instead of the verifier.")
+    reward: str | None = flag(None, "data", "path/to/file.py:function that scores completions, in place of the built-in verifier.")
 
-    problems_per_step: int = flag(16, "sampling", "Problems in a step.")
-    num_generations: int = flag(8, "sampling", "Completions per problem.")
+    problems_per_step: int = flag(16, "problems", "Number of problems in a step.")
+    num_generations: int = flag(8, "completions", "Completions per problem.")
     sampling: Literal["uniform", "lilo", "adaptive", "dynamic", "buffer"] = flag(
-        "uniform", "sampling", "How a step's problems are chosen; all but uniform look for those that are sometimes solved.")
+        "uniform", "problems", "How the problems of a step are chosen. All ways but uniform look for problems that are sometimes solved.")
     candidate_factor: int | None = flag(
-        None, "sampling", "Problems tried are this many times those of the step. Default: 4; adaptive 2; dynamic 1, and again until full.")
+        None, "problems", "Candidates, as a multiple of --problems_per_step. Default: lilo and buffer 4, adaptive 2, dynamic 1 per round.")
     candidate_generations: int | None = flag(
-        None, "sampling", "lilo, buffer: completions of each candidate. Default: --num_generations, which lilo then trains on.")
+        None, "problems", "Completions with which lilo and buffer try each candidate. Default: --num_generations.")
     candidate_choice: Literal["epochs", "memory"] = flag(
-        "epochs", "sampling", "Problems to try: the next of the epoch, or those that promise most by what the run saw of them.")
-    buffer_steps: int | None = flag(None, "sampling", "buffer: steps between renewals. Default: 10.")
-    vllm_enable_sleep_mode: bool = flag(False, "sampling", "vLLM moves its weights to host memory during the update (level 1).")
+        "epochs", "problems", "Candidates. epochs: the next of the epoch. memory: those that look most learnable by earlier steps.")
+    buffer_steps: int | None = flag(None, "problems", "Steps after which buffer chooses its problems again. Default: 10.")
+    vllm_enable_sleep_mode: bool = flag(False, "completions", "vLLM moves its weights to host memory during the update (sleep level 1).")
 
-    max_steps: int = flag(200, "update", "Training steps: each samples, verifies, updates.")
-    learning_rate: float = flag(2e-5, "update", "Peak learning rate of AdamW (LoRA wants about 10 times that of full fine-tuning).")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = flag("constant", "update", "Learning rate after the warm-up.")
-    warmup_steps: int = flag(5, "update", "Steps over which the learning rate rises.")
-    max_grad_norm: float = flag(1.0, "update", "Gradient norm is clipped to this.")
+    max_steps: int = flag(200, "update", "Number of training steps. Each step samples, verifies and updates.")
+    learning_rate: float = flag(2e-5, "update", "Peak learning rate of AdamW. LoRA needs about 10 times the rate of full fine-tuning.")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = flag(
+        "constant", "update", "Schedule of the learning rate after the warm-up.")
+    warmup_steps: int = flag(5, "update", "Steps over which the learning rate rises to its peak.")
+    max_grad_norm: float = flag(1.0, "update", "The gradient is scaled down to this norm if its norm is larger.")
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = flag(
-        "adamw_torch", "update", "AdamW, or bitsandbytes' with its state in 8 bits; paged: which moves to the host if memory is short.")
-    num_iterations: int = flag(1, "update", "Passes over each rollout batch.")
+        "adamw_torch", "update", "AdamW, or bitsandbytes' AdamW with 8-bit state. paged: the state moves to the host if the GPU is full.")
+    num_iterations: int = flag(1, "update", "Passes over the completions of a step.")
     num_minibatches: int = flag(1, "update", "Optimiser steps per pass.")
-    max_tokens_per_microbatch: int = flag(4096, "update", "Tokens of a forward and backward, with padding: sets memory, never the update.")
+    max_tokens_per_microbatch: int = flag(
+        4096, "update", "Tokens in one forward and backward pass, padding included. Changes memory and speed, never the update.")
     loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = flag(
-        "token-mean", "update", "How token losses become one number; constant: divided by completions x --max_completion_length.")
-    beta: float = flag(0.0, "update", "Weight of the KL term to the reference policy (0: no reference pass).")
-    importance_cap: float = flag(2.0, "update", "Cap of the weights that correct for sampler against trainer (0: no correction).")
-    mask_truncated_completions: bool = flag(False, "update", "Leave completions that hit the length limit out of the loss.")
+        "token-mean", "update", "How the token losses become one number. constant: sum / (completions x --max_completion_length).")
+    beta: float = flag(0.0, "update", "Weight of the KL divergence from the reference policy. 0: no KL term, no reference pass.")
+    importance_cap: float = flag(
+        2.0, "update", "Cap of the importance weights, which correct for sampler log-probs that differ from the trainer's. 0: no weights.")
+    mask_truncated_completions: bool = flag(False, "update", "Leave completions that reached the length limit out of the loss.")
 
-    eval_steps: int = flag(20, "run", "Steps between evaluations (0: none).")
-    eval_problems: int = flag(200, "run", "Held-out problems per evaluation.")
-    save_steps: int = flag(50, "run", "Steps between checkpoints (0: only the last).")
-    save_total_limit: int = flag(2, "run", "Checkpoints kept (0: all).")
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "run", "Tracker that gets the metrics as well.")
-    plan_memory: float | None = flag(None, "run", "GB of a card: print what the run takes on it and settings that fit, and end.")
+    eval_steps: int = flag(20, "run", "Steps between evaluations. 0: none.")
+    eval_problems: int = flag(200, "run", "Number of held-out problems in an evaluation.")
+    save_steps: int = flag(50, "run", "Steps between checkpoints. 0: only one, after the last step.")
+    save_total_limit: int = flag(2, "run", "Number of newest checkpoints that are kept. 0: all.")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "run", "Tracker that also gets the metrics.")
+    plan_memory: float | None = flag(
+        None, "run", "Memory of a GPU, in GB. Print the memory that the run needs and settings that fit, then end.")
     resume_from_checkpoint: str | None = flag(
-        None, "run", "A checkpoint folder, or auto: the newest of --output_dir, else of the newest matching run.")
+        None, "run", "A checkpoint folder to continue from. auto: the newest one in --output_dir, else in the newest run of the same name.")
 
     tiny_defaults: ClassVar[dict[str, Any]] = {
         **SamplingConfig.tiny_defaults, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "max_steps": 60,
         "eval_steps": 10, "eval_problems": 400, "save_steps": 20, "max_tokens_per_microbatch": 2048}
-    trained_adapters: ClassVar[int] = 1  # each with gradients and optimiser state
-    # what a resumed run may change
+    trained_adapters: ClassVar[int] = 1  # number of adapters that have gradients and optimiser state
+    # flags that may change when a run is resumed
     resumable: ClassVar[set[str]] = {
         "output_dir", "config", "resume_from_checkpoint", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
         "eval_steps", "eval_problems", "save_steps", "save_total_limit", "max_tokens_per_microbatch", "gradient_checkpointing",
@@ -176,48 +199,52 @@ class CommonConfig(SamplingConfig):
             raise UserError(f"--lora_target_modules {' '.join(heads)}: the output head and the embeddings stay frozen; leave them out")
         if self.optim != "adamw_torch" and not importlib.util.find_spec("bitsandbytes"):
             raise UserError(f"--optim {self.optim} needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
-        _require(self.plan_memory is None or self.plan_memory > 0, "plan_memory", self.plan_memory, "the GB of a card, as 24")
+        _require(self.plan_memory is None or self.plan_memory > 0, "plan_memory", self.plan_memory, "the memory of a GPU in GB, as 24")
         if self.report_to != "none" and not importlib.util.find_spec(self.report_to):
             raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
         if self.vllm_enable_sleep_mode and (self.engine == "transformers" or not _cuda()):
-            raise UserError("--vllm_enable_sleep_mode frees the memory of vLLM on a CUDA GPU, which is not what samples here; leave it out")
+            raise UserError("--vllm_enable_sleep_mode frees memory of vLLM on a CUDA GPU, and this run does not sample with vLLM on a GPU; "
+                            "leave it out")
 
 
     @property
     def candidates_per_step(self) -> int:
-        """Problems tried at once to choose those of a step, for `--sampling` other than uniform."""
+        """Number of candidates that are tried at once to choose the problems of a step. `--sampling uniform` has no candidates."""
         return self.problems_per_step * (self.candidate_factor or {"adaptive": 2, "dynamic": 1}.get(self.sampling, 4))
 
     def _check_sampling(self) -> None:
+        """Raises UserError for values of --sampling and its further flags that cannot work together."""
         for name in ("candidate_factor", "candidate_generations", "buffer_steps"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "a whole number from 1 up")
-        read = {"candidate_factor": ("lilo", "adaptive", "dynamic", "buffer"), "candidate_generations": ("lilo", "buffer"),
-                "buffer_steps": ("buffer",)}
+        read_by = {"candidate_factor": ("lilo", "adaptive", "dynamic", "buffer"), "candidate_generations": ("lilo", "buffer"),
+                   "buffer_steps": ("buffer",)}
         if self.candidate_choice != "epochs" and self.sampling == "uniform":
             raise UserError("--candidate_choice memory does nothing with --sampling uniform: give lilo, adaptive, dynamic or buffer; "
-                            "--sampling lilo --candidate_factor 1 trains on all that it chooses")
-        for name, modes in read.items():
+                            "--sampling lilo --candidate_factor 1 trains on every problem that the memory chooses")
+        for name, modes in read_by.items():
             if getattr(self, name) is not None and self.sampling not in modes:
                 raise UserError(f"--{name} does nothing with --sampling {self.sampling}: leave it out, or give --sampling "
                                 f"{' or '.join(modes)}")
         if self.sampling != "uniform" and (self.candidate_generations or self.num_generations) < 2:
-            raise UserError(f"--sampling {self.sampling} compares a problem's completions: give --num_generations 2 or more, or lilo and "
-                            "buffer --candidate_generations 2 or more")
+            raise UserError(f"--sampling {self.sampling} compares a problem's completions: give --num_generations 2 or more. With lilo and "
+                            "buffer, --candidate_generations 2 or more is enough")
         completions = self.problems_per_step * self.num_generations
         if self.sampling == "adaptive" and 2 * self.candidates_per_step >= completions:
-            raise UserError(f"--sampling adaptive tries {self.candidates_per_step} problems twice, which leaves none of the step's "
-                            f"{completions} completions for the learnable ones: give a lower --candidate_factor or more --num_generations")
+            raise UserError(f"--sampling adaptive first samples 2 completions of each of {self.candidates_per_step} candidates, which "
+                            f"leaves none of the step's {completions} completions for the learnable ones: give a lower "
+                            "--candidate_factor or a higher --num_generations")
 
 
 def _cuda() -> bool:
-    """Whether there is a CUDA device. Importing torch takes seconds: only for the flags that depend on it."""
+    """Whether there is a CUDA device. Called only for flags that depend on it, because importing torch takes seconds."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    """Raises UserError for the flag `name` if `condition` is False. `wanted`: values that work."""
     if not condition:
         raise UserError(f"--{name} {value} cannot work: give {wanted}")
 
@@ -226,7 +253,10 @@ C = TypeVar("C", bound=SamplingConfig)
 
 
 def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any]) -> C:
-    """The config of flags that were saved and typed: typed over saved, over the embedded model's defaults, over the script's."""
+    """The config that has `typed` flags, else `saved` flags, else the defaults of the embedded model, else those of the script.
+
+    saved: flags of a config.json. typed: flags of the command line.
+    """
     config = config_class(**{**saved, **typed})
     if config.model == "tiny":
         name, _, settings = config.dataset.partition(":")
@@ -237,11 +267,14 @@ def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any])
 
 
 def short_name(text: str) -> str:
-    """The last part of a path or hub name; settings of the embedded task, in which a / is none of a path, as they are."""
+    """The last part of a path or hub name: "Qwen/Qwen2.5-1.5B" -> "Qwen2.5-1.5B".
+
+    `arithmetic:...` stays whole, because a / in its settings does not separate folders.
+    """
     return text if text.startswith("arithmetic") else text.rstrip("/").split("/")[-1]
 
 
 def run_prefix(config: SamplingConfig, script: str) -> str:
-    """The default run folder without its time: the same for reruns of the same script, model, data and seed."""
+    """The name of the default run folder without its time. Runs with the same script, model, data and seed have the same prefix."""
     model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", short_name(text)).strip("-")[:60] for text in (config.model, config.dataset))
     return f"runs/{script}-{model}-{dataset}-s{config.seed}"

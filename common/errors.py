@@ -1,6 +1,6 @@
-"""The one exception that is shown to the user without a stack trace."""
+"""The error that the user sees as one line, without a stack trace."""
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can put right: the text names the cause and the remedy, and is shown without a stack trace."""
+    """An error that the user can put right. Its text names the cause and the remedy. The console shows the text alone."""

@@ -1,6 +1,7 @@
-"""What flows from phase to phase: problems, requests, completions, groups and batches; and the seeds that tell streams apart.
+"""The records that flow from phase to phase: problems, requests, completions, groups and batches. Also the seeds of random draws.
 
-Imports nothing of the project.
+Phase 1 makes a `Group` for each problem of the step. Phase 2 asks the engine for completions with a `Request` for each group, and puts
+them all into a `Batch`. This file imports nothing of the project.
 """
 from __future__ import annotations
 
@@ -15,14 +16,16 @@ from torch import Tensor
 
 
 def derive_seed(run_seed: int, purpose: str, *parts: int | str) -> int:
-    """64 bits that depend on every argument: streams of different purpose, step or problem never meet."""
+    """A 64-bit seed: a hash of all arguments. Draws with a different purpose, step or problem get unrelated seeds.
+
+    The run seed is `--seed`. Example: derive_seed(0, "rollouts", step, problem.id, place).
+    """
     text = "\x1f".join(map(str, (run_seed, purpose, *parts)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-
 def hash_seeds(seeds: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
-    """The splitmix64 hash of (seed, counter), elementwise, uint64. Overflow wraps, as it should."""
+    """The splitmix64 hash of each pair (seed, counter), uint64. Products overflow and wrap around, as the hash intends."""
     with np.errstate(over="ignore"):
         z = seeds + (np.asarray(counter, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -30,10 +33,9 @@ def hash_seeds(seeds: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
         return z ^ (z >> np.uint64(31))
 
 
-
 @dataclass(frozen=True)
 class Problem:
-    """One question. `answer` is the bare reference; `prompt_ids` are the tokens that the sampler continues."""
+    """One question. `answer` is the reference answer without its solution. `prompt_ids` are the tokens that the sampler continues."""
 
     id: str
     prompt: str
@@ -41,100 +43,108 @@ class Problem:
     answer: str
 
 
-
 @dataclass(frozen=True)
 class Request:
-    """`n` completions of one prompt. `seed` is a 64-bit hash (`derive_seed`); sample i uses a further hash with i."""
+    """An order for `n` completions of one prompt. `seed` comes from `derive_seed`. Completion i is drawn with a hash of `seed` and i."""
 
     prompt_ids: tuple[int, ...]
     seed: int
     n: int = 1
     max_tokens: int = 1024
-    temperature: float = 1.0  # 0: greedy
+    temperature: float = 1.0  # 0: greedy, that is, always the most likely token
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
 
 
-
 @dataclass(frozen=True)
 class Completion:
-    """One sample. `ids` holds the end token if it was sampled; `logps` are the sampler's, at the sampling temperature.
+    """One sampled completion of a prompt.
 
-    `text` is cut at the stop string; `ids` go to the end of the token that completed it.
+    A stop string cuts `text` but not `ids`: `text` ends before the stop string, `ids` ends with the token that completes it.
     """
 
-    ids: list[int]
-    logps: list[float]
-    finish_reason: Literal["stop", "length"]
+    ids: list[int]  # the sampled tokens; the end token is among them if it was sampled
+    logps: list[float]  # log-prob of each token by the sampler, at the sampling temperature, nats
+    finish_reason: Literal["stop", "length"]  # length: cut off at the length limit
     text: str
 
-SUCCESS_ABOVE = 0.5  # a reward above this is a success; the verifier's are 0 and 1
+
+SUCCESS_ABOVE = 0.5  # a reward above this counts as a success; the built-in verifier gives 0 or 1
 
 
 @dataclass
 class Group:
-    """A problem, the completions wanted of it, and those there are, with their rewards."""
+    """A problem of the step, with its completions and their rewards.
+
+    Phase 2 samples until there are `wanted` completions. Phase 3 verifies the completions that have no reward yet.
+    """
 
     problem: Problem
-    wanted: int  # completions
-    seed: int  # of the first ones; later ones hash it with how many there are
+    wanted: int  # number of completions that the group should have
+    seed: int  # seed of the first request; a later request uses a hash of it and of the number of completions so far
     completions: list[Completion] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)  # of the first completions: those that have been verified
-    scores: list[float] = field(default_factory=list)  # the rewards of all completions ever verified, those since dropped included
-    first: float = math.nan  # learnability when it was first verified: how often it is tried later may depend on that
+    rewards: list[float] = field(default_factory=list)  # rewards[i] belongs to completions[i]; shorter until all are verified
+    scores: list[float] = field(default_factory=list)  # rewards of all completions ever verified; keeps those of dropped completions
+    # The learnability of the first verified completions. How many more are sampled may depend on it, so that the learnability of all
+    # completions would be biased. NaN: none is verified yet.
+    first_learnability: float = math.nan
 
     @property
     def attempts(self) -> int:
-        """Completions verified."""
+        """The number of completions ever verified."""
         return len(self.scores)
 
     @property
     def successes(self) -> int:
-        """Those with a reward above a half."""
+        """The number of completions ever verified with a reward above 0.5."""
         return sum(score > SUCCESS_ABOVE for score in self.scores)
 
     @property
     def mixed(self) -> bool:
-        """The rewards differ."""
+        """Whether the rewards differ: for rewards of 0 and 1, whether there are right and wrong completions."""
         return min(self.scores) < max(self.scores)
 
     def resize(self, wanted: int) -> None:
-        """Another number of completions: what is too many is dropped, what is missing is sampled with the next call."""
+        """Changes the number of wanted completions.
+
+        Surplus completions are dropped at once. Missing completions are sampled by the next `rounds.sample`.
+        """
         self.wanted = wanted
         del self.completions[wanted:], self.rewards[wanted:]
 
 
-
 @dataclass(frozen=True)
 class Batch:
-    """Everything sampled in a step: B completions, group-major (row i belongs to problem `group_ids[i]`)."""
+    """The B completions of a step, one per row. The rows of a group stand together, in the order of the groups."""
 
-    problems: list[Problem]  # one per row
-    completions: list[Completion]
-    group_ids: Tensor  # (B,) int64
+    problems: list[Problem]  # length B: the problem of each row
+    completions: list[Completion]  # length B
+    group_ids: Tensor  # (B,) int64: the number of each row's group, 0, 1, ...
 
     def __len__(self) -> int:
         return len(self.completions)
 
     @property
     def lengths(self) -> Tensor:
-        """(B,) int64: tokens of each completion, the end token included."""
+        """(B,) int64: the length of each completion in tokens, the end token included."""
         return torch.tensor([len(completion.ids) for completion in self.completions])
 
     @property
     def truncated(self) -> Tensor:
-        """(B,) bool: stopped by the length limit."""
+        """(B,) bool: True where the completion was cut off at the length limit."""
         return torch.tensor([completion.finish_reason == "length" for completion in self.completions])
 
     def loss_mask(self, drop: Tensor | None = None) -> Tensor:
-        """(B, T) bool: the sampled tokens, none for the rows where `drop` (B,) is True."""
+        """(B, T) bool: True on sampled tokens, where T is the longest completion. Rows with `drop` (B,) True are False throughout.
+
+        Lengths 2 and 3, drop None: [[True, True, False], [True, True, True]].
+        """
         mask = torch.arange(int(self.lengths.max()))[None] < self.lengths[:, None]
         return mask if drop is None else mask & ~drop[:, None]
 
 
-
 def make_batch(problems: list[Problem], completions: list[list[Completion]]) -> Batch:
-    """The batch of a step: completions[i] are the samples of problems[i]."""
+    """The batch of a step. completions[i] are all completions of problems[i], so that they get group id i."""
     return Batch([p for p, group in zip(problems, completions, strict=True) for _ in group],
                  [c for group in completions for c in group],
                  torch.repeat_interleave(torch.arange(len(problems)), torch.tensor([len(group) for group in completions])))

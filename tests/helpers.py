@@ -58,7 +58,7 @@ def evaluate(folder, *flags, monkeypatch):
     module = importlib.import_module("eval")
     monkeypatch.setattr(sys, "argv", ["eval.py", *QUICK[:2], "--num_samples", "4", "--output_dir", str(folder), *flags])
     try:
-        run_script(module.evaluate, parse_command_line(module.Config, module.__file__))
+        run_script(module.evaluate_model, parse_command_line(module.Config, module.__file__))
     except SystemExit as end:
         return end.code
     return json.loads((folder / "summary.json").read_text())

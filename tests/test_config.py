@@ -161,7 +161,7 @@ def test_flags_are_few_documented_grouped_and_read(script, capsys, monkeypatch):
         parse_config(module.Config, ["--help"], script)
     text = capsys.readouterr().out
     assert end.value.code == 0 and all(f"--{name}" in text for name in names)
-    groups = ["model:", "data:", "sampling:", "run:", "update:", "algorithm:"]
+    groups = ["model:", "data:", "problems:", "completions:", "update:", "algorithm:", "run:"]
     assert [line for line in text.splitlines() if line in groups] == groups
 
 

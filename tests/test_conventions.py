@@ -21,6 +21,7 @@ EQUAL = {
         (r"10{,}000", "10000"),
         ("+7", "7"),
         ("3.50", "3.5"),
+        ("\uff14\uff12", "42"),  # fullwidth digits
     ],
     "fractions": [
         (r"-\frac{1}{2}", r"\frac{-1}{2}"),
@@ -307,6 +308,6 @@ def test_the_checker_loads_nothing_that_could_run_an_answer():
     code = "import sys, common.verify; print(sorted(name for name in ('sympy', 'numexpr', 'antlr4', 'torch') if name in sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.strip() == "[]"
-    names = ("answers", "spelling", "latex", "expression_values", "equal")
+    names = ("answers", "extract", "forms", "spelling", "latex", "expression_values", "equal")
     sources = "".join((ROOT / "common" / "verify" / f"{name}.py").read_text() for name in names)
     assert not any(word in sources for word in ("eval(", "exec(", "__import__", "sympify", "parse_expr", "getattr("))

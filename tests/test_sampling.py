@@ -9,7 +9,16 @@ import torch
 
 from common.config import CommonConfig
 from common.errors import UserError
-from common.problems.choose import DYNAMIC_ROUNDS, FADING, Epochs, Memory, ProblemSampler, learnability, most_learnable, scores_of
+from common.problems.choose import (
+    DYNAMIC_ROUNDS,
+    MEMORY_DECAY,
+    Epochs,
+    Memory,
+    ProblemSampler,
+    learnability,
+    learnability_of,
+    most_learnable,
+)
 from common.records import Completion, Group, Problem, derive_seed
 from common.rollout.rounds import sample, verify
 
@@ -81,7 +90,7 @@ def group_of(successes, attempts, problem=None):
         attempts,
         0,
         scores=[1.0] * successes + [0.0] * (attempts - successes),
-        first=learnability(successes, attempts, unbiased=True),
+        first_learnability=learnability(successes, attempts, unbiased=True),
     )
 
 
@@ -150,13 +159,13 @@ def test_lilo_keeps_the_most_learnable_and_trains_on_their_candidate_rollouts():
     chosen, requests, scored = step(sampler)
     assert requests == [] and scored == []  # nothing is sampled or verified twice
     assert len(sampler.engine.calls) == 1 and sampler.run.counted == 40 * 8
-    assert len(chosen) == 4 and min(scores_of(chosen)) >= np.sort(scores_of(sampler.tried))[-4]
+    assert len(chosen) == 4 and min(learnability_of(chosen)) >= np.sort(learnability_of(sampler.tried))[-4]
     assert sum(map(learnable, sampler.tried)) >= 4 and all(map(learnable, chosen))  # 40 of the 100 problems: some are learnable
 
 
 def test_lilo_fills_the_batch_where_too_few_are_learnable():
     chosen, _, _ = step(make([1.0] * 50, sampling="lilo"))
-    assert len(chosen) == 4 and not scores_of(chosen).any()
+    assert len(chosen) == 4 and not learnability_of(chosen).any()
 
 
 @pytest.mark.parametrize("tried", [2, 4, 12])
@@ -290,10 +299,11 @@ def test_the_memory_counts_every_attempt_kept_or_not():
 def test_memory_fades_by_the_step():
     memory, problem = Memory(), Problem("p", "", (0,), "")
     memory.record([group_of(2, 8, problem)], 10)
-    assert memory.faded("p", 10) == (6, 2) and memory.faded("other", 10) == (0, 0)
-    assert memory.faded("p", 13) == pytest.approx((6 * FADING**3, 2 * FADING**3))
+    assert memory.recent_outcomes("p", 10) == (6, 2) and memory.recent_outcomes("other", 10) == (0, 0)
+    assert memory.recent_outcomes("p", 13) == pytest.approx((6 * MEMORY_DECAY**3, 2 * MEMORY_DECAY**3))
     memory.record([group_of(4, 4, problem)], 13)
-    assert memory.faded("p", 14) == pytest.approx((6 * FADING**4, 2 * FADING**4 + 4 * FADING)) and memory.totals["p"] == [12, 6]
+    assert memory.recent_outcomes("p", 14) == pytest.approx((6 * MEMORY_DECAY**4, 2 * MEMORY_DECAY**4 + 4 * MEMORY_DECAY))
+    assert memory.totals["p"] == [12, 6]
 
 
 def test_memory_finds_promising_what_was_sometimes_solved_then_what_is_unknown_and_with_time_the_rest():
@@ -302,13 +312,14 @@ def test_memory_finds_promising_what_was_sometimes_solved_then_what_is_unknown_a
     memory.record([group_of(s, 8, Problem(name, "", (0,), "")) for name, s in outcomes.items()], 1)
 
     def shares(step):
-        first = [memory.promising(names, 1, step, seed)[0] for seed in range(2000)]
+        first = [memory.thompson_sample(names, 1, step, seed)[0] for seed in range(2000)]
         return {name: first.count(name) / 2000 for name in names}
 
     soon, late = shares(2), shares(200)
     assert soon["mixed"] > 0.6 > 0.15 < soon["new"] and soon["solved"] < 0.05 and soon["hopeless"] < 0.05
     assert all(0.2 < share < 0.3 for share in late.values())  # forgotten
-    assert memory.promising(names, 4, 2, 7) == memory.promising(names, 4, 2, 7) and set(memory.promising(names, 4, 2, 7)) == set(names)
+    drawn = memory.thompson_sample(names, 4, 2, 7)
+    assert drawn == memory.thompson_sample(names, 4, 2, 7) and set(drawn) == set(names)
 
 
 @pytest.mark.parametrize("sampling", ["lilo", "adaptive", "dynamic"])
@@ -340,8 +351,8 @@ def test_metrics_are_of_all_that_was_tried_and_of_the_batch():
     assert metrics["sampling/frac_solved"] == pytest.approx(0.25, abs=0.03)
     assert metrics["sampling/frac_hopeless"] == pytest.approx(0.25, abs=0.03)
     assert metrics["sampling/frac_solved"] + metrics["sampling/frac_hopeless"] + metrics["sampling/frac_mixed"] == pytest.approx(1)
-    assert metrics["sampling/learnability_candidates"] == pytest.approx(scores_of(sampler.tried).mean())
-    assert metrics["sampling/learnability_batch"] == pytest.approx(np.sort(scores_of(sampler.tried))[-4:].mean())
+    assert metrics["sampling/learnability_candidates"] == pytest.approx(learnability_of(sampler.tried).mean())
+    assert metrics["sampling/learnability_batch"] == pytest.approx(np.sort(learnability_of(sampler.tried))[-4:].mean())
     assert metrics["sampling/candidates"] == 40
 
 
@@ -357,7 +368,7 @@ def test_graded_rewards_are_mixed_if_they_differ_and_learnable_by_their_variance
     group = Group(Problem("p", "", (0,), ""), 3, 0, completions=[Completion([0], [0.0], "stop", text) for text in "abc"])
     rewards = verify([group], lambda problems, completions: torch.tensor([0.5, 0.75, -1.0]))
     assert rewards.tolist() == [0.5, 0.75, -1.0] and (group.attempts, group.successes) == (3, 1)
-    assert group.mixed and scores_of([group])[0] == pytest.approx(np.var([0.5, 0.75, -1.0], ddof=1))
+    assert group.mixed and learnability_of([group])[0] == pytest.approx(np.var([0.5, 0.75, -1.0], ddof=1))
     assert not Group(None, 2, 0, scores=[0.5, 0.5]).mixed and Group(None, 2, 0, scores=[0.6, 1.0]).mixed
 
 

@@ -1,6 +1,6 @@
-"""Phase 1: the problems.
+"""Phase 1: load the problems and choose those of a step.
 
-data.py: `load_rows`, `load_split` (rows of text from a registered name, a file, a folder or a hub id).
-prompts.py: `load_template`, `make_problems`, `make_eval_problems` (prompt templates; rows become problems in token ids).
-choose.py: `ProblemSampler`, `learnability` (which problems a step trains on: `--sampling`).
+data.py: `load_rows` and `load_split` read questions and answers as text, from a registered name, a file, a folder or a hub id.
+prompts.py: `load_template`, `make_problems` and `make_eval_problems` turn these rows into problems with token ids.
+choose.py: `ProblemSampler` chooses the problems of a step, as `--sampling` says. `learnability` scores a problem.
 """

@@ -1,7 +1,11 @@
-"""Phase 1: which problems to train on. docs/learnability.md says which `--sampling` to take when, and what it costs.
+"""Phase 1: choose the problems of a step. docs/learnability.md helps to decide between the ways of `--sampling`.
 
-All but `uniform` look for problems that the policy sometimes solves (arXiv 2502.12272): those where every completion is right, or
-every one wrong, teach nothing when rewards are compared within a problem.
+If the completions of a problem are all right, or all wrong, they teach nothing to an algorithm that compares them with each other.
+Every way except `uniform` therefore looks for problems that the policy sometimes solves (arXiv 2502.12272). Words of this file:
+
+- candidate: a problem that is tried in phase 1, and may be chosen or not.
+- mixed group: a group with different rewards, that is, with right and wrong completions.
+- learnability: p (1 - p), where p is the success rate. It is the variance of a 0/1 reward.
 """
 from __future__ import annotations
 
@@ -18,54 +22,55 @@ from common.rollout.rounds import sample, verify
 from common.run.run import Run
 from common.verify.rewards import Reward
 
-DYNAMIC_ROUNDS = 10  # of looking for mixed groups, at most (DAPO's code stops there with an error)
-BUFFER_STEPS = 10  # between renewals
-BUFFER_SHARE = 0.5  # of a step's problems, from a buffer that holds as many as a step (the official code's "fast")
-FADING = 0.95  # a step ago counts this much in what is remembered of a problem: half after 14 steps
-ADAPTIVE_ROUNDS = 4  # calls of the engine that share the budget left after the first two completions each
+DYNAMIC_ROUNDS = 10  # dynamic: at most this many rounds of candidates in a step (after as many, DAPO's code stops with an error)
+BUFFER_STEPS = 10  # buffer: the default of --buffer_steps
+BUFFER_SHARE = 0.5  # buffer: share of the step's problems that come from the buffer (the setting "fast" of the official code)
+MEMORY_DECAY = 0.95  # outcomes in the memory lose 5 % of their weight per step, and half of it in 14 steps
+ADAPTIVE_ROUNDS = 4  # adaptive: calls of the engine in which the completions after the first two are sampled
 
 
 def learnability(successes: Any, attempts: Any, *, unbiased: bool = False) -> Any:
-    """p (1 - p) with p = successes / attempts: how much a problem can teach (arXiv 2502.12272). Numbers or arrays.
+    """p (1 - p) with p = successes / attempts: how much a problem can teach (arXiv 2502.12272).
 
-    `unbiased` multiplies by k / (k - 1), k = attempts, so that the mean over samples is the true p (1 - p). One attempt
-    tells nothing: 0. (1, 8) -> 0.109375, unbiased 0.125; (4, 8) -> 0.25, unbiased 0.285714.
+    successes, attempts: numbers or arrays. With `unbiased` the result is multiplied by k / (k - 1), where k = attempts. Its mean over
+    many draws is then the p (1 - p) of the true p. The result is 0 for one attempt, because one attempt has no variance.
+    Example: (1, 8) -> 0.109375, unbiased 0.125. (4, 8) -> 0.25, unbiased 0.285714.
     """
     successes, attempts = np.asarray(successes, dtype=np.float64), np.asarray(attempts, dtype=np.float64)
-    # from whole numbers, so that 1 of 10 and 9 of 10 are equal to the last bit
+    # computed from whole numbers, so that 1 of 10 and 9 of 10 give the same bits and count as a tie
     score = successes * (attempts - successes) / np.maximum(attempts * (attempts - 1 if unbiased else attempts), 1)
     score = np.where(attempts > 1, score, 0.0)
     return float(score) if score.ndim == 0 else score
 
 
+def learnability_of(groups: list[Group]) -> np.ndarray:
+    """The unbiased variance of the rewards of each group (N,). For rewards of 0 and 1 this is the unbiased learnability.
 
-def scores_of(groups: list[Group]) -> np.ndarray:
-    """The variance of each group's rewards (N,), unbiased: for rewards of 0 and 1 the learnability, comparable for all sizes."""
+    All rewards ever verified count. Groups of different size can be compared, because the estimate has no bias.
+    """
     return np.array([learnability(sum(group.scores), len(group.scores), unbiased=True) if set(group.scores) <= {0.0, 1.0}
                      else np.var(group.scores, ddof=1) if len(group.scores) > 1 else 0.0 for group in groups])
 
 
-
 def most_learnable(scores: np.ndarray, count: int, seed: int) -> list[int]:
-    """Indices of the `count` highest scores (N,), ascending. Which of equal ones are taken depends on the seed.
+    """The indices of the `count` highest scores, in ascending order. scores: (N,). The seed decides between equal scores.
 
-    [0, 0.19, 0, 0.25, 0.11, 0.11, 0.19, 0], 3 -> [1, 3, 6]
+    Example: [0, 0.19, 0, 0.25, 0.11, 0.11, 0.19, 0] and count 3 -> [1, 3, 6].
     """
     order = random.Random(seed).sample(range(len(scores)), len(scores))
     return sorted(sorted(order, key=lambda i: -scores[i])[:count])
 
 
-
 class Epochs:
-    """Every problem once per epoch, in an order drawn anew for each from the seed."""
+    """Hands out every problem once per epoch. Each epoch has its own random order, which depends on the seed alone."""
 
     def __init__(self, problems: list[Problem], seed: int) -> None:
         self.problems, self.seed = problems, seed
-        self.drawn = 0  # problems handed out so far: with the seed, all there is to know
-        self.epoch, self.order = -1, []  # the order of that epoch
+        self.drawn = 0  # number of problems handed out so far; the order follows from it and the seed
+        self.epoch, self.order = -1, []  # number of the current epoch, and the order of the problems in it
 
     def take(self, count: int) -> list[Problem]:
-        """The next `count` problems."""
+        """The next `count` problems. They may reach into the next epoch."""
         taken = []
         for i in range(self.drawn, self.drawn + count):
             epoch, place = divmod(i, len(self.problems))
@@ -77,170 +82,193 @@ class Epochs:
         return taken
 
 
-
 class Memory:
-    """How often each problem was tried and solved: over the whole run, and with what is long ago counting less."""
+    """Remembers how often each problem was tried and solved: in the whole run, and recently."""
 
     def __init__(self) -> None:
-        self.totals: dict[str, list[int]] = {}  # attempts and successes, by problem id
-        self.recent: dict[str, list[float]] = {}  # failures and successes as of their last step, and that step
+        self.totals: dict[str, list[int]] = {}  # problem id -> [attempts, successes] of the whole run
+        # problem id -> [failures, successes, step]: the weights of earlier outcomes as they were in the problem's last step
+        self.recent: dict[str, list[float]] = {}
 
     def record(self, groups: list[Group], step: int) -> None:
-        """Adds what was tried in a step."""
+        """Adds the outcomes of the groups that were tried in this step."""
         for group in groups:
             name, failures = group.problem.id, group.attempts - group.successes
             attempts, successes = self.totals.get(name, (0, 0))
             self.totals[name] = [attempts + group.attempts, successes + group.successes]
-            failed, solved = self.faded(name, step)
+            failed, solved = self.recent_outcomes(name, step)
             self.recent[name] = [failed + failures, solved + group.successes, step]
 
-    def faded(self, name: str, step: int) -> tuple[float, float]:
-        """Failures and successes of a problem, each worth FADING ** (steps since)."""
+    def recent_outcomes(self, name: str, step: int) -> tuple[float, float]:
+        """(failures, successes) of the problem `name`. An outcome from n steps ago counts MEMORY_DECAY ** n."""
         failed, solved, last = self.recent.get(name, (0.0, 0.0, step))
-        return failed * FADING ** (step - last), solved * FADING ** (step - last)
+        return failed * MEMORY_DECAY ** (step - last), solved * MEMORY_DECAY ** (step - last)
 
-    def promising(self, names: list[str], count: int, step: int, seed: int) -> list[str]:
-        """The `count` names with the highest p (1 - p), each p drawn from its Beta posterior (Thompson sampling), highest first.
+    def thompson_sample(self, names: list[str], count: int, step: int, seed: int) -> list[str]:
+        """The `count` problem ids with the highest p (1 - p), highest first, where each success rate p is drawn at random.
 
-        The prior is Jeffreys', Beta(0.5, 0.5): a problem that was never tried, or long ago, is often worth a try.
+        p is drawn from the Beta posterior of the problem's recent outcomes (Thompson sampling). The prior is Jeffreys' Beta(0.5, 0.5).
+        A problem that was never tried, or long ago, has a wide posterior, and is therefore often taken.
         """
         if not names:
             return []
-        failed, solved = np.array([self.faded(name, step) for name in names]).T
+        failed, solved = np.array([self.recent_outcomes(name, step) for name in names]).T
         p = np.random.default_rng(seed).beta(0.5 + solved, 0.5 + failed)
         return [names[i] for i in np.argsort(-p * (1 - p), kind="stable")[:count]]
 
 
-
 class ProblemSampler:
-    """Chooses a step's problems as `--sampling` says, and remembers how often each was tried and solved."""
+    """Chooses the problems of each step, as `--sampling` says.
+
+    A step calls `choose` in phase 1, then `record` when all completions are verified, then `metrics`.
+    """
 
     def __init__(self, problems: list[Problem], config: CommonConfig, engine: Engine, reward: Reward, run: Run) -> None:
         self.config, self.engine, self.reward, self.run = config, engine, reward, run
         self.by_id = {problem.id: problem for problem in problems}
         self.epochs = Epochs(problems, config.seed)
-        self.buffer: list[str] = []  # ids, for `buffer`
+        self.buffer: list[str] = []  # problem ids, with `--sampling buffer`
         self.memory = Memory()
-        self.tried: list[Group] = []  # in this step, kept or not
+        self.tried: list[Group] = []  # all groups of this step, chosen or not
 
     def choose(self, step: int) -> list[Group]:
-        """The step's groups, with the completions and rewards that it took to choose them: none for `uniform` and `buffer`."""
+        """The groups of the step, one per chosen problem.
+
+        lilo, adaptive and dynamic choose by completions that they sample and verify. Their groups come with these completions and
+        rewards. The groups of uniform and buffer are still empty.
+        """
         self.step, self.tried = step, []
         return {"uniform": self._uniform, "lilo": self._lilo, "adaptive": self._adaptive, "dynamic": self._dynamic,
                 "buffer": self._buffer}[self.config.sampling]()
 
     def record(self) -> None:
-        """Remembers the outcomes of the step, once all of it has been verified."""
-        self._score()
+        """Remembers the outcomes of the step. All its completions must have been verified."""
+        self._note_first_learnability()
         self.memory.record(self.tried, self.step)
 
     def metrics(self, chosen: list[Group]) -> dict[str, float]:
-        """What was tried in the step, kept or not: always solved, never, or mixed; and the mean learnability, of the batch too."""
+        """The metrics `sampling/*`, over all groups that were tried in the step, chosen or not.
+
+        `learnability_batch` alone is over the chosen groups, and each group counts as often as it has completions.
+        """
         outcomes = [(group.successes, group.attempts) for group in self.tried]
         return {"sampling/frac_solved": float(np.mean([successes == attempts for successes, attempts in outcomes])),
                 "sampling/frac_hopeless": float(np.mean([successes == 0 for successes, _ in outcomes])),
                 "sampling/frac_mixed": float(np.mean([group.mixed for group in self.tried])),
                 "sampling/candidates": float(len(self.tried)),
-                "sampling/learnability_candidates": float(np.mean([group.first for group in self.tried])),
-                "sampling/learnability_batch": float(np.average(scores_of(chosen), weights=[group.wanted for group in chosen]))}
+                "sampling/learnability_candidates": float(np.mean([group.first_learnability for group in self.tried])),
+                "sampling/learnability_batch": float(np.average(learnability_of(chosen), weights=[group.wanted for group in chosen]))}
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.epochs.drawn, "buffer": self.buffer, "totals": self.memory.totals, "recent": self.memory.recent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epochs.drawn, self.buffer = state["drawn"], state.get("buffer", [])  # checkpoints of older versions have no more
+        self.epochs.drawn, self.buffer = state["drawn"], state.get("buffer", [])  # checkpoints of older versions have only "drawn"
         self.memory.totals, self.memory.recent = state.get("totals", {}), state.get("recent", {})
 
-    # ---- the ways to choose -----------------------------------------------------------------------------------------
+    # ---- the ways of --sampling -------------------------------------------------------------------------------------
 
     def _uniform(self) -> list[Group]:
-        return self._open(self.epochs.take(self.config.problems_per_step), self.config.num_generations)
+        """The next problems of the epoch."""
+        return self._new_groups(self.epochs.take(self.config.problems_per_step), self.config.num_generations)
 
     def _lilo(self) -> list[Group]:
-        """The most learnable of a pool of candidates; their completions are trained on (arXiv 2502.12272, algorithm 2)."""
-        candidates = self._try_out(self._candidates(self.config.candidate_generations or self.config.num_generations))
-        kept = self._most_learnable(candidates, self.config.problems_per_step)
+        """The most learnable of many candidates, with the completions they were tried with (arXiv 2502.12272, algorithm 2)."""
+        candidates = self._sample_and_verify(self._candidates(self.config.candidate_generations or self.config.num_generations))
+        kept = self._keep_most_learnable(candidates, self.config.problems_per_step)
         for group in kept:
             group.resize(self.config.num_generations)
         return kept
 
     def _adaptive(self) -> list[Group]:
-        """Two completions of each candidate, then more for the learnable until the batch is full (algorithm 3, in rounds).
+        """All candidates: two completions of each, and more of the learnable ones (arXiv 2502.12272, algorithm 3).
 
-        All are trained on: the groups differ in size, and no completion is dropped.
+        The step has as many completions as with uniform. In each of ADAPTIVE_ROUNDS rounds, pairs of completions go to groups drawn in
+        proportion to their learnability so far. The groups differ in size, and no completion is dropped.
         """
-        groups = self._try_out(self._candidates(2))
-        left = self.config.problems_per_step * self.config.num_generations - 2 * len(groups)
-        share = -(-left // ADAPTIVE_ROUNDS)
+        groups = self._sample_and_verify(self._candidates(2))
+        left = self.config.problems_per_step * self.config.num_generations - 2 * len(groups)  # completions still to sample
+        share = -(-left // ADAPTIVE_ROUNDS)  # completions of a round, rounded up
         draw = random.Random(derive_seed(self.config.seed, "adaptive", self.step))
         while left > 0:
-            scores = scores_of(groups)
-            weights = scores if scores.any() else np.ones(len(groups))
+            scores = learnability_of(groups)
+            weights = scores if scores.any() else np.ones(len(groups))  # no mixed group yet: all groups alike
             spent = min(left, share)
             for place, group in enumerate(draw.choices(groups, weights, k=-(-spent // 2))):
-                group.wanted += min(2, spent - 2 * place)
+                group.wanted += min(2, spent - 2 * place)  # the last pair is a single completion if the number is odd
             left -= spent
-            self._try_out([group for group in groups if group.wanted > len(group.completions)])
+            self._sample_and_verify([group for group in groups if group.wanted > len(group.completions)])
         return groups
 
     def _dynamic(self) -> list[Group]:
-        """Mixed groups only; more candidates until the batch is full (DAPO, arXiv 2503.14476, section 3.2)."""
+        """Mixed groups only: rounds of candidates until there are enough (DAPO, arXiv 2503.14476, section 3.2)."""
         wanted, mixed = self.config.problems_per_step, []
         for _ in range(DYNAMIC_ROUNDS):
-            mixed += [group for group in self._try_out(self._candidates(self.config.num_generations)) if group.mixed]
+            mixed += [group for group in self._sample_and_verify(self._candidates(self.config.num_generations)) if group.mixed]
             if len(mixed) >= wanted:
                 return mixed[:wanted]
         self.run.say(f"note: step {self.step}: {len(mixed)} of the {len(self.tried)} problems tried in {DYNAMIC_ROUNDS} rounds had both "
-                     f"right and wrong completions; going on with {'them' if mixed else 'the first ones tried'} instead of {wanted}")
+                     f"right and wrong completions; going on with {'these' if mixed else 'the first ones tried'} instead of {wanted}")
         return mixed or self.tried[:wanted]
 
     def _buffer(self) -> list[Group]:
-        """A share of the batch from a store of learnable problems, renewed every `--buffer_steps`; its completions are dropped."""
+        """Half of the problems from a buffer of learnable problems, and the other half from the epoch (arXiv 2502.12272, version 1).
+
+        Every `--buffer_steps` steps, new candidates fill the buffer. The completions of these candidates are not trained on.
+        """
         config = self.config
         if (self.step - 1) % (config.buffer_steps or BUFFER_STEPS) == 0:
-            candidates = self._try_out(self._candidates(config.candidate_generations or config.num_generations))
-            self.buffer = [group.problem.id for group in self._most_learnable(candidates, config.problems_per_step)]
+            candidates = self._sample_and_verify(self._candidates(config.candidate_generations or config.num_generations))
+            self.buffer = [group.problem.id for group in self._keep_most_learnable(candidates, config.problems_per_step)]
         draw = random.Random(derive_seed(config.seed, "buffer", self.step))
         stored = draw.sample(self.buffer, min(math.ceil(BUFFER_SHARE * config.problems_per_step), len(self.buffer)))
         problems = [self.by_id[name] for name in stored] + self.epochs.take(config.problems_per_step - len(stored))
-        return self._open(problems, config.num_generations)
+        return self._new_groups(problems, config.num_generations)
 
-    # ---- what they share --------------------------------------------------------------------------------------------
+    # ---- steps that these ways share --------------------------------------------------------------------------------
 
-    def _open(self, problems: list[Problem], wanted: int) -> list[Group]:
-        """A group for each problem; the place among all of the step tells two of the same problem apart."""
+    def _new_groups(self, problems: list[Problem], wanted: int) -> list[Group]:
+        """A new group for each problem, still without completions.
+
+        The seed of a group depends on its place among all groups of the step. Two groups of the same problem thus have different seeds.
+        """
         groups = [Group(problem, wanted, derive_seed(self.config.seed, "rollouts", self.step, problem.id, place))
                   for place, problem in enumerate(problems, start=len(self.tried))]
         self.tried += groups
         return groups
 
     def _candidates(self, wanted: int) -> list[Group]:
+        """New groups of the problems to try next, by `--candidate_choice`, with `wanted` completions each."""
         count, config = self.config.candidates_per_step, self.config
         if config.candidate_choice == "epochs":
-            return self._open(self.epochs.take(count), wanted)
+            return self._new_groups(self.epochs.take(count), wanted)
         seed = derive_seed(config.seed, "candidates", self.step, len(self.tried))
-        again = {group.problem.id for group in self.tried}  # in an earlier round of this step
-        names = [name for name in self.by_id if name not in again]
-        chosen = [self.by_id[name] for name in self.memory.promising(names, count, self.step, seed)]
-        return self._open(chosen + self.epochs.take(count - len(chosen)), wanted)  # the rest where there are too few problems
+        tried = {group.problem.id for group in self.tried}  # in an earlier round of this step
+        names = [name for name in self.by_id if name not in tried]
+        chosen = [self.by_id[name] for name in self.memory.thompson_sample(names, count, self.step, seed)]
+        # a small data set may have fewer untried problems than candidates; the epoch then gives the missing ones
+        return self._new_groups(chosen + self.epochs.take(count - len(chosen)), wanted)
 
-    def _try_out(self, groups: list[Group]) -> list[Group]:
+    def _sample_and_verify(self, groups: list[Group]) -> list[Group]:
+        """The same groups, after their missing completions were sampled and verified."""
         with self.run.timer("sample"):
             self.run.count(sample(groups, self.engine, self.config))
         with self.run.timer("verify"):
             verify(groups, self.reward)
-        self._score()
+        self._note_first_learnability()
         return groups
 
-    def _score(self) -> None:
+    def _note_first_learnability(self) -> None:
+        """Sets `first_learnability` of the groups that have just been verified for the first time."""
         for group in self.tried:
-            if group.scores and math.isnan(group.first):
-                group.first = float(scores_of([group])[0])
+            if group.scores and math.isnan(group.first_learnability):
+                group.first_learnability = float(learnability_of([group])[0])
 
-    def _most_learnable(self, groups: list[Group], count: int) -> list[Group]:
-        scores, seen = scores_of(groups), set()
+    def _keep_most_learnable(self, groups: list[Group], count: int) -> list[Group]:
+        """The `count` most learnable groups, of different problems as far as possible. The seed decides between equal ones."""
+        scores, seen = learnability_of(groups), set()
         for i, group in enumerate(groups):
-            if group.problem.id in seen:  # in a small data set a problem comes up twice: the second time only to fill up
+            if group.problem.id in seen:  # the second group of a problem, in a small data set: it comes last
                 scores[i] = -1.0
             seen.add(group.problem.id)
         return [groups[i] for i in most_learnable(scores, count, derive_seed(self.config.seed, "ties", self.step))]

@@ -1,4 +1,4 @@
-"""Problems: from a registered name, a local file or a hub id, to prompts in token ids and bare reference answers."""
+"""Reads a data set: from a registered name, a file, a folder or a hub id to rows with a question and a reference answer."""
 from __future__ import annotations
 
 import difflib
@@ -16,6 +16,7 @@ from common.verify.answers import MAX_ANSWER_LENGTH, extract_answer
 if TYPE_CHECKING:
     import datasets
 
+# column names that are looked for, in this order, if no flag names the column
 QUESTION_COLUMNS = ("question", "problem", "prompt")
 ANSWER_COLUMNS = ("answer", "solution", "reference")
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -23,30 +24,30 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 
 @dataclass(frozen=True)
 class Row:
-    """A raw row: `question` and `answer` are None where the data had nothing usable."""
+    """A row of a data set. `question` or `answer` is None if the data has no usable one."""
 
-    id: str
+    id: str  # "gsm8k/train/12": data set, split, and number of the row
     question: str | None
     answer: str | None
-
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows of `--dataset` and `--eval_dataset`. Needs no tokenizer, so it runs before any model.
+    """(training rows, held-out rows) of `--dataset` and `--eval_dataset`. No model is needed for this.
 
-    Without a test split, a tenth of the rows (at most `--eval_problems`) is held out, chosen by a hash of the question.
-    Raises UserError for what cannot be found or has no such columns.
+    If there is no test split, a tenth of the rows is held out, and at most `--eval_problems` rows. A hash of the question chooses them.
+    Raises UserError if a data set or a column does not exist.
     """
-    splits = _rows(config.dataset, config.prompt_column, config.answer_column, _train_and_test)
+    splits = _rows_of(config.dataset, config.prompt_column, config.answer_column, _train_and_test)
     train, held_out = splits["train"], splits.get("test")
     if config.eval_dataset:
-        splits = _rows(config.eval_dataset, config.prompt_column, config.answer_column, _train_and_test, columns_needed=False)
+        splits = _rows_of(config.eval_dataset, config.prompt_column, config.answer_column, _train_and_test, columns_needed=False)
         held_out = splits.get("test", splits["train"])
     if held_out is None:
-        train = _shuffled(train)
-        different = list({row.question: row for row in train if row.question and row.answer}.values())  # copies count once
+        train = in_fixed_order(train)
+        # rows with the same question count once
+        different = list({row.question: row for row in train if row.question and row.answer}.values())
         held_out = different[:min(config.eval_problems, len(different) // 10)]
         print(f"data: {config.dataset} has no test split; {len(held_out)} of its {len(train)} rows are held out")
         taken = {row.question for row in held_out}
@@ -54,64 +55,65 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     return train, held_out
 
 
-
 def load_split(config: SamplingConfig, split: str) -> list[Row]:
-    """All rows of one split of `--dataset`: the named one, or the only one that there is. Raises UserError."""
+    """All rows of the split `split` of `--dataset`. A data set with a single split gives that split. Raises UserError."""
     def pick(tables: dict[str, Any]) -> dict[str, Any]:
         name = split if split in tables else next(iter(tables))
         if split not in tables and len(tables) > 1:
-            raise UserError(f"--split {split}: {config.dataset} has {', '.join(tables)}")
+            raise UserError(f"--split {split}: {config.dataset} has {', '.join(tables)}; name one of them")
         return {name: tables[name]}
 
-    return next(iter(_rows(config.dataset, config.prompt_column, config.answer_column, pick).values()))
-
+    return next(iter(_rows_of(config.dataset, config.prompt_column, config.answer_column, pick).values()))
 
 
 def _train_and_test(tables: dict[str, Any]) -> dict[str, Any]:
-    """{"train": table[, "test": table]} of all splits: the first is trained on if none is called so."""
+    """The splits to use: {"train": table} or {"train": table, "test": table}. Without a split "train", the first split is for training."""
     train = "train" if "train" in tables else next(iter(tables))
     test = next((split for split in ("test", "validation") if split in tables and split != train), None)
     return {"train": tables[train]} | ({"test": tables[test]} if test else {})
 
 
-
-def _shuffled(rows: Iterable[Row]) -> list[Row]:
-    """In an order that depends on the questions alone, so that every run and seed evaluates on the same problems."""
+def in_fixed_order(rows: Iterable[Row]) -> list[Row]:
+    """The rows in the order of a hash of their questions. This order is the same in every run, so all runs use the same problems."""
     return sorted(rows, key=lambda row: hashlib.sha256((row.question or "").encode()).digest())
 
 
+def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Any]], dict[str, Any]],
+             columns_needed: bool = True) -> dict[str, list[Row]]:
+    """The rows of the data set `name`, by split. `pick` chooses among all its splits.
 
-def _rows(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Any]], dict[str, Any]],
-          columns_needed: bool = True) -> dict[str, list[Row]]:
-    """The rows of the splits that `pick` chooses. Without `columns_needed`, a column that the data lacks is found by name."""
+    question, answer: columns that a flag names, or None. columns_needed False: if the data has no such column, the usual names count.
+    """
     base, _, settings = name.partition(":")
     if base == "arithmetic":
         train, test = Generator(Arithmetic.parse(settings)).problems()
         tables = pick({"train": train, "test": test})
         questions, answer_column, columns = (question or "question",), answer or "answer", ["question", "answer"]
     else:
-        tables = pick(_tables(name))
+        tables = pick(_load_tables(name))
         if not len(next(iter(tables.values()))):
             raise UserError(f"--dataset {name} is empty")
         columns, source = list(next(iter(tables.values())).column_names), REGISTERED.get(name, Source(name))
         if not columns_needed:
-            question, answer = (column if column and _has(columns, column) else None for column in (question, answer))
-        if not all(_has(columns, column) for column in (*source.question, source.answer or columns[0])):
-            source = Source(name)  # a local folder that only shares the registered name
-        questions = (question,) if question else source.question or (_find(name, columns, QUESTION_COLUMNS, "prompt_column"),)
-        answer_column = answer or source.answer or _find(name, columns, ANSWER_COLUMNS, "answer_column")
-    missing = [column for column in (*questions, answer_column) if not _has(columns, column)]
+            question, answer = (column if column and _has_column(columns, column) else None for column in (question, answer))
+        if not all(_has_column(columns, column) for column in (*source.question, source.answer or columns[0])):
+            source = Source(name)  # a local folder with the same name as a registered data set, but other columns
+        questions = (question,) if question else source.question or (_find_column(name, columns, QUESTION_COLUMNS, "prompt_column"),)
+        answer_column = answer or source.answer or _find_column(name, columns, ANSWER_COLUMNS, "answer_column")
+    missing = [column for column in (*questions, answer_column) if not _has_column(columns, column)]
     if missing:
         raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
     label = base if base in (*REGISTERED, "arithmetic") else Path(name).name
-    return {split: [_row(f"{label}/{split}/{i}", raw, questions, answer_column) for i, raw in enumerate(table)]
+    return {split: [_make_row(f"{label}/{split}/{i}", raw, questions, answer_column) for i, raw in enumerate(table)]
             for split, table in tables.items()}
 
 
+def _load_tables(name: str) -> dict[str, datasets.Dataset]:
+    """The table of every split. A file has the split "train" only. The names of the files in a folder begin with their split.
 
-def _tables(name: str) -> dict[str, datasets.Dataset]:
-    """Every split of a file (one), a folder (by the files' names), or a hub id."""
-    import datasets  # takes a second and 100 MB, which the embedded task does without
+    Raises UserError if there is no such data set, or if it cannot be read.
+    """
+    import datasets  # imported only here: it takes a second and 100 MB, and the embedded task does not need it
 
     path = Path(name)
     try:
@@ -119,9 +121,9 @@ def _tables(name: str) -> dict[str, datasets.Dataset]:
             files = {file for file in path.iterdir() if file.suffix in FORMATS}
             splits = {split: {file for file in files if file.stem.startswith(split)} for split in ("train", "validation", "test")}
             splits["train"] = splits["train"] or files - splits["validation"] - splits["test"]
-            tables = {split: _read(found, name) for split, found in splits.items() if found} or {"train": _read(files, name)}
+            tables = {split: _read_files(found, name) for split, found in splits.items() if found} or {"train": _read_files(files, name)}
         elif path.is_file():
-            tables = {"train": _read({path}, name)}
+            tables = {"train": _read_files({path}, name)}
         elif path.suffix in FORMATS or name.startswith((".", "/", "~")):
             raise UserError(f"--dataset {name}: no such file or folder; give a path that exists, a registered name or a hub id")
         elif name not in REGISTERED and "/" not in name:
@@ -131,7 +133,7 @@ def _tables(name: str) -> dict[str, datasets.Dataset]:
         else:
             source = REGISTERED.get(name, Source(name))
             tables = dict(datasets.load_dataset(source.path, source.subset))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # a hub that cannot be reached is an OSError
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # OSError: also a hub that cannot be reached
         cause = str(error.__cause__ or error).strip().split("\n")[0]
         if "corresponds to no data" in cause:
             raise UserError(f"--dataset {name} is empty") from error
@@ -139,13 +141,13 @@ def _tables(name: str) -> dict[str, datasets.Dataset]:
     return tables
 
 
-
-def _read(files: set[Path], name: str) -> datasets.Dataset:
+def _read_files(files: set[Path], name: str) -> datasets.Dataset:
+    """One table with the rows of all files. Raises UserError if there is no file, a file is empty, or their formats differ."""
     if not files:
         raise UserError(f"--dataset {name}: the folder holds no {', '.join(FORMATS)} file")
     suffixes = {file.suffix for file in files}
     if len(suffixes) > 1 or not suffixes <= set(FORMATS):
-        raise UserError(f"--dataset {name}: files of one kind are needed ({', '.join(FORMATS)}), not {', '.join(sorted(suffixes))}")
+        raise UserError(f"--dataset {name}: the files must have one format ({', '.join(FORMATS)}), not {', '.join(sorted(suffixes))}")
     empty = [file for file in files if file.stat().st_size == 0]
     if empty:
         raise UserError(f"--dataset {name}: {empty[0].name} is empty")
@@ -154,8 +156,8 @@ def _read(files: set[Path], name: str) -> datasets.Dataset:
     return datasets.load_dataset(FORMATS[suffixes.pop()], data_files=sorted(map(str, files)), split="train")
 
 
-
-def _find(name: str, columns: list[str], candidates: tuple[str, ...], flag: str) -> str:
+def _find_column(name: str, columns: list[str], candidates: tuple[str, ...], flag: str) -> str:
+    """The first of the `candidates` that is a column, in capital or small letters. Raises UserError if there is none."""
     lower = {column.lower(): column for column in reversed(columns)}
     for candidate in candidates:
         if candidate in lower:
@@ -163,33 +165,32 @@ def _find(name: str, columns: list[str], candidates: tuple[str, ...], flag: str)
     raise UserError(f"{name} has no column {', '.join(candidates)}; it has {', '.join(columns)}: name one with --{flag}")
 
 
-
-def _has(columns: list[str], column: str) -> bool:
+def _has_column(columns: list[str], column: str) -> bool:
+    """Whether a column exists, or for "a.b" whether the column "a" exists."""
     return column in columns or column.split(".")[0] in columns
 
 
-
 def _cell(raw: dict[str, Any], column: str) -> Any:
-    """The value of a column; a dot looks inside one, unless the column itself is called so."""
+    """The value in a column. "a.b" is the key "b" inside the column "a", unless a column has the name "a.b"."""
     value: Any = raw
     for key in [column] if column in raw else column.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-
-def _row(id: str, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str) -> Row:
+def _make_row(id: str, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str) -> Row:
+    """The row with the texts of the `questions` columns, joined by a space, and the reference answer from `answer_column`."""
     parts = [part for part in (_text(_cell(raw, column)) for column in questions) if part]
     question = " ".join(parts) if len(parts) == len(questions) else None
     text = _text(_cell(raw, answer_column))
-    # the reference is extracted once, here; a worked solution without a marked answer has no reference
+    # The reference answer is extracted here, once. A column "solution" holds a worked solution: if no answer is marked in it, there is
+    # no reference. Another column without a mark is the answer as it stands.
     answer = text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
     return Row(id, question, answer if answer and len(answer) <= MAX_ANSWER_LENGTH else None)
 
 
-
 def _text(value: Any) -> str | None:
-    """A cell as text: numbers as written, a list of answers joined, a chat as its last message; None where empty."""
+    """The text of a cell, or None if it is empty. 3.0 gives "3", a list of answers is joined by commas, a chat gives its last message."""
     if isinstance(value, list):
         chat = bool(value) and isinstance(value[-1], dict)
         value = value[-1].get("content") if chat else ", ".join(str(part) for part in value if part is not None)
@@ -197,6 +198,7 @@ def _text(value: Any) -> str | None:
         value = int(value)
     text = "" if value is None else str(value).strip()
     head, tail = "Solve the following math problem step by step.", "Remember to put your answer on its own line"
-    if text.startswith(head) and tail in text and "\n\n" in text:  # the wrapper of DAPO-Math-17k: our template asks instead
+    # DAPO-Math-17k puts a request around each question; it is removed, because our templates have their own request
+    if text.startswith(head) and tail in text and "\n\n" in text:
         text = text.partition("\n\n")[2].rpartition(tail)[0].strip()
     return text or None

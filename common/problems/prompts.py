@@ -1,4 +1,4 @@
-"""From rows of text to problems in token ids: the prompt templates, and which rows cannot be used."""
+"""Prompt templates, and the way from rows of text to problems with token ids. Rows that cannot be used are left out here."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,96 +9,101 @@ from transformers import PreTrainedTokenizerBase
 
 from common.config import CommonConfig, SamplingConfig
 from common.errors import UserError
-from common.problems.data import Row, _shuffled
+from common.problems.data import Row, in_fixed_order
 from common.records import Problem
 
+# the request for an answer, in the templates chat and plain
 ASK = "Reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a question becomes a prompt: `render` gives the text; `stop` ends completions that ramble on."""
+    """The way to turn a question into a prompt."""
 
     name: str
-    render: Callable[[str], str]
-    add_special_tokens: bool
-    stop: tuple[str, ...] = ()
-
+    render: Callable[[str], str]  # question -> text of the prompt
+    add_special_tokens: bool  # whether the tokenizer adds its special tokens; False if the text of the prompt has them already
+    stop: tuple[str, ...] = ()  # strings that end a completion, for models that write on after the answer
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
 def load_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The prompt template of `--prompt_template`. Raises UserError for one that is missing or cannot work."""
+    """The template that `--prompt_template` names. Raises UserError if it does not exist or cannot work."""
     name = config.prompt_template
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "plain"
     if name == "chat":
         if not tokenizer.chat_template:
-            raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a file "
-                            "of your own")
+            raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a template "
+                            "file of your own")
         thinking = {} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking == "true"}
         return Template(name, lambda question: tokenizer.apply_chat_template(
             [{"role": "user", "content": f"{question}\n\n{ASK}"}], tokenize=False, add_generation_prompt=True, **thinking), False)
     if name == "plain":
         return Template(name, lambda question: f"Problem: {question}\n{ASK}\nSolution:", True, ("\nProblem:",))
-    if name == "math_task":  # VinePPO's
+    if name == "math_task":  # the template of the VinePPO paper
         return Template(name, lambda question: f"[MATH_TASK] Problem:\n{question}\n\nSolution:", True, ("\n\n\nProblem:",))
     if name == "question":
         return Template(name, lambda question: question + "\n", True)
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"--prompt_template {name}: not auto, chat, plain, math_task or question, and no such text file") from None
+        raise UserError(f"--prompt_template {name}: not auto, chat, plain, math_task or question, and there is no such text file") from None
     if "{question}" not in text:
-        raise UserError(f"--prompt_template {name}: the file must hold {{question}} where the question goes")
-    starts_itself = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    return Template(name, lambda question: text.replace("{question}", question), not starts_itself)
-
+        raise UserError(f"--prompt_template {name}: the file must hold {{question}} at the place of the question")
+    has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    return Template(name, lambda question: text.replace("{question}", question), not has_bos)
 
 
 def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, template: Template,
                   tokenizer: PreTrainedTokenizerBase, context_length: int) -> tuple[list[Problem], list[Problem]]:
-    """Training problems, and `--eval_problems` held-out ones that share no prompt with them.
+    """(training problems, held-out problems). There are at most `--eval_problems` held-out problems.
 
-    Rows without a usable question or answer, repeated ones, and ones too long for the context are counted, named and
-    left out. Raises UserError if none is left.
+    rows: (training rows, held-out rows). context_length: tokens that the model can read, prompt and completion together.
+    A prompt that is in both kinds of rows stays in the held-out problems only. The console shows how many rows are left out
+    and why: no usable question or answer, a repeated prompt, or a prompt that is too long.
+    Raises UserError if no training row is left, or no held-out row although `--eval_steps` asks for evaluations.
     """
-    budget = room_for_prompts(config, context_length)
+    longest = max_prompt_length(config, context_length)
     seen: set[str] = set()
-    held_out = render("held-out", _shuffled(rows[1]), seen, template, tokenizer, budget)[:config.eval_problems]
-    train = render("training", rows[0], seen, template, tokenizer, budget)
+    held_out = usable_problems("held-out", in_fixed_order(rows[1]), seen, template, tokenizer, longest)[:config.eval_problems]
+    train = usable_problems("training", rows[0], seen, template, tokenizer, longest)
     if not train:
         raise UserError(f"--dataset {config.dataset}: no usable row is left to train on; the lines above say why")
     if config.eval_steps and not held_out:
-        raise UserError("no usable row is left to evaluate on; name a data set with --eval_dataset, or give --eval_steps 0")
+        raise UserError("no usable row is left to evaluate on; name another data set with --eval_dataset, or give --eval_steps 0")
     return train, held_out
-
 
 
 def make_eval_problems(rows: list[Row], config: SamplingConfig, template: Template, tokenizer: PreTrainedTokenizerBase,
                        context_length: int, count: int) -> list[Problem]:
-    """`count` problems (0: all usable ones), always the same, copies included: a published score counts them too."""
-    problems = render("evaluation", rows, None, template, tokenizer, room_for_prompts(config, context_length))
+    """The problems that eval.py evaluates: the same `count` problems every time (0: all usable problems). Raises UserError.
+
+    Repeated prompts stay, because published scores count them too.
+    """
+    problems = usable_problems("evaluation", rows, None, template, tokenizer, max_prompt_length(config, context_length))
     if not problems:
         raise UserError(f"--dataset {config.dataset}: no usable row is left to evaluate on; the lines above say why")
-    order = {row.id: place for place, row in enumerate(_shuffled(rows))}
+    order = {row.id: place for place, row in enumerate(in_fixed_order(rows))}
     return sorted(problems, key=lambda problem: order[problem.id])[:count or None]
 
 
-
-def room_for_prompts(config: SamplingConfig, context_length: int) -> int:
-    """Tokens that the longest completion leaves. Raises UserError if there are none."""
+def max_prompt_length(config: SamplingConfig, context_length: int) -> int:
+    """The longest possible prompt, in tokens: the context less the longest completion. Raises UserError if this is 0 or less."""
     if config.max_completion_length >= context_length:
         raise UserError(f"--max_completion_length {config.max_completion_length} leaves no room for a prompt in the model's context of "
-                        f"{context_length} tokens; for example {context_length // 2}")
+                        f"{context_length} tokens; give a lower length, for example {context_length // 2}")
     return context_length - config.max_completion_length
 
 
+def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template: Template, tokenizer: PreTrainedTokenizerBase,
+                    longest: int) -> list[Problem]:
+    """The problems of the rows that can be used, in the order of the rows. The console shows how many rows are left out and why.
 
-def render(what: str, rows: list[Row], seen: set[str] | None, template: Template, tokenizer: PreTrainedTokenizerBase,
-           budget: int) -> list[Problem]:
-    """The problems of usable rows; the others are counted, named and left out, as are prompts in `seen`, to which these are added."""
+    kind: a word for these rows on the console. longest: the longest allowed prompt, in tokens. seen: prompts that were used before.
+    Rows with such a prompt are left out, and the prompts of this call are added to `seen`. None: repeated prompts stay.
+    """
     left_out: dict[str, list[str]] = {}
     kept = []
     for row in rows:
@@ -115,10 +120,10 @@ def render(what: str, rows: list[Row], seen: set[str] | None, template: Template
     encoded = tokenizer([prompt for _, prompt in kept], add_special_tokens=template.add_special_tokens)["input_ids"] if kept else []
     problems = []
     for (row, prompt), ids in zip(kept, encoded, strict=True):
-        if not 0 < len(ids) <= budget:
-            left_out.setdefault(f"with a prompt longer than the {budget} tokens that the completion leaves", []).append(row.id)
+        if not 0 < len(ids) <= longest:
+            left_out.setdefault(f"with a prompt longer than the {longest} tokens that the completion leaves", []).append(row.id)
         else:
             problems.append(Problem(row.id, prompt, tuple(ids), row.answer))
     for reason, ids in left_out.items():
-        print(f"data: left out {len(ids)} {what} rows {reason}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
+        print(f"data: left out {len(ids)} {kind} rows {reason}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
     return problems

@@ -1,4 +1,4 @@
-"""python -m common.tiny: makes the model that ships with the project again, by the warm start of the default settings."""
+"""python -m common.tiny: makes the shipped model again, by the warm start with the default settings. Prints its folder."""
 from common.tiny.model import ship
 
 print(ship())

@@ -1,7 +1,7 @@
-"""The embedded model: its tokenizer, its warm start, and the folder that it is kept in.
+"""The embedded model: its tokenizer, its warm start, and its folder.
 
-The model of the default settings ships with the project, beside this file. `python -m common.tiny` makes it again. The model of other
-settings is made on first use and kept in the user's cache.
+The warm start is the supervised training that makes the model before any reinforcement learning. The model of the default settings
+ships with the project, in a folder beside this file. A model of other settings is made on first use and kept in the user's cache.
 """
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from common.errors import UserError
 from common.tiny.task import ITEMS, NAMES, VERBS, WORDS, Arithmetic, Generator
 
-RECIPE = 2  # part of the folder's name: raise it whenever the code changes the model that the warm start makes
+RECIPE = 2  # raise this number whenever a change of the code changes the model; it is part of the name of the folder
 EOS, PAD = "<eos>", "<pad>"
-MAX_LENGTH = 1024  # positions of the model, tokens
-SHIPPED = Path(__file__).parent  # models in this folder need no warm start
+MAX_LENGTH = 1024  # longest text of the model, in tokens
+SHIPPED = Path(__file__).parent  # the folder with the shipped model
 
 
 def build_tokenizer(settings: Arithmetic) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that gives back every text of the task unchanged; whole numbers are single tokens."""
+    """A word-level tokenizer. A whole number is one token, and decoding gives back every text of the task unchanged.
+
+    Words have a token for each way to stand beside a blank: "figs", "figs " and " figs".
+    """
     words = [*NAMES, *ITEMS, *VERBS, *NAMES.values(), *WORDS, "has", "doubles", "it", "How", "many"]
     pieces = [EOS, PAD, "<unk>", "\n", "#### ", *"+-*=", ". ", "?", *map(str, range(settings.values + 1)),
               *dict.fromkeys(form for word in words for form in (word, word + " ", " " + word))]
@@ -42,9 +45,8 @@ def build_tokenizer(settings: Arithmetic) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, unk_token="<unk>")
 
 
-
 def build_model(vocabulary: int, seed: int) -> Qwen3ForCausalLM:
-    """The untrained model: 3 layers of width 128, 0.5 M parameters, head size 32 (vLLM refuses 16)."""
+    """The untrained model: 3 layers of width 128, 0.5 million parameters. The head size is 32, because vLLM does not accept 16."""
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(Qwen3Config(
         vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
@@ -52,9 +54,11 @@ def build_model(vocabulary: int, seed: int) -> Qwen3ForCausalLM:
         initializer_range=0.05, bos_token_id=None, eos_token_id=0, pad_token_id=1))
 
 
-
 def _batches(generator: Generator, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Shuffled batches of 32 solutions of similar length: token ids (32, L) and labels, -100 outside the solution."""
+    """(token ids (32, L), labels (32, L)) of each optimiser step. A label is -100 on the question and on padding.
+
+    A batch has 32 problems of similar length, so that there is little padding. No test problem is among them.
+    """
     settings = generator.settings
     rng = random.Random(f"warm start {settings.seed}")
     test = {row["question"] for row in generator.problems()[1]}
@@ -75,11 +79,10 @@ def _batches(generator: Generator, tokenizer: PreTrainedTokenizerFast) -> Iterat
                torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in batch]))
 
 
-
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) for matrices, in float32 throughout.
+    """The optimiser Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) for weight matrices, in float32.
 
-    `torch.optim.Muon` does its Newton-Schulz steps in bfloat16, which takes 10 times as long on a CPU without bfloat16 instructions.
+    `torch.optim.Muon` makes its Newton-Schulz steps in bfloat16. This takes 10 times as long on a CPU without bfloat16 instructions.
     """
 
     def __init__(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -87,7 +90,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Moves each matrix along its orthogonalised momentum (with Nesterov's look-ahead)."""
+        """Moves each matrix along its orthogonalised momentum. The momentum has Nesterov's look-ahead."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 average = self.state[matrix].setdefault("average", torch.zeros_like(matrix))
@@ -98,27 +101,27 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with all its singular values moved near 1 (0.7 to 1.2), by five Newton-Schulz steps."""
+    """The matrix after five Newton-Schulz steps, which bring all singular values near 1 (between 0.7 and 1.2)."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=1e-7)  # no singular value is above 1, as the steps need
+    x = x / x.norm().clamp(min=1e-7)  # now no singular value is above 1; the steps need this
     for _ in range(5):
         square = x @ x.T
-        # the polynomial 3.4445 s - 4.7750 s^3 + 2.0315 s^5 of each singular value s; its coefficients are Jordan's
+        # each singular value s becomes 3.4445 s - 4.7750 s^3 + 2.0315 s^5; the coefficients are Jordan's
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 def warm_start(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """The model after supervised training on the teacher's solutions."""
+    """The model after supervised training on the solutions of a teacher with bad habits (see task.py)."""
     generator, model = Generator(settings), build_model(len(tokenizer), settings.seed)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
-    # the rates are the highest of those tried that did not make the loss jump; Muon alone halves the steps needed
+    # Of the learning rates tried, these are the highest at which the loss does not jump. Muon halves the number of steps needed.
     optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0)]
-    # 20 steps up, then down to 5 %: most of the gain comes while the rate falls
+    # The rate rises for 20 steps and then falls to 5 %. Most of the gain comes while it falls.
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: min((i + 1) / 20, 1 - 0.95 * i / settings.warm_steps)) for o in optimizers]
     for ids, labels in tqdm(_batches(generator, tokenizer), total=settings.warm_steps, desc="warm start (first use of these settings)"):
-        # padding is on the right and no label looks at it, so no attention mask is needed
+        # no attention mask is needed: padding stands on the right, and no label depends on it
         hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
         wanted = labels[:, 1:] != -100
         loss = F.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
@@ -131,23 +134,23 @@ def warm_start(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast) -> Qwen
     return model
 
 
-
 def recipe_of(settings: Arithmetic) -> str:
-    """Everything that the model depends on, as text. The number of training problems is not part of it."""
+    """All settings that the model depends on, as JSON text. The number of RL training problems is not one of them."""
     shaping = {key: value for key, value in asdict(settings).items() if key != "train"}
     return json.dumps({"recipe": RECIPE, **shaping}, sort_keys=True)
 
 
 def folder_name(settings: Arithmetic) -> str:
-    """The name of the model's folder: models of different recipes have different names."""
+    """The name of the model's folder: "tiny-" and a hash of the recipe. Different recipes have different names."""
     return f"tiny-{hashlib.sha256(recipe_of(settings).encode()).hexdigest()[:16]}"
 
 
 def tiny_model(settings: Arithmetic) -> Path:
-    """The folder of the warm-started model and its tokenizer: the one that ships, else one made on first use and kept in the cache.
+    """The folder of the model and its tokenizer: the shipped folder if it has these settings, else a folder in the cache.
 
-    The cache is $VINERY_CACHE, else vinery/ in the user's cache folder. A folder there is whole: one process at a time writes it under
-    a temporary name and renames it.
+    A model that is not in the cache yet is made first. The cache is $VINERY_CACHE, else vinery/ in the user's cache folder. A folder
+    in the cache is always complete: it is written under a temporary name, by one process at a time, and then renamed.
+    Raises UserError if the cache cannot be written.
     """
     name = folder_name(settings)
     if (SHIPPED / name).exists():
@@ -158,7 +161,7 @@ def tiny_model(settings: Arithmetic) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")  # two runs that start at once must not both do the warm start
+        lock = FileLock(f"{folder}.lock")  # of two runs that start at the same time, one makes the model and the other waits
         lock.acquire()
     except OSError as error:
         raise UserError(f"the cache {folder.parent} cannot be written ({error.strerror}): name another folder in VINERY_CACHE") from error
@@ -169,7 +172,7 @@ def tiny_model(settings: Arithmetic) -> Path:
 
 
 def make_model(settings: Arithmetic, folder: Path) -> None:
-    """Does the warm start and writes model, tokenizer and recipe into a new folder, which is whole or not there."""
+    """Does the warm start, and writes model, tokenizer and recipe to the new `folder`. An interruption leaves no folder behind."""
     tokenizer = build_tokenizer(settings)
     model = warm_start(settings, tokenizer)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
@@ -178,15 +181,15 @@ def make_model(settings: Arithmetic, folder: Path) -> None:
         tokenizer.save_pretrained(temporary)
         (temporary / "recipe.json").write_text(recipe_of(settings) + "\n")
         for path in temporary.iterdir():
-            path.chmod(0o644)  # some are written for one user alone
+            path.chmod(0o644)  # some files can be read only by their owner
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already when the rename worked
+        shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is nothing to remove
 
 
 def ship() -> Path:
-    """Makes the model of the default settings beside this file, in place of the one that was there."""
+    """Makes the shipped model again, in place of the old one. Returns its folder."""
     folder = SHIPPED / folder_name(Arithmetic())
     for old in SHIPPED.glob("tiny-*"):
         shutil.rmtree(old)

@@ -1,6 +1,6 @@
-"""The embedded default: a word-problem generator, its tokenizer, and a small warm-started model.
+"""The embedded task: word problems about small sums, and a teacher who solves them with bad habits.
 
-`--model tiny --dataset arithmetic` needs no network and no GPU. A problem is a chain of small sums:
+A problem is a chain of small sums. Each line of the solution does one of them:
 
     Eva has 27 figs. She eats 7. She eats 8. She sells 5. She doubles it. How many?
     27-7=20
@@ -9,9 +9,9 @@
     7*2=14
     #### 14
 
-The warm start is supervised training on a teacher that calculates without error but has *habits*: now and then it uses
-the wrong operator ("eats" done as +, doubling done as +2). The model it leaves is able (greedy mostly right) and
-unreliable (samples mostly wrong), so that reinforcement learning has one thing to repair, and has it on every problem.
+The embedded model first learns from solutions of this teacher (`warm_start` in model.py). The teacher never miscalculates. But it has
+*habits*: now and then it uses the wrong operator, + for "eats" or +2 for "doubles". After this training the model can do the task
+(greedy answers are mostly right) but often slips (sampled answers are mostly wrong). Reinforcement learning can repair this one thing.
 """
 from __future__ import annotations
 
@@ -23,29 +23,33 @@ from common.errors import UserError
 NAMES = {"Tom": "He", "Ann": "She", "Ben": "He", "Eva": "She", "Sam": "He", "Kim": "She", "Max": "He", "Zoe": "She"}
 ITEMS = ("figs", "pens", "cups", "hats")
 VERBS = {"buys": "+", "finds": "+", "wins": "+", "eats": "-", "loses": "-", "sells": "-"}
-MIXES = {"plus": (85, 15, 0), "half": (50, 50, 0), "double": (35, 40, 25), "minus": (25, 65, 10)}  # weights of +k, -k, doubling
-WORDS = ("well", "so", "now", "then", "here", "okay", "next")  # ln 7 = 1.95 nats each
+# shares of the operators: adding k, subtracting k, doubling
+MIXES = {"plus": (85, 15, 0), "half": (50, 50, 0), "double": (35, 40, 25), "minus": (25, 65, 10)}
+WORDS = ("well", "so", "now", "then", "here", "okay", "next")  # a random one of these 7 words has ln 7 = 1.95 nats of entropy
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Settings of the generator, given as `--dataset arithmetic:key=value,...`. Another setting is another warm start."""
+    """The settings of the task, written as `--dataset arithmetic:key=value,...`.
 
-    steps: str = "1-10"  # sums in a problem, LOW-HIGH
-    tiers: str = "plus:1:1-2/minus:3:4-8"  # training problems, MIX:SHARE[:LOW-HIGH]/...; MIX: a name or weights 50-30-20
-    test_tiers: str = ""  # the same for the test problems; empty: as `tiers`
-    values: int = 30  # every number on the way is in 0..values; 18 or more, so that +9 or -9 fits
-    habits: str = "0.02:0.41:0.41"  # how often the teacher spoils +k (done as -k), -k (as +k), doubling (as +2)
-    cells: str = ""  # instead: ERROR:CELLS/... over the 24 (verb, item) cells, e.g. 0.01:12/0.3:8/0.6:4; then no doubling
-    words: int = 0  # neutral words before each solution line: random, and of no matter
-    train: int = 4000  # training problems
-    test: int = 1000  # test problems; none is in the training set or in the warm start
-    warm_steps: int = 500  # optimiser steps of the warm start, 32 solutions each
-    seed: int = 0
+    Other settings need another warm start. The number of training problems is the exception.
+    """
+
+    steps: str = "1-10"  # LOW-HIGH: number of sums in a problem, for tiers that do not say
+    tiers: str = "plus:1:1-2/minus:3:4-8"  # kinds of training problems: MIX:SHARE[:LOW-HIGH]/...
+    test_tiers: str = ""  # kinds of test problems; empty: as `tiers`
+    values: int = 30  # every number in a solution is in 0..values; at least 18, so that +9 or -9 always fits
+    habits: str = "0.02:0.41:0.41"  # how often the teacher does +k as -k, -k as +k, and doubling as +2
+    cells: str = ""  # instead of habits: ERROR:CELLS/... for the 24 (verb, item) pairs, as 0.01:12/0.3:8/0.6:4; then no doubling
+    words: int = 0  # random words before each line of a solution; they do not matter for the answer
+    train: int = 4000  # number of training problems
+    test: int = 1000  # number of test problems; none of them is a training problem or part of the warm start
+    warm_steps: int = 500  # optimiser steps of the warm start, with 32 solutions each
+    seed: int = 0  # seed of the problems and of the warm start
 
     @classmethod
     def parse(cls, text: str) -> Arithmetic:
-        """The settings written as `key=value,key=value`. Raises UserError that names the bad key or value."""
+        """The settings in a text `key=value,key=value`. Raises UserError with the name of a key or value that is wrong."""
         known = {f.name: type(f.default) for f in fields(cls)}
         given = {}
         for part in filter(None, text.split(",")):
@@ -60,44 +64,41 @@ class Arithmetic:
         try:
             Generator(settings)
         except (ValueError, KeyError, IndexError) as error:
-            raise UserError(f"arithmetic:{text}: {error}; docs/data.md has the forms") from None
+            raise UserError(f"arithmetic:{text}: {error}; docs/data.md explains the settings") from None
         return settings
-
 
 
 @dataclass(frozen=True)
 class Chain:
-    """One problem: `steps` are (operator, operand, verb) with operator one of + - *."""
+    """One problem: a person has `start` items, and then changes their number step by step."""
 
-    name: str
+    name: str  # the person
     item: str
     start: int
-    steps: tuple[tuple[str, int, str], ...]
+    steps: tuple[tuple[str, int, str], ...]  # (operator, operand, verb); the operator is + or - or *, and * has no verb
 
     @property
     def question(self) -> str:
-        """What is asked, on one line, without the newline that the prompt ends in."""
+        """The text of the problem, on one line. The prompt adds a newline at its end."""
         who = NAMES[self.name]
         told = [f"{who} doubles it." if op == "*" else f"{who} {verb} {k}." for op, k, verb in self.steps]
         return f"{self.name} has {self.start} {self.item}. {' '.join(told)} How many?"
 
 
-
 def calculate(value: int, op: str, k: int) -> int:
-    """value op k, for the operators + - *."""
+    """The result of `value op k`, where op is + or - or *."""
     return value * k if op == "*" else value + k if op == "+" else value - k
 
 
-
 class Generator:
-    """Draws problems and the teacher's solutions for one setting. Raises ValueError for settings that make no sense."""
+    """Draws problems, and solutions of the teacher. Raises ValueError for settings that cannot work."""
 
     def __init__(self, settings: Arithmetic) -> None:
         self.settings = settings
         if min(settings.train, settings.test, settings.warm_steps) < 1 or settings.words < 0:
             raise ValueError("train, test and warm_steps start at 1, words at 0")
         if max(settings.train, settings.test) > 10**6 or settings.values < 18:
-            raise ValueError("at most a million problems, and values of 18 or more, are needed")
+            raise ValueError("give at most a million problems, and values of 18 or more")
         rates = settings.habits.split(":")
         if len(rates) != 3:
             raise ValueError(f"habits={settings.habits}: three rates are needed, of +k, -k and doubling, as 0.02:0.41:0.41")
@@ -112,11 +113,12 @@ class Generator:
             random.Random(settings.seed).shuffle(pairs)
             self.cells = dict(zip(pairs, errors, strict=True))
         if not all(0 <= error <= 1 for error in (*self.habits.values(), *self.cells.values())):
-            raise ValueError("habits and cells are probabilities")
+            raise ValueError("habits and cells are probabilities: give numbers from 0 to 1")
         self.train_tiers = self._tiers(settings.tiers)
         self.test_tiers = self._tiers(settings.test_tiers or settings.tiers)
 
     def _tiers(self, text: str) -> list[tuple[float, tuple[int, ...], int, int]]:
+        """(share, weights of the operators, lowest and highest number of sums) of each tier in a text MIX:SHARE[:LOW-HIGH]/..."""
         tiers = []
         for part in text.split("/"):
             mix, share, *steps = part.split(":")
@@ -130,14 +132,14 @@ class Generator:
         return tiers
 
     def chain(self, rng: random.Random, tiers: list[tuple[float, tuple[int, ...], int, int]]) -> Chain:
-        """A problem from one of the tiers, all of whose numbers are in 0..values."""
+        """A random problem from one of the tiers. All numbers of its solution are in 0..values."""
         _, weights, low, high = rng.choices(tiers, [tier[0] for tier in tiers])[0]
         start = value = rng.randint(0, self.settings.values)
         steps = []
         for _ in range(rng.randint(low, high)):
             op = rng.choices("+-*", weights)[0]
             room = {"+": self.settings.values - value, "-": value, "*": self.settings.values - 2 * value}[op]
-            if room < 1:  # no operand fits: the other direction always has room
+            if room < 1:  # no operand fits; in the other direction there is always room
                 op = "-" if op in "+*" and value > 0 else "+"
                 room = value if op == "-" else self.settings.values - value
             k = 2 if op == "*" else rng.randint(1, min(9, room))
@@ -146,7 +148,10 @@ class Generator:
         return Chain(rng.choice(list(NAMES)), rng.choice(ITEMS), start, tuple(steps))
 
     def solution(self, chain: Chain, rng: random.Random | None = None) -> str:
-        """The right solution, or with `rng` the teacher's: habits, neutral words, and still every number in 0..values."""
+        """Without `rng` the right solution. With `rng` a solution of the teacher, with habits and random words.
+
+        Every number of the teacher's solution is in 0..values too.
+        """
         lines, value = [], chain.start
         for op, k, verb in chain.steps:
             words = ""
@@ -155,7 +160,7 @@ class Generator:
                 wrong = {"+": "-", "-": "+", "*": "+"}[op]
                 if rng.random() < self.cells.get((verb, chain.item), self.habits[op]):
                     op, wrong = wrong, op
-                # a sum that leaves the range, here or after an earlier slip, is replaced by one that does not
+                # after a slip a sum may leave the range 0..values; the first operator that stays in it is used then
                 op = next(o for o in (op, wrong, "+", "-") if 0 <= calculate(value, o, k) <= self.settings.values)
             after = calculate(value, op, k)
             lines.append(f"{words}{value}{op}{k}={after}\n")
@@ -163,14 +168,14 @@ class Generator:
         return "".join(lines) + f"#### {value}"
 
     def longest_solution(self) -> int:
-        """Tokens of the longest solution, end token included."""
+        """The length of the longest solution in tokens, end token included."""
         steps = max(high for *_, high in self.train_tiers + self.test_tiers)
-        return steps * (6 + self.settings.words) + 3  # "14+2=16\n" is six tokens; "#### ", the answer and the end are three
+        return steps * (6 + self.settings.words) + 3  # "14+2=16\n" has six tokens; "#### ", the answer and the end token are three
 
     def problems(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-        """Training and test rows (question, answer), without a repeated question within or between them.
+        """(training rows, test rows). A row is {"question": ..., "answer": ...}. All questions are different.
 
-        Raises UserError when the setting does not have that many different problems.
+        Raises UserError if the settings do not allow that many different problems.
         """
         rng, seen, splits = random.Random(self.settings.seed), set(), []
         for size, tiers in ((self.settings.test, self.test_tiers), (self.settings.train, self.train_tiers)):
@@ -179,7 +184,7 @@ class Generator:
                 chain = self.chain(rng, tiers)
                 misses = misses + 1 if chain.question in seen else 0
                 if misses == 200:
-                    raise UserError(f"arithmetic: only {len(rows)} of {size} different problems found; ask for fewer or longer ones")
+                    raise UserError(f"arithmetic: only {len(rows)} of {size} different problems found; ask for fewer, or for longer ones")
                 if misses == 0:
                     seen.add(chain.question)
                     rows.append({"question": chain.question, "answer": self.solution(chain)})

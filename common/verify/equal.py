@@ -1,4 +1,4 @@
-"""Are two expressions the same? They are if they have the same values, at each of a few points and within a budget of work."""
+"""Are two expressions equal? They count as equal if they have the same value at each of a few points, within a budget of work."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,152 +8,163 @@ from typing import NamedTuple
 from mpmath import libmp
 
 from common.verify.expression_values import (
-    LARGE,
-    POINTS,
-    PRECISION,
+    FIRST_LARGE_POINT,
+    NUM_POINTS,
+    PRECISION_BITS,
     Evaluator,
+    NeedsMorePrecision,
     Number,
-    TooCoarse,
     Undefined,
+    is_zero,
     magnitude,
-    parts_of,
+    operands,
     round_fraction,
 )
 from common.verify.latex import Node, Unsupported
 
-MAX_WORK = 12000  # of one comparison, in units of about a microsecond: additions of short fractions
+MAX_WORK = 12000  # of one comparison, in units of about a microsecond: the time of adding two short fractions
 
 
 class TooMuchWork(Exception):
     """A comparison has used up its budget."""
 
 
-
-class Known(NamedTuple):
-    """The value of a tree at a point, and what its computation met: largest magnitude, cancelling terms, only reals, a modulus?"""
+class Evaluation(NamedTuple):
+    """The value of a tree at one point, and what its evaluator noted on the way: see Evaluator for the other fields."""
 
     value: Number
     largest: int
     cancelled: bool
     real: bool
-    modulus: bool
-
+    has_modulus: bool
 
 
 class Work:
-    """The budget of one comparison of two answers, and the values found in it: each tree is evaluated once at each point."""
+    """The budget of one comparison of two answers, and the values found so far: a tree is evaluated once at each point."""
 
     def __init__(self) -> None:
-        self.left = float(MAX_WORK)
-        self.known: dict[tuple[int, int, int], Known | Exception] = {}
-        self.alive: list[Node] = []  # whose ids are keys
+        self.units_left = float(MAX_WORK)
+        self.evaluations: dict[tuple[int, int, int], Evaluation | Exception] = {}  # by id of the tree, point and precision
+        self.evaluated_trees: list[Node] = []  # kept, because the id of a deleted tree may be given to another one
 
     def spend(self, units: float) -> None:
-        """Raises TooMuchWork when the budget is used up."""
-        self.left -= units
-        if self.left < 0:
+        """Takes units from the budget. Raises TooMuchWork when it is used up."""
+        self.units_left -= units
+        if self.units_left < 0:
             raise TooMuchWork
 
-    def value(self, node: Node, point: int, precision: int) -> Known | Exception:
-        """Of a tree; or why it has none: Undefined, Unsupported, TooCoarse. Raises TooMuchWork."""
-        key = (id(node), point, precision)
-        if key not in self.known:
-            self.alive.append(node)
+    def evaluate(self, tree: Node, point: int, precision: int) -> Evaluation | Exception:
+        """The value of a tree, or the exception that says why it has none: Undefined, Unsupported, NeedsMorePrecision.
+
+        Raises TooMuchWork.
+        """
+        key = (id(tree), point, precision)
+        if key not in self.evaluations:
+            self.evaluated_trees.append(tree)
             evaluator = Evaluator(point, precision, self.spend)
             try:
-                value = evaluator.value(node)
-                self.known[key] = Known(value, evaluator.largest, evaluator.cancelled, evaluator.real, evaluator.modulus)
+                value = evaluator.value(tree)
+                self.evaluations[key] = Evaluation(value, evaluator.largest, evaluator.cancelled, evaluator.real, evaluator.has_modulus)
             except (Undefined, ZeroDivisionError, libmp.ComplexResult):
-                self.known[key] = Undefined()
-            except (Unsupported, TooCoarse) as error:
-                self.known[key] = error
-        return self.known[key]
+                self.evaluations[key] = Undefined()
+            except (Unsupported, NeedsMorePrecision) as error:
+                self.evaluations[key] = error
+        return self.evaluations[key]
 
 
-
-def symbols(node: Node) -> set[str]:
-    """The variables of a tree."""
-    if node[0] == "sym":
-        return {node[1]}
-    return set().union(*(symbols(part) for part in parts_of(node)))
-
+def variables(tree: Node) -> set[str]:
+    """The names of the variables in a tree."""
+    if tree[0] == "sym":
+        return {tree[1]}
+    return set().union(*(variables(part) for part in operands(tree)))
 
 
-def same(a: Node, b: Node, work: Work) -> bool:
-    """Whether two expressions have the same value at every point tried. Raises Unsupported, TooMuchWork.
+def same_values(a: Node, b: Node, work: Work) -> bool:
+    """Whether two expressions have the same value at every point that counts. Raises Unsupported, TooMuchWork.
 
-    Points at which something is not real do not count if there are others: ln(xy) is ln x + ln y where that exists.
+    A point where a value is not real does not count, unless there are no other points. So ln(xy) equals ln x + ln y, although they
+    differ for negative x and y.
     """
     work.spend(30)
-    equal_somewhere, complex_pairs = False, []
-    for x, y, precision in values(a, b, work):
-        # with a modulus it matters what is real: the root of |x| is not that of x
-        if (x.real or y.real) if x.modulus or y.modulus else (x.real and y.real):
-            if not close(x, y, precision):
-                return False
-            equal_somewhere = True
-        else:
+    equal_where_real, complex_pairs = False, []
+    for x, y, precision in values_at_points(a, b, work):
+        # with an absolute value, one real value is enough: \sqrt{|x|} is real where \sqrt{x} is not
+        one_is_enough = x.has_modulus or y.has_modulus
+        counts = (x.real or y.real) if one_is_enough else (x.real and y.real)
+        if not counts:
             complex_pairs.append((x, y, precision))
-    return equal_somewhere or all(close(*pair) for pair in complex_pairs)
+        elif close(x, y, precision):
+            equal_where_real = True
+        else:
+            return False
+    return equal_where_real or all(close(*pair) for pair in complex_pairs)
 
 
+def sign_of_ratio(a: Node, b: Node, work: Work) -> int | None:
+    """1 or -1, the sign of a / b, if a / b is the same real number at all points. Else None. Raises Unsupported, TooMuchWork.
 
-def ratio(a: Node, b: Node, work: Work) -> int | None:
-    """The sign of the constant that a is b times, 1 or -1; None if there is none, or no variable to tell. Raises Unsupported."""
+    Also None for two expressions without variables, because any two numbers have a constant ratio.
+    """
     work.spend(30)
-    if not symbols(a) | symbols(b):
+    if not variables(a) | variables(b):
         return None
-    found: list[tuple[Known, int]] = []
-    for x, y, precision in values(a, b, work):
+    ratios: list[tuple[Evaluation, int]] = []
+    for x, y, precision in values_at_points(a, b, work):
         evaluator = Evaluator(0, precision, work.spend)
         try:
-            found.append((Known(evaluator.div(x.value, y.value), evaluator.largest, False, x.real and y.real, False), precision))
-        except (Undefined, ZeroDivisionError, TooCoarse):
+            quotient = evaluator.div(x.value, y.value)
+        except (Undefined, ZeroDivisionError, NeedsMorePrecision):
             return None
-    first = found[0][0]
-    if len(found) < 2 or not all(close(first, other, precision) and other.real for other, precision in found):
+        ratios.append((Evaluation(quotient, evaluator.largest, False, x.real and y.real, False), precision))
+    first = ratios[0][0]
+    if len(ratios) < 2 or not all(close(first, ratio, precision) and ratio.real for ratio, precision in ratios):
         return None
     sign = first.value if isinstance(first.value, Fraction) else libmp.mpf_sign(first.value[0])
     return (sign > 0) - (sign < 0) or None
 
 
+def values_at_points(a: Node, b: Node, work: Work) -> Iterator[tuple[Evaluation, Evaluation, int]]:
+    """For each point where both have a value: the value of a, the value of b, and the precision in bits.
 
-def values(a: Node, b: Node, work: Work) -> Iterator[tuple[Known, Known, int]]:
-    """Both at each point where they have a value, and the precision in bits. Raises Unsupported if that is not what they have."""
-    found = False
-    for point in range(POINTS if symbols(a) | symbols(b) else 1):
-        precision = PRECISION
-        pair = [work.value(node, point, precision) for node in (a, b)]
-        coarse = [each.args[0] for each in pair if isinstance(each, TooCoarse)]
-        if coarse:
-            precision += 2 * max(coarse)
-            pair = [work.value(node, point, precision) for node in (a, b)]
-        if any(isinstance(each, (Unsupported, TooCoarse)) for each in pair):
-            if point >= LARGE and found:
+    Points where both are undefined are left out. Raises Unsupported if only one is undefined at a point, if both are undefined at
+    all points, or if a value takes too much work. Raises TooMuchWork.
+    """
+    some_value = False
+    for point in range(NUM_POINTS if variables(a) | variables(b) else 1):
+        precision = PRECISION_BITS
+        pair = [work.evaluate(tree, point, precision) for tree in (a, b)]
+        lengths = [result.args[0] for result in pair if isinstance(result, NeedsMorePrecision)]
+        if lengths:
+            precision += 2 * max(lengths)
+            pair = [work.evaluate(tree, point, precision) for tree in (a, b)]
+        if any(isinstance(result, (Unsupported, NeedsMorePrecision)) for result in pair):
+            if point >= FIRST_LARGE_POINT and some_value:
                 continue
             raise Unsupported("no value")
         if isinstance(pair[0], Undefined) != isinstance(pair[1], Undefined):
             raise Unsupported("only one is defined")
-        if isinstance(pair[0], Known):
-            found = True
+        if isinstance(pair[0], Evaluation):
+            some_value = True
             yield (*pair, precision)
-    if not found:
+    if not some_value:
         raise Unsupported("undefined")
 
 
+def close(x: Evaluation, y: Evaluation, precision: int) -> bool:
+    """Whether two values are equal. Fractions must be equal exactly, rounded numbers in all but their last 64 bits.
 
-def close(x: Known, y: Known, precision: int) -> bool:
-    """Exact for fractions; for rounded numbers to all but the last bits, which no decimal that somebody writes comes near."""
+    A decimal approximation would have to be right in 77 digits.
+    """
     if isinstance(x.value, Fraction) and isinstance(y.value, Fraction):
         return x.value == y.value
     left, right = (value if not isinstance(value, Fraction) else round_fraction(value, precision) for value in (x.value, y.value))
-    size, good = max(magnitude(left), magnitude(right)), precision - 64
-    if magnitude(libmp.mpc_sub(left, right, precision, "n")) <= size - good:
+    larger, good_bits = max(magnitude(left), magnitude(right)), precision - 64
+    if magnitude(libmp.mpc_sub(left, right, precision, "n")) <= larger - good_bits:
         return True
-    # zero, and what is left of it when large numbers cancel; a number that is smaller than that is a number
     largest = max(x.largest, y.largest)
 
-    def nothing(z: Number) -> bool:
-        return magnitude(z) < -10**8 or -precision - 64 <= magnitude(z) - largest <= -good
+    def may_be_zero(z: Number) -> bool:
+        """Whether z is zero, or what rounding may leave when large terms cancel. A still smaller z is a value of its own."""
+        return is_zero(z) or -precision - 64 <= magnitude(z) - largest <= -good_bits
 
-    return (x.cancelled or y.cancelled) and nothing(left) and nothing(right)
+    return (x.cancelled or y.cancelled) and may_be_zero(left) and may_be_zero(right)

@@ -1,7 +1,7 @@
-"""Values of parsed expressions: exact fractions as long as that is cheap, complex numbers of some hundred bits otherwise.
+"""Computes the value of a parsed expression: an exact fraction while that is cheap, else a complex number of 320 bits or more.
 
-Variables take fixed values at each of a few points. Work is bounded by construction: sizes of numbers, and a budget of
-operations; what goes beyond raises.
+Variables have fixed values at each of seven points. The work is limited: numbers have a largest size, and every operation is paid
+from a budget. An expression that goes beyond a limit raises an exception.
 """
 from __future__ import annotations
 
@@ -15,72 +15,100 @@ from mpmath import libmp
 
 from common.verify.latex import FUNCTIONS, Node, Unsupported
 
-MAX_BITS = 8192  # of an exact numerator or denominator; beyond it a number is rounded
-MAX_MAGNITUDE = 2**20  # bits before the point of a rounded number, and of an exponent's effect
-POINTS = 7  # at which expressions with variables are compared: positive, negative, two mixed, below one, and two that are large
-LARGE = 5  # from this point on: left out where powers of it grow too large
-PRECISION = 320  # bits of a rounded number, more where long exact numbers are about
-Number = Any  # Fraction, or a complex number of libmp: a pair of its floats
+MAX_BITS = 8192  # of the numerator and of the denominator of an exact number; a longer number is rounded
+MAX_MAGNITUDE = 2**20  # bits before the point of a rounded number; also the largest whole exponent
+PRECISION_BITS = 320  # of a rounded number; more in an expression that also has long exact numbers
+NUM_POINTS = 7  # values of the variables: positive, negative, two points of mixed signs, below one, two points with large values
+FIRST_LARGE_POINT = 5  # this point and the later ones are left out if powers of their large values grow too large
+_SCALES = (Fraction(1), Fraction(7), Fraction(1), Fraction(1), Fraction(1, 9), Fraction(20011), Fraction(20011))  # one for each point
+_MAGNITUDE_OF_ZERO = -10**9
+_ZERO_BELOW = -10**8  # a number of smaller magnitude counts as zero
+Number = Any  # a Fraction, or a complex number of libmp: (real part, imaginary part)
 
 
-class TooCoarse(Exception):
-    """An exact number has more bits than a rounded one keeps."""
-
+class NeedsMorePrecision(Exception):
+    """An exact number has more bits than a rounded number keeps. The argument is its number of bits."""
 
 
 class Undefined(ArithmeticError):
-    """No value here: a division by zero, a logarithm of zero."""
+    """The expression has no value at this point: it divides by zero, or takes the logarithm of zero."""
 
 
+# ---- trees and numbers ----------------------------------------------------------------------------------------------
 
-def parts_of(node: Node) -> list[Node]:
+def operands(node: Node) -> list[Node]:
+    """The trees directly below the root of a tree."""
     return node[1] if node[0] == "add" else [part for part in node[1:] if isinstance(part, tuple)]
 
 
-
 def round_fraction(x: Fraction, precision: int) -> Number:
+    """A fraction as a rounded complex number of `precision` bits."""
     return (libmp.from_rational(x.numerator, x.denominator, precision, "n"), libmp.fzero)
 
 
-
 def magnitude(z: Number) -> int:
-    """Bits before the point of a complex number; very negative for zero."""
-    return max(part[2] + part[3] if part[1] else -10**9 for part in z)
+    """The number of bits before the point of a rounded number. Below one it is negative, and for zero _MAGNITUDE_OF_ZERO."""
+    return max(part[2] + part[3] if part[1] else _MAGNITUDE_OF_ZERO for part in z)
 
 
+def is_zero(z: Number) -> bool:
+    """Whether a rounded number is zero, or below 2**-10**8, which counts as zero."""
+    return magnitude(z) < _ZERO_BELOW
 
-def _chance(*what: str | int) -> int:
-    """32 bits that depend on every argument."""
-    return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, what)).encode("utf-8", "replace"), digest_size=4).digest(), "little")
+
+def _bit_length(x: Fraction) -> int:
+    return max(x.numerator.bit_length(), x.denominator.bit_length())
 
 
+def _hash32(*key: str | int) -> int:
+    """32 bits that depend on every part of the key."""
+    return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, key)).encode("utf-8", "replace"), digest_size=4).digest(), "little")
+
+
+def _exact_root(x: Fraction, n: int) -> Fraction | None:
+    """The n-th root of a positive fraction if it is a fraction, else None. Also None for n over 64."""
+    roots = []
+    for part in (x.numerator, x.denominator):
+        if n == 2:
+            root = math.isqrt(part)
+        elif n > 64:
+            return None
+        else:
+            root = int(libmp.to_int(libmp.mpf_nthroot(libmp.from_int(part), n, part.bit_length() // n + 32, "n"), "n"))
+        if root**n != part:
+            return None
+        roots.append(root)
+    return Fraction(*roots)
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
 
 class Evaluator:
-    """Values of trees at one point, within a budget of work."""
+    """Computes values of trees at one point, and notes what happens on the way."""
 
     def __init__(self, point: int, precision: int, spend: Callable[[float], None]) -> None:
+        """`precision`: bits of a rounded number. `spend`: takes the cost of an operation from the budget, about 1 for a microsecond."""
         self.point, self.precision, self.spend = point, precision, spend
-        self.largest, self.cancelled, self.real, self.modulus = 0, False, True, False
+        self.largest = 0  # magnitude of the largest rounded number
+        self.cancelled = False  # terms have cancelled to less than 2**-32 of their size, or a sine, cosine or tangent was taken
+        self.real = True  # no number had an imaginary part, except for rounding errors
+        self.has_modulus = False  # an absolute value was taken
 
     def value(self, node: Node) -> Number:
-        """The value of a tree. Raises Undefined, ZeroDivisionError, Unsupported."""
+        """The value of a tree. Raises Undefined, ZeroDivisionError, Unsupported, NeedsMorePrecision."""
         kind = node[0]
         self.spend(3)
         if kind == "num":
             return node[1]
         if kind == "sym":
-            hashed = _chance(node[1], self.point)
-            odd, second = (1 if ord(node[1][-1]) >> bit & 1 else -1 for bit in (0, 1))  # neighbouring letters differ in one of them
-            sign = (1, -1, odd, second, 1, 1, -1)[self.point]
-            scale = Fraction((1, 7, 1, 1, 1, 20011, 20011)[self.point], (1, 1, 1, 1, 9, 1, 1)[self.point])
-            return sign * scale * Fraction(101 + hashed // 2 % 397, 64 + hashed // 1024 % 61)
+            return self.variable(node[1])
         if kind in ("pi", "e"):
             constant = libmp.mpf_pi if kind == "pi" else libmp.mpf_e
             return (constant(self.precision, "n"), libmp.fzero)
         if kind == "i":
             self.real = False
             return (libmp.fzero, libmp.fone)
-        parts = [self.value(part) for part in parts_of(node)]
+        parts = [self.value(part) for part in operands(node)]
         if kind == "add":
             total = parts[0]
             for part in parts[1:]:
@@ -94,71 +122,78 @@ class Evaluator:
             return self.div(*parts)
         return self.power(*parts) if kind == "pow" else self.call(node[1], parts)
 
+    def variable(self, name: str) -> Fraction:
+        """The value of a variable at this point: a fixed fraction that depends on its name."""
+        bits = _hash32(name, self.point)
+        # two bits of the last character give the signs at points 2 and 3: a, b, c and d have four different pairs of signs
+        sign_at_2, sign_at_3 = (1 if ord(name[-1]) >> bit & 1 else -1 for bit in (0, 1))
+        sign = (1, -1, sign_at_2, sign_at_3, 1, 1, -1)[self.point]
+        return sign * _SCALES[self.point] * Fraction(101 + bits // 2 % 397, 64 + bits // 1024 % 61)
+
+    # -- sizes
+
     def rounded(self, x: Number) -> Number:
+        """A number as a rounded one. Raises NeedsMorePrecision or Unsupported if an exact number would lose bits."""
         if isinstance(x, Fraction):
-            if _bits(x) > self.precision - 64:
-                if self.precision > PRECISION or _bits(x) > MAX_BITS // 4:
-                    raise Unsupported("digits")
-                raise TooCoarse(_bits(x))
+            if _bit_length(x) > self.precision - 64:
+                if self.precision > PRECISION_BITS or _bit_length(x) > MAX_BITS // 4:
+                    raise Unsupported("too many digits")
+                raise NeedsMorePrecision(_bit_length(x))
             return round_fraction(x, self.precision)
         return x
 
-    def kept(self, x: Number) -> Number:
-        """The result of an operation: rounded if it has grown long, refused if it is out of all proportion."""
+    def checked(self, x: Number) -> Number:
+        """The result of an operation. A long exact number is rounded. A number beyond MAX_MAGNITUDE raises Unsupported."""
         if isinstance(x, Fraction):
-            self.spend(1 + _bits(x) / 64)
-            if _bits(x) <= MAX_BITS:
+            self.spend(1 + _bit_length(x) / 64)
+            if _bit_length(x) <= MAX_BITS:
                 return x
             x = self.rounded(x)
-        if any(not part[1] and part[2] for part in x):  # infinite, or not a number
+        if any(not part[1] and part[2] for part in x):  # libmp's infinities and NaN
             raise Undefined("infinite")
-        size = magnitude(x)
-        self.real = self.real and magnitude((x[1], libmp.fzero)) < max(size, 0) - self.precision // 2
+        size, imaginary_size = magnitude(x), magnitude((x[1], libmp.fzero))
+        self.real = self.real and imaginary_size < max(size, 0) - self.precision // 2
         self.largest = max(self.largest, size)
         if size > MAX_MAGNITUDE:
             raise Unsupported("too large")
         return x
 
-    def both(self, exact: Callable[[Fraction, Fraction], Fraction], rounded: Callable[..., Number], x: Number, y: Number) -> Number:
+    def is_rounding_error(self, z: Number) -> bool:
+        """Whether a rounded number is zero, or so small beside the largest number so far that it may be zero."""
+        return magnitude(z) < self.largest - self.precision // 2
+
+    # -- operations
+
+    def operation(self, exact: Callable[[Fraction, Fraction], Fraction], rounded: Callable[..., Number], x: Number, y: Number) -> Number:
+        """x and y under the operation `exact` if both are fractions, else under its counterpart `rounded`."""
         if isinstance(x, Fraction) and isinstance(y, Fraction):
-            return self.kept(exact(x, y))
-        self.spend(4 * (self.precision / PRECISION) ** 2)
-        return self.kept(rounded(self.rounded(x), self.rounded(y), self.precision, "n"))
+            return self.checked(exact(x, y))
+        self.spend(4 * (self.precision / PRECISION_BITS) ** 2)
+        return self.checked(rounded(self.rounded(x), self.rounded(y), self.precision, "n"))
 
     def add(self, x: Number, y: Number) -> Number:
-        total = self.both(Fraction.__add__, libmp.mpc_add, x, y)
+        """x + y. Raises Unsupported if one of them is lost in the rounding of the other."""
+        total = self.operation(Fraction.__add__, libmp.mpc_add, x, y)
         if not isinstance(total, Fraction):
             small, large = sorted((magnitude(self.rounded(x)), magnitude(self.rounded(y))))
-            if -10**8 < small < large - self.precision + 64:
-                raise Unsupported("a term too small to count")
+            if _ZERO_BELOW < small < large - self.precision + 64:
+                raise Unsupported("a term is too small")
             self.cancelled |= magnitude(total) < large - 32
         return total
 
     def mul(self, x: Number, y: Number) -> Number:
-        return self.both(Fraction.__mul__, libmp.mpc_mul, x, y)
+        return self.operation(Fraction.__mul__, libmp.mpc_mul, x, y)
 
     def div(self, x: Number, y: Number) -> Number:
-        if not isinstance(y, Fraction) and magnitude(y) < self.largest - self.precision // 2:
+        """x / y. Raises Undefined or ZeroDivisionError if y is zero."""
+        if not isinstance(y, Fraction) and self.is_rounding_error(y):
             raise Undefined("division by zero")
-        return self.both(Fraction.__truediv__, libmp.mpc_div, x, y)
+        return self.operation(Fraction.__truediv__, libmp.mpc_div, x, y)
 
     def power(self, x: Number, y: Number) -> Number:
-        """Odd roots of negative numbers are real, as in cube root of -8; other powers have their principal value."""
+        """x to the y. An odd root of a negative number is real: the cube root of -8 is -2. Other powers have their principal value."""
         if isinstance(y, Fraction) and y.denominator == 1:
-            n = y.numerator
-            if isinstance(x, Fraction):
-                if x == 0 and n <= 0:
-                    raise Undefined("0 to the 0")
-                if abs(n) <= 8 * MAX_BITS and _bits(x) * abs(n) <= MAX_BITS + 64:
-                    return self.kept(x**n)
-                if x in (0, 1, -1):
-                    return x if n % 2 else abs(x)
-            if abs(n) > MAX_MAGNITUDE:
-                raise Unsupported("exponent")
-            self.spend(30 * (self.precision / PRECISION) ** 2)
-            if not isinstance(x, Fraction) and n < 0 and magnitude(x) < self.largest - self.precision // 2:
-                raise Undefined("division by zero")
-            return self.kept(libmp.mpc_pow_int(self.rounded(x), n, self.precision + 32, "n"))
+            return self.integer_power(x, y.numerator)
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             if x == 0:
                 if y < 0:
@@ -167,79 +202,77 @@ class Evaluator:
             root = _exact_root(abs(x), y.denominator)
             if x < 0 and y.denominator % 2:
                 size = self.power(-x, y)
-                return self.kept(size if y.numerator % 2 == 0 else self.mul(Fraction(-1), size))
+                return self.checked(size if y.numerator % 2 == 0 else self.mul(Fraction(-1), size))
             if root is not None and x > 0:
                 return self.power(root, Fraction(y.numerator))
-        self.spend(150 * (self.precision / PRECISION) ** 2)
+        self.spend(150 * (self.precision / PRECISION_BITS) ** 2)
         x, y = self.rounded(x), self.rounded(y)
-        if magnitude(x) < -10**8:
+        if is_zero(x):
             raise Undefined("0 to a power")
-        if magnitude(y) > 20 or abs(magnitude(x)) * 2 ** max(0, magnitude(y)) > MAX_MAGNITUDE:
+        bits_of_result = abs(magnitude(x)) * 2 ** max(0, magnitude(y)) if magnitude(y) <= 20 else math.inf
+        if bits_of_result > MAX_MAGNITUDE:
             raise Unsupported("exponent")
-        return self.kept(libmp.mpc_pow(x, y, self.precision, "n"))
+        return self.checked(libmp.mpc_pow(x, y, self.precision, "n"))
+
+    def integer_power(self, x: Number, n: int) -> Number:
+        """x to the n. The result is exact if x is a fraction and the result has about MAX_BITS at most."""
+        if isinstance(x, Fraction):
+            if x == 0 and n <= 0:
+                raise Undefined("0 to the 0")
+            if abs(n) <= 8 * MAX_BITS and _bit_length(x) * abs(n) <= MAX_BITS + 64:
+                return self.checked(x**n)
+            if x in (0, 1, -1):
+                return x if n % 2 else abs(x)
+        if abs(n) > MAX_MAGNITUDE:
+            raise Unsupported("exponent")
+        self.spend(30 * (self.precision / PRECISION_BITS) ** 2)
+        if not isinstance(x, Fraction) and n < 0 and self.is_rounding_error(x):
+            raise Undefined("division by zero")
+        return self.checked(libmp.mpc_pow_int(self.rounded(x), n, self.precision + 32, "n"))
+
+    # -- functions
 
     def call(self, name: str, parts: list[Number]) -> Number:
-        """A function; one that is not known is some fixed function of its arguments."""
+        """The value of a function. A function that is not known counts as some fixed function of its arguments."""
         x = parts[0]
-        whole = all(isinstance(part, Fraction) and part.denominator == 1 and 0 <= part <= 500 for part in parts)
-        if name == "!" and whole:
-            return self.kept(Fraction(math.factorial(int(x))))
-        if name == "binom" and whole:
-            return self.kept(Fraction(math.comb(int(x), int(parts[1]))))
+        small_whole = all(isinstance(part, Fraction) and part.denominator == 1 and 0 <= part <= 500 for part in parts)
+        if name == "!" and small_whole:
+            return self.checked(Fraction(math.factorial(int(x))))
+        if name == "binom" and small_whole:
+            return self.checked(Fraction(math.comb(int(x), int(parts[1]))))
         if name in ("lfloor", "lceil") and isinstance(x, Fraction):
             return Fraction(math.floor(x) if name == "lfloor" else math.ceil(x))
         if name == "abs":
-            self.modulus = True
-            return abs(x) if isinstance(x, Fraction) else self.kept((libmp.mpc_abs(x, self.precision, "n"), libmp.fzero))
+            self.has_modulus = True
+            return abs(x) if isinstance(x, Fraction) else self.checked((libmp.mpc_abs(x, self.precision, "n"), libmp.fzero))
         if name in FUNCTIONS:
-            return self.kept(self.elementary(name, self.rounded(x)))
-        total: Number = Fraction(_chance(name), 2**16)
+            return self.checked(self.elementary_function(name, self.rounded(x)))
+        total: Number = Fraction(_hash32(name), 2**16)
         for place, part in enumerate(parts):
-            factor = Fraction(1 + _chance(name, place) % 1009, 256)
-            total = self.add(total, self.mul(part, self.add(part, factor)))
+            offset = Fraction(1 + _hash32(name, place) % 1009, 256)
+            total = self.add(total, self.mul(part, self.add(part, offset)))
         return total
 
-    def elementary(self, name: str, z: Number) -> Number:
-        """A function that everybody knows, at z."""
+    def elementary_function(self, name: str, z: Number) -> Number:
+        """A function from FUNCTIONS at z. `\\log` and `\\lg` have base 10."""
         precision, one = self.precision, (libmp.fone, libmp.fzero)
-        self.spend(120 * (precision / PRECISION) ** 2)
-        if not -100 < magnitude(z) <= (5 if name in ("sinh", "cosh", "tanh") else 24) and magnitude(z) > -10**8:
-            raise Unsupported("argument")  # what the function does there is lost in rounding
+        self.spend(120 * (precision / PRECISION_BITS) ** 2)
+        max_magnitude = 5 if name in ("sinh", "cosh", "tanh") else 24
+        if not is_zero(z) and not -100 < magnitude(z) <= max_magnitude:
+            raise Unsupported("argument")  # rounding would hide the value of the function: sin x is x for a tiny x
         if name in ("ln", "log", "lg"):
-            if magnitude(z) < -10**8:
+            if is_zero(z):
                 raise Undefined("logarithm of zero")
-            base = libmp.mpc_log((libmp.from_int(10), libmp.fzero), precision, "n") if name != "ln" else one
-            return libmp.mpc_div(libmp.mpc_log(z, precision, "n"), base, precision, "n")
+            divisor = libmp.mpc_log((libmp.from_int(10), libmp.fzero), precision, "n") if name != "ln" else one
+            return libmp.mpc_div(libmp.mpc_log(z, precision, "n"), divisor, precision, "n")
         if name in ("sec", "csc", "cot"):
-            below = {"sec": libmp.mpc_cos, "csc": libmp.mpc_sin, "cot": libmp.mpc_tan}[name](z, precision, "n")
-            if magnitude(below) < -precision // 2:
+            denominator = {"sec": libmp.mpc_cos, "csc": libmp.mpc_sin, "cot": libmp.mpc_tan}[name](z, precision, "n")
+            if magnitude(denominator) < -precision // 2:
                 raise Undefined(name)
-            return libmp.mpc_div(one, below, precision, "n")
+            return libmp.mpc_div(one, denominator, precision, "n")
         if name == "tan" and magnitude(libmp.mpc_cos(z, precision, "n")) < -precision // 2:
             raise Undefined(name)
-        self.cancelled |= name in ("sin", "cos", "tan")  # of a multiple of pi: zero up to its rounding
+        self.cancelled |= name in ("sin", "cos", "tan")  # at a multiple of pi the value is zero, but rounding leaves a small number
         table = {"sin": libmp.mpc_sin, "cos": libmp.mpc_cos, "tan": libmp.mpc_tan, "arcsin": libmp.mpc_asin, "arccos": libmp.mpc_acos,
                  "arctan": libmp.mpc_atan, "sinh": libmp.mpc_sinh, "cosh": libmp.mpc_cosh, "tanh": libmp.mpc_tanh, "exp": libmp.mpc_exp}
         return table[name](z, precision, "n")
-
-
-
-def _bits(x: Fraction) -> int:
-    return max(x.numerator.bit_length(), x.denominator.bit_length())
-
-
-
-def _exact_root(x: Fraction, n: int) -> Fraction | None:
-    """The n-th root of a positive fraction if it is one."""
-    roots = []
-    for part in (x.numerator, x.denominator):
-        if n == 2:
-            root = math.isqrt(part)
-        elif n > 64:
-            return None
-        else:
-            root = int(libmp.to_int(libmp.mpf_nthroot(libmp.from_int(part), n, part.bit_length() // n + 32, "n"), "n"))
-        if root**n != part:
-            return None
-        roots.append(root)
-    return Fraction(*roots)

@@ -1,6 +1,6 @@
-"""The process of a custom reward: reads calls as lines of JSON, answers each with a line. Started by `common/rewards.py`.
+"""The process of a custom reward, started by rewards.py. It reads calls as lines of JSON and answers each with one line.
 
-Imports nothing of the project, so that it starts in milliseconds and can be killed at any time.
+It imports nothing of the project. So it starts in milliseconds and can be killed at any time.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 
 def main(path: str, name: str, seconds: float) -> None:
-    """Calls function `name` of the file `path` until the input ends. What the function prints goes to stderr."""
+    """Loads the function `name` from the file `path`, then runs calls until the input ends. The function's prints go to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
@@ -24,25 +24,26 @@ def main(path: str, name: str, seconds: float) -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         function = getattr(module, name)
-        answer = {"ready": callable(function)} if callable(function) else {"error": f"{name} is not a function"}
-    except BaseException as error:  # whatever the file does on import
-        answer = {"error": _told(error)}
+        answer = {"ready": True} if callable(function) else {"error": f"{name} is not a function"}
+    except BaseException as error:  # the file is the user's and may raise anything, SystemExit included
+        answer = {"error": _describe(error)}
     print(json.dumps(answer), file=answers, flush=True)
-    nowhere = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    null_file = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
     for line in sys.stdin if "ready" in answer else ():
         call = json.loads(line)
-        # the caller kills a slow call; if the caller itself is gone, the process ends by this
-        faulthandler.dump_traceback_later(2 * seconds, exit=True, file=nowhere)
+        # the caller kills a slow call; if the caller has gone, this timer ends the process
+        faulthandler.dump_traceback_later(2 * seconds, exit=True, file=null_file)
         try:
             score = float(function(call["completion"], SimpleNamespace(**call["problem"])))
             answer = {"score": score} if math.isfinite(score) else {"error": f"it returned {score}"}
-        except BaseException as error:
-            answer = {"error": _told(error)}
+        except BaseException as error:  # as above
+            answer = {"error": _describe(error)}
         faulthandler.cancel_dump_traceback_later()
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
+    """The type, the message and the place of an error, in one line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}, line {place.lineno})"
 

@@ -1,4 +1,7 @@
-"""From completions to rewards, and from held-out problems to pass@1. One rule for all: cut off at the length limit is 0."""
+"""Turns completions into rewards: the built-in verifier, or a function of the user in processes of its own.
+
+One rule holds for both: a completion that was cut off at the length limit has reward 0.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -21,35 +24,35 @@ from common.errors import UserError
 from common.records import Completion, Problem
 from common.verify.answers import is_correct
 
-SECONDS = 10.0  # that one call of a custom reward may take
-WORKERS = 8  # processes at most, one per processor
-SHOWN = 3  # failures of a step that the console shows; metrics.jsonl counts all
+MAX_SECONDS = 10.0  # for one call of a custom reward
+MAX_PROCESSES = 8  # of a custom reward; on a machine with fewer processors, one for each
+MAX_FAILURES_SHOWN = 3  # in one call, on the console; metrics.jsonl counts all failures
 
 
 class Reward(Protocol):
-    """Scores completions: (B,) float32. `failures` counts calls of a custom reward that failed since the start, by metric."""
+    """Scores completions. `failures` counts the failed calls of a custom reward since the start, under the names of their metrics."""
 
     failures: dict[str, int]
 
-    def __call__(self, problems: list[Problem], completions: list[Completion]) -> Tensor: ...
-
-
-
-def score(problems: list[Problem], completions: list[Completion]) -> Tensor:
-    """(B,) float32: 1 where completion i ended by itself and its answer is that of problems[i], else 0."""
-    return torch.tensor([float(c.finish_reason == "stop" and is_correct(c.text, p.answer))
-                         for p, c in zip(problems, completions, strict=True)])
-
+    def __call__(self, problems: list[Problem], completions: list[Completion]) -> Tensor:
+        """(B,) float32: the reward of each completion. Completion i answers problems[i]."""
 
 
 def make_reward(config: CommonConfig) -> Reward:
-    """What `--reward` names, else the verifier. Raises UserError for a file or function that does not load."""
+    """The reward function that `--reward` names, or the verifier without that flag. Raises UserError if the function does not load."""
     return CustomReward(config.reward) if config.reward else VerifierReward()
 
 
+# ---- the built-in reward --------------------------------------------------------------------------------------------
+
+def score(problems: list[Problem], completions: list[Completion]) -> Tensor:
+    """(B,) float32: 1 if completion i ended by itself and its answer is the answer of problems[i], else 0."""
+    return torch.tensor([float(completion.finish_reason == "stop" and is_correct(completion.text, problem.answer))
+                         for problem, completion in zip(problems, completions, strict=True)])
+
 
 class VerifierReward:
-    """`score`, which does not fail."""
+    """The reward of `score`. It has no failures."""
 
     def __init__(self) -> None:
         self.failures: dict[str, int] = {}
@@ -59,70 +62,78 @@ class VerifierReward:
         return score(problems, completions)
 
 
+# ---- a reward of the user -------------------------------------------------------------------------------------------
 
 class CustomReward:
-    """A user's `function(completion: str, problem) -> float`, called in processes that are killed when a call takes too long.
+    """A function of the user, `function(completion: str, problem) -> float`, called in processes that can be killed.
 
-    `problem` has the fields id, prompt and answer of `Problem`. A call that raises, returns no finite number or takes over
-    SECONDS scores 0, is counted in `failures` and named on the console.
+    `problem` has the fields id, prompt and answer of `Problem`. A call fails if it raises, returns no finite number or takes more than
+    `seconds`. A failed call scores 0, is counted in `failures` and is shown on the console. The process of a slow call is killed.
     """
 
-    def __init__(self, where: str, seconds: float = SECONDS) -> None:
-        """`where`: path/to/file.py:function. Raises UserError."""
-        path, _, self.name = where.rpartition(":")
+    def __init__(self, file_and_function: str, seconds: float = MAX_SECONDS) -> None:
+        """`file_and_function`: path/to/file.py:function. `seconds`: the time limit of a call. Raises UserError if it does not load."""
+        path, _, self.name = file_and_function.rpartition(":")
         if not path.endswith(".py") or not Path(path).is_file():
-            raise UserError(f"--reward {where}: give path/to/file.py:function, with a file that exists")
-        self.path, self.seconds, self.failures = path, seconds, {"reward/errors": 0, "reward/timeouts": 0}
-        self.workers: list[Worker] = [Worker(path, self.name, seconds) for _ in range(min(WORKERS, os.cpu_count() or 1))]
+            raise UserError(f"--reward {file_and_function}: give path/to/file.py:function, with a file that exists")
+        self.seconds, self.failures = seconds, {"reward/errors": 0, "reward/timeouts": 0}
+        self.workers = [Worker(path, self.name, seconds) for _ in range(min(MAX_PROCESSES, os.cpu_count() or 1))]
         weakref.finalize(self, _stop, self.workers)
         for worker in self.workers:
             answer = worker.answer()
             if answer is None or "error" in answer:
-                raise UserError(f"--reward {where} does not load: {(answer or {}).get('error', f'nothing within {seconds:g} s')}")
+                cause = answer["error"] if answer else f"it was not ready after {seconds:g} s"
+                raise UserError(f"--reward {file_and_function} does not load: {cause}")
 
     def __call__(self, problems: list[Problem], completions: list[Completion]) -> Tensor:
         """(B,) float32."""
-        jobs = [(i, p, c.text) for i, (p, c) in enumerate(zip(problems, completions, strict=True)) if c.finish_reason == "stop"]
-        rewards = torch.zeros(len(problems))
+        jobs = [(i, problem, completion.text) for i, (problem, completion) in enumerate(zip(problems, completions, strict=True))
+                if completion.finish_reason == "stop"]
         shares = [jobs[k::len(self.workers)] for k in range(len(self.workers))]
-        with ThreadPoolExecutor(len(self.workers)) as threads:  # a thread waits for each process
-            results = sorted(result for share in threads.map(self._work, self.workers, shares) for result in share)
-        for i, value, _ in results:
+        with ThreadPoolExecutor(len(self.workers)) as threads:  # one thread waits for each process
+            results = sorted(result for share in threads.map(self._run_jobs, self.workers, shares) for result in share)
+        rewards = torch.zeros(len(problems))
+        num_shown = 0
+        for i, value, failed_metric, cause in results:
             rewards[i] = value
-        failures = [(problems[i].id, failure) for i, _, failure in results if failure]
-        for _, failure in failures:
-            self.failures["reward/timeouts" if failure.startswith("no answer") else "reward/errors"] += 1
-        for name, failure in failures[:SHOWN]:
-            tqdm.write(f"note: the reward of {name} is 0: {self.name}: {failure}")
+            if failed_metric:
+                self.failures[failed_metric] += 1
+                num_shown += 1
+                if num_shown <= MAX_FAILURES_SHOWN:
+                    tqdm.write(f"note: the reward of {problems[i].id} is 0: {self.name}: {cause}")
         return rewards
 
-    def _work(self, worker: Worker, jobs: list[tuple[int, Problem, str]]) -> list[tuple[int, float, str]]:
-        """(place, reward, failure or "") of each job of one process."""
+    def _run_jobs(self, worker: Worker, jobs: list[tuple[int, Problem, str]]) -> list[tuple[int, float, str, str]]:
+        """The jobs of one process, one after the other: (index, reward, metric that counts its failure or "", cause or "") of each."""
         results = []
         for i, problem, text in jobs:
             answer = worker.call({"completion": text, "problem": {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer}})
-            failure = f"no answer within {self.seconds:g} s" if answer is None else answer.get("error", "")
-            results.append((i, 0.0 if failure else answer["score"], failure))
+            if answer is None:
+                results.append((i, 0.0, "reward/timeouts", f"no result within {self.seconds:g} s"))
+            elif "error" in answer:
+                results.append((i, 0.0, "reward/errors", answer["error"]))
+            else:
+                results.append((i, answer["score"], "", ""))
         return results
 
 
-
 class Worker:
-    """A process of `common/reward_worker.py`, started again when it had to be killed."""
+    """A process that runs reward_worker.py. After a call that took too long it is killed and started again."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = [str(argument) for argument in arguments]
-        self.seconds = float(self.arguments[2])
+    def __init__(self, path: Path | str, function: str, seconds: float) -> None:
+        """Starts the process. `seconds`: the time limit of loading the file, and of each call."""
+        self.arguments, self.seconds = [str(path), function, str(seconds)], seconds
         self.start()
 
     def start(self) -> None:
-        # in a session of its own: Ctrl-C is for the run, which finishes its step
+        """Starts the process. Its first answer says whether the function was loaded."""
         script = str(Path(__file__).with_name("reward_worker.py"))
+        # in a session of its own, so that Ctrl-C reaches only the run, which then finishes its step
         self.process = subprocess.Popen([sys.executable, script, *self.arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         start_new_session=True)
 
     def answer(self) -> dict[str, Any] | None:
-        """The next line; None if none comes in time. A process that ended says so."""
+        """The next answer of the process, or None if there is none in time. If the process has ended, an answer with "error"."""
         buffer, handle = b"", self.process.stdout.fileno()
         while select.select([handle], [], [], self.seconds)[0]:
             piece = os.read(handle, 2**16)
@@ -134,20 +145,20 @@ class Worker:
         return None
 
     def call(self, job: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer to one job; None if it took too long. Leaves a process that is ready for the next."""
-        with contextlib.suppress(BrokenPipeError):  # its end is read below
+        """The answer to one call of the function, or None if it took too long. Afterwards the process is ready for the next call."""
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; `answer` reports it
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
         answer = self.answer()
         if answer is None or self.process.poll() is not None:
             _stop([self])
             self.start()
-            self.answer()  # ready
+            self.answer()  # "ready"
         return answer
 
 
-
 def _stop(workers: list[Worker]) -> None:
+    """Ends the processes."""
     for worker in workers:
         worker.process.kill()
         worker.process.wait()

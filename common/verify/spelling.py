@@ -1,10 +1,15 @@
-"""One spelling for what is written in many ways: LaTeX macros, unicode signs, thousands separators, units."""
+"""Gives an answer one spelling. LaTeX macros, unicode signs, thousands separators and units can each be written in many ways.
+
+`normalize` rewrites a whole text, `split_unit` takes the unit off a number. The other functions find brackets in a text.
+"""
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-_SIGNS = {
+# ---- characters -----------------------------------------------------------------------------------------------------
+
+_UNICODE_SIGNS = {
     "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ", "\u00f7": "\\div ",
     "\u00b0": "^\\circ ", "\u03c0": "\\pi ", "\u221e": "\\infty ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\neq ",
     "\u2248": "\\approx ", "\u2208": "\\in ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2205": "\\emptyset ", "\u00b1": "\\pm ",
@@ -15,25 +20,35 @@ _SIGNS = {
     "\u2010": "-", "\u2011": "-",
     "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}", "\u00be": "\\frac{3}{4}",
     "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u20ac": " ", "\u00a3": " "}
-_UNICODE = {ord(sign): plain for sign, plain in _SIGNS.items()}
-_HIGH = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f", "0123456789+-n", strict=True))
-_LOW = {chr(0x2080 + digit): str(digit) for digit in range(10)}
+_UNICODE_TABLE = {ord(sign): plain for sign, plain in _UNICODE_SIGNS.items()}
+_UNICODE_TABLE |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # fullwidth letters, digits and signs
+_SUPERSCRIPTS = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f", "0123456789+-n",
+                         strict=True))
+_SUBSCRIPTS = {chr(0x2080 + digit): str(digit) for digit in range(10)}
 
 
-def _one_line(rows: str) -> str:
-    """The rows of an aligned environment as a list; one that begins with = goes on with the last."""
+# ---- rewrite rules --------------------------------------------------------------------------------------------------
+
+def _join_rows(rows: str) -> str:
+    """The rows of an aligned environment as a list. A row that begins with = continues the row above it."""
     return re.sub(r"\\\\\s*(?!\s*=)", ", ", rows.replace("&", "")).replace("\\\\", "")
 
-_MULTIPLES = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
-# (what a text must have for the rule to matter, the pattern, its replacement), in order; "" matches all, None texts that are not ASCII
+
+_POWERS_OF_TEN = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
+# The rules apply in this order; many need the result of earlier ones. A rule is (needed, pattern, replacement). It applies to
+# texts that contain `needed`: "" is in every text, and None means every text that is not ASCII. Looking for `needed` first saves
+# time, because a text seldom contains it and a regular expression is slow.
 _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
+    # characters, end-of-turn tokens and macros that a reader does not see
     (None, r"[\u200b\u2060\ufeff]", ""),
     ("<|", r"<\|(?:im_|end|eot|start)[a-z_]*\|>.*$", ""),
     ("\\", r"\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
-    (None, "[" + "".join(_HIGH) + "]+", lambda m: "^{" + "".join(_HIGH[c] for c in m[0]) + "}"),
-    (None, "[" + "".join(_LOW) + "]+", lambda m: "_{" + "".join(_LOW[c] for c in m[0]) + "}"),
+    # unicode signs that depend on their neighbours
+    (None, "[" + "".join(_SUPERSCRIPTS) + "]+", lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}"),
+    (None, "[" + "".join(_SUBSCRIPTS) + "]+", lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}"),
     (None, "\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
     (None, "\u211d", r"\\R "),
+    # one macro where LaTeX has several
     ("frac", r"\\[dtc]frac(?![a-z])", r"\\frac"),
     ("binom", r"\\[dt]binom", r"\\binom"),
     ("\\", r"\\(?:varnothing|oslash)", r"\\emptyset "),
@@ -42,16 +57,19 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\R", r"\\R(?![a-z])", r"\\mathbb{R}"),
     ("infinity", r"\binfinity\b", r"\\infty "),
     ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
+    # fonts around letters and functions
     ("{\\", r"\{\\(?:bf|rm|it)\s+([^{}]*)\}", r"{\1}"),
     ("{", r"\\(?:mathrm|text|operatorname\*?|rm)\s*\{\s*(i|e)\s*\}", r" \1 "),
     ("{", r"\\(?:mathrm|text|operatorname\*?)\s*\{\s*((?:arc)?(?:sin|cos|tan|sec|csc|cot)|ln|log|exp|gcd|lcm|max|min|det)\s*\}", r"\\\1 "),
+    # numbers: repeating decimals, money, thousands separators
     (".", r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
     ("\\$", r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+)", r'\1 "dollar" '),
     ("\\", r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
     (",", r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))", ""),
     (",", r"\{\s*,\s*\}|,\\[!,]\s*", ", "),
     ("", r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+", lambda m: re.sub(r"\D", "", m[0])),  # 1\,000
-    ("\\begin", r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", lambda m: _one_line(m[2])),
+    # environments, texts, spaces, and the signs around a formula
+    ("\\begin", r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", lambda m: _join_rows(m[2])),
     ("{", r"\\(?:text[a-z]*|mathrm|mathbf|bf|rm|mbox|operatorname|mathit|emph|boldsymbol)\s*\{([^{}]*)\}", r'"\1"'),
     ("\\", r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)", " "),
     ("~", r"~", " "),
@@ -59,10 +77,12 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("$", r"\\\$|\$", " "),
     ("\\", r"\\[()]|\\\[(?!\d*(?:em|pt|ex)\])|\\\]", " "),
     ("**", r"^\s*\*\*|\*\*\s*$", " "),
-    ("illion", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(million|billion|trillion)\b(?: *")?', lambda m: _MULTIPLES[m[1].lower()]),
-    ("thousand", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand)\b(?: *")?', lambda m: _MULTIPLES[m[1].lower()]),
+    # numbers with a word: 3 million, mod 7
+    ("illion", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(million|billion|trillion)\b(?: *")?', lambda m: _POWERS_OF_TEN[m[1].lower()]),
+    ("thousand", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand)\b(?: *")?', lambda m: _POWERS_OF_TEN[m[1].lower()]),
     ("mod", r"\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'),
     ("{:}", r"\{:\}", ":"),
+    # brackets and relations
     ("angle", r"\\langle", "("), ("angle", r"\\rangle", ")"),
     ("brace", r"\\lbrace(?![a-z])", r"\\{"), ("brace", r"\\rbrace(?![a-z])", r"\\}"),
     ("", r"\\leqslant|\\leqq|\\leq|<=|\\le(?![a-z])", r"\\le "),
@@ -70,33 +90,37 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\lt", r"\\lt(?![a-z])", "<"), ("\\gt", r"\\gt(?![a-z])", ">"),
     ("", r"\\not\s*=|\\neq|\\ne(?![a-z])|!=|<>", r"\\neq "),
     ("\\", r"\\approx|\\simeq|\\thickapprox", r"\\approx "),
+    # times of day, the space after a row of a matrix, spaces
     ("", r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'),
     ("\\\\[", r"\\\\\[[^\]]*\]", r"\\\\ "),
     ("", r"\s+", " "),
 ]
-_SPELLINGS = [(needed, re.compile(pattern), new) for needed, pattern, new in _RULES]
-END = re.compile(r"(?:(?<!\.)\.)?[\s,;:]*$")
+_COMPILED_RULES = [(needed, re.compile(pattern), replacement) for needed, pattern, replacement in _RULES]
+PUNCTUATION_AT_END = re.compile(r"(?:(?<!\.)\.)?[\s,;:]*$")
 
 
-def clean(text: str) -> str:
-    """One spelling for what is written in many; \\text{...} becomes "..."."""
+def normalize(text: str) -> str:
+    """The text in one spelling. `\\text{...}` becomes "..." in double quotes, so quotes of the text itself become spaces."""
     text = text.replace('"', " ")
     if not text.isascii():
-        text = text.translate(_UNICODE)
-    for needed, pattern, new in _SPELLINGS:
-        if needed in text if needed is not None else not text.isascii():
-            text = pattern.sub(new, text)
-    text = END.sub("", text.replace('" "', " ").replace("\u221a", "\\sqrt ")).strip()
+        text = text.translate(_UNICODE_TABLE)
+    for needed, pattern, replacement in _COMPILED_RULES:
+        applies = needed in text if needed is not None else not text.isascii()
+        if applies:
+            text = pattern.sub(replacement, text)
+    text = PUNCTUATION_AT_END.sub("", text.replace('" "', " ").replace("\u221a", "\\sqrt ")).strip()
     if text[:1] == text[-1:] == '"' and '"' not in text[1:-1]:
         text = text[1:-1].strip()
-    while text[:1] == "{" and closing(text, 0) == len(text) - 1 and not split(text[1:-1], ",;")[1:]:
+    # braces around everything group; braces around several items are a set
+    while text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and len(split_outside_brackets(text[1:-1], ",;")) == 1:
         text = text[1:-1].strip()
     return text
 
 
+# ---- brackets -------------------------------------------------------------------------------------------------------
 
-def closing(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start`, of any kind since [0, 1) is an interval; -1 if none."""
+def closing_bracket(text: str, start: int) -> int:
+    """The index of the bracket that closes the bracket at `start`, or -1. It may be of another kind: [0, 1) is an interval."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] in "([{") - (text[i] in ")]}")
@@ -105,22 +129,20 @@ def closing(text: str, start: int) -> int:
     return -1
 
 
-
-def depths(text: str) -> list[int]:
-    """How many brackets and environments each character stands in."""
-    found, depth = [], 0
+def bracket_depths(text: str) -> list[int]:
+    """For each character, the number of brackets and environments around it."""
+    depths, depth = [], 0
     for i, c in enumerate(text):
         if c in ")]}" or text.startswith("\\end", i):
             depth -= 1
-        found.append(depth)
+        depths.append(depth)
         if c in "([{" or text.startswith("\\begin", i):
             depth += 1
-    return found
+    return depths
 
 
-
-def split(text: str, separators: str) -> list[str]:
-    """The pieces between separators that stand outside all brackets and environments."""
+def split_outside_brackets(text: str, separators: str) -> list[str]:
+    """The pieces between separators. A separator inside brackets or an environment does not separate."""
     pieces, depth, start = [], 0, 0
     for i, c in enumerate(text):
         if c in "([{":
@@ -134,23 +156,27 @@ def split(text: str, separators: str) -> list[str]:
             start = i + 1
     return [*pieces, text[start:]]
 
+
 # ---- units ----------------------------------------------------------------------------------------------------------
 
-_WORD = (r'(?:"(?=[^"]*[A-Za-z%])[^"]*+"|(?<![A-Za-z\\])[A-Za-z]{2,}\.?|(?<=\d )[msghlLNJWVK](?![A-Za-z])|(?<=/)[A-Za-z]+)'
-         r'(?:\s*\^\s*\{?\s*[23]\s*\}?|(?<=[a-z])[23])?')
+_UNIT_WORD = (r'(?:"(?=[^"]*[A-Za-z%])[^"]*+"|(?<![A-Za-z\\])[A-Za-z]{2,}\.?|(?<=\d )[msghlLNJWVK](?![A-Za-z])|(?<=/)[A-Za-z]+)'
+              r'(?:\s*\^\s*\{?\s*[23]\s*\}?|(?<=[a-z])[23])?')
+# a unit at the end of a text, behind a number: (C or F of degrees), (%), (words)
 _UNIT = re.compile(r'(?:(?<=[\d)}!])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\degree)\s*"?([CF])?"?|\\?(%)|'
-                   rf'({_WORD}(?:\s*(?:/|\\cdot)?\s*{_WORD}){{0,3}}))$')
-_UNIT_WORDS = {
+                   rf'({_UNIT_WORD}(?:\s*(?:/|\\cdot)?\s*{_UNIT_WORD}){{0,3}}))$')
+_UNIT_SPELLINGS = {
     "percent": "%", "percentage": "%", "pct": "%", "degree": "deg", "inche": "in", "inch": "in", "feet": "ft", "foot": "ft",
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm",
     "liter": "l", "litre": "l", "minute": "min", "hour": "hr", "hr": "hr", "h": "hr", "second": "sec", "s": "sec", "pound": "lb",
     "gram": "g", "kilogram": "kg", "dollar": "dollar", "usd": "dollar", "mile": "mile", "mi": "mile", "mph": "mile / hr",
     "lb": "lb", "kg": "kg", "yard": "yd", "ounce": "oz", "milliliter": "ml", "boxe": "box"}
-# words that deny, hedge or join: an answer with one of them is not what the rest of it says
-NEGATION = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|if|"
-            r"when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|anything)\b|n't")
-# words behind a number that change what is said
-_NOT_UNITS = re.compile(NEGATION + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|sin|cos|tan|log|ln|exp|to|is|isn|are|choose|than|where|for|"
+# words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
+DENYING_WORDS = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|"
+                 r"if|when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|"
+                 r"anything)\b|n't")
+# words behind a number that change its value
+_NOT_UNITS = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|sin|cos|tan|log|ln|exp|to|is|isn|are|choose|than|"
+                        r"where|for|"
                         r"times|of|the|more|less|plus|minus|(?:dozen|hundred|thousand)s?|[a-z]*illions?|lakh|crore|score|gross|"
                         r"googol|thou|kilo|mega|micro|milli|giga|"
                         r"sinh|cosh|tanh|cosine|sine|reciprocal|negative|inverse|undefined|untrue|unlikely|probably|below|above|greater|fewer|"
@@ -160,35 +186,51 @@ _NOT_UNITS = re.compile(NEGATION + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|s
                         r"which|that|from|by|at|as|factorial|infinity|root|zeros?|tens|ones|remainder|minimum|maximum|one|two|three|four|five|"
                         r"six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|[a-z]*(?:fth|xth|nth|hth|dth)s?)\b",
                         re.IGNORECASE)
-_KNOWN = frozenset({*_UNIT_WORDS, *_UNIT_WORDS.values(), "mm", "cm", "kg", "mg", "ml", "oz", "yd", "pt", "rad", "am", "pm", "lbs",
-                    "hrs", "secs"})
-_LONE = frozenset("msghlLNJWVKACFTH")  # letters that stand for a unit
+_KNOWN_UNITS = frozenset({*_UNIT_SPELLINGS, *_UNIT_SPELLINGS.values(), "mm", "cm", "kg", "mg", "ml", "oz", "yd", "pt", "rad", "am", "pm",
+                          "lbs", "hrs", "secs"})
+_ONE_LETTER_UNITS = frozenset("msghlLNJWVKACFTH")
 
 
-def take_unit(text: str) -> tuple[str, str]:
-    """A cleaned text without its unit, and the unit in one spelling: "5 square inches" -> "5", "in 2". No unit: ""."""
+def split_unit(text: str) -> tuple[str, str]:
+    """A normalized text without its unit, and the unit in one spelling: "5 square inches" -> ("5", "in 2"). Without a unit: (text, "")."""
     found = _UNIT.search(text)
     if not found:
         return text, ""
     degree, percent, words = found.groups()
-    left = text[:found.start()].strip()
+    number = text[:found.start()].strip()
     if words is None:
-        if re.search(r"\\?(?:sin|cos|tan|sec|csc|cot)\b", left) or len(split(left.lstrip("+-"), "+-")) > 1:
-            return text, ""  # belongs to the last number alone
-        return left, "%" if percent else f"deg{degree or ''}"
+        in_a_term = re.search(r"\\?(?:sin|cos|tan|sec|csc|cot)\b", number) or len(split_outside_brackets(number.lstrip("+-"), "+-")) > 1
+        if in_a_term:  # the sign belongs to the last number only: \sin 30^\circ, 1 + 5%
+            return text, ""
+        return number, "%" if percent else f"deg{degree or ''}"
     names = re.findall(r"[A-Za-z%]+|\d|/", words)
-    alone = [name for name in names if len(name) == 1 and name.isalpha()]
-    known = [name for name in names if not name.isalpha() or name in _LONE or {name.lower(), name.lower().removesuffix("s")} & _KNOWN]
-    # 2ab and \frac12 mv^2 are products: without \text{} a unit is known, or a word that stands apart
-    before = text[found.start(3) - 1]
-    apart = before == " " and len(names[0]) >= (3 if text[:found.start(3)].rstrip()[-1:].isdigit() else 4)
-    odd = [name for name in names if name not in known and (len(name) < 3 or not re.search("[aeiouyAEIOUY]", name))]  # no word: a product
-    product = bool(odd) or (words[0] != '"' and not apart and (names[0].lower() not in _KNOWN or before not in " 0123456789"))
-    if product or _NOT_UNITS.search(words) or not set(alone) <= _LONE or len(names) - len(known) > 3:
+    if not _is_unit(names, words, text[:found.start(3)]):
         return text, ""
+    return number, _one_spelling_of_unit(names)
+
+
+def _is_unit(names: list[str], words: str, before: str) -> bool:
+    """Whether the words behind a number are its unit. They may also be factors (2ab, \\frac12 mv^2) or change the number (5 dozen)."""
+    known = [name for name in names if not name.isalpha() or name in _ONE_LETTER_UNITS
+             or {name.lower(), name.lower().removesuffix("s")} & _KNOWN_UNITS]
+    looks_like_factors = any(name not in known and (len(name) < 3 or not re.search("[aeiouyAEIOUY]", name)) for name in names)
+    if looks_like_factors:
+        return False
+    if words[0] != '"':  # without \text{}, a unit is a word of its own or a known unit
+        shortest = 3 if before.rstrip()[-1:].isdigit() else 4
+        own_word = before[-1] == " " and len(names[0]) >= shortest
+        if not own_word and (names[0].lower() not in _KNOWN_UNITS or before[-1] not in " 0123456789"):
+            return False
+    single_letters = {name for name in names if len(name) == 1 and name.isalpha()}
+    return not _NOT_UNITS.search(words) and single_letters <= _ONE_LETTER_UNITS and len(names) - len(known) <= 3
+
+
+def _one_spelling_of_unit(names: list[str]) -> str:
+    """The words of a unit as one text: ["square", "inches"] -> "in 2", ["miles", "per", "hour"] -> "mile / hr"."""
     names = ["/" if name == "per" else name if len(name) <= 3 and not name.islower() and name not in ("AM", "PM") else name.lower()
              for name in names]
-    names = [_UNIT_WORDS.get(name) or _UNIT_WORDS.get(name.removesuffix("s")) or (name.removesuffix("s") if len(name) > 3 else name)
-             for name in names]
-    power = {"square": "2", "sq": "2", "cubic": "3"}.get(names[0]) if names else None
-    return left, " ".join([*names[1:], power] if power and len(names) > 1 else names)
+    singulars = [name.removesuffix("s") for name in names]
+    names = [_UNIT_SPELLINGS.get(name) or _UNIT_SPELLINGS.get(singular) or (singular if len(name) > 3 else name)
+             for name, singular in zip(names, singulars, strict=True)]
+    power = {"square": "2", "sq": "2", "cubic": "3"}.get(names[0])
+    return " ".join([*names[1:], power] if power and len(names) > 1 else names)
