@@ -1,17 +1,16 @@
 import json
-import os
 import random
-import signal
+import re
+import shutil
 import sys
-import threading
-import time
 from itertools import product
 
 import pytest
 from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-claims = pytest.importorskip("claims")  # needs scipy
+import claims
+import learnability
 
 VINE = {"VinePPO, K=9": 0.2, "VinePPO, K=3": 0.0}  # how much higher than PPO
 BEST = claims.Setting(claims.RATES[1])
@@ -19,7 +18,7 @@ BEST = claims.Setting(claims.RATES[1])
 
 def finish(folder, command):
     folder.mkdir(parents=True)
-    (folder / "command.json").write_text(json.dumps({"command": command, "revision": "made up"}))
+    (folder / "command.json").write_text(json.dumps({"command": command, "finished": True, "revision": "made up"}))
 
 
 def make_runs(out, noise=0.01):
@@ -48,12 +47,6 @@ def make_runs(out, noise=0.01):
         errors = {"constant": 0.12, "critic": 0.10 + rng.gauss(0, noise), "MC 3": 0.10 + rng.gauss(0, noise), "MC 9": 0.02}
         summaries = {str(step): [{"mean absolute error": errors}] for step in claims.VALUED_AT}
         (folder / "value_error.json").write_text(json.dumps({"steps": summaries}))
-
-
-def test_area_under_a_curve():
-    run = {"steps": {0: 0.0, 10: 1.0, 20: 1.0}}
-    assert claims.area(run) == pytest.approx(0.75)
-    assert claims.height({"seconds": {0.0: 0.0, 10.0: 1.0, 20.0: 1.0}}, "seconds", 15.0) == pytest.approx((5 + 5) / 15)
 
 
 def test_a_verdict_needs_intervals_that_do_not_overlap():
@@ -98,14 +91,23 @@ def test_a_share_of_the_start():
     assert claims.interval(narrow)[1] < 1 and claims.change(narrow, -1).endswith("no difference shown")
 
 
-def test_the_page_has_every_seed_and_every_claim(tmp_path):
+def cells_of(table):
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_the_page_has_every_seed_and_every_claim(tmp_path, capsys):
     make_runs(tmp_path / "runs")
     assert set(claims.chosen(tmp_path / "runs", "credit").values()) == {BEST}
-    claims.write(tmp_path / "runs", tmp_path)
-    text = (tmp_path / "results.md").read_text()
-    assert "{{" not in text
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    verdicts = {(row[0], row[4]): row[3] for row in table if len(row) == 5 and row[4] in claims.TESTBEDS}
+    page = tmp_path / "results.md"
+    before = (ROOT / "docs" / "results.md").read_text()
+    page.write_text(before)
+    claims.write(tmp_path / "runs", page)
+    text = page.read_text()
+    words = lambda page: [line for line in page.splitlines() if not line.startswith("|")]  # noqa: E731
+    assert words(text) == words(before) and text != before  # tables alone are replaced
+    rows = cells_of(claims.tables_in(text, "claims", 1)[0])
+    verdicts = {(row[0], row[4]): row[3] for row in rows if row[4] in claims.TESTBEDS}
+    assert f"{len(verdicts)} verdicts; revision of the code: made up" in capsys.readouterr().out
     assert verdicts["VinePPO (K=9) beats PPO per step", "credit"] == "reproduced"
     assert verdicts["VinePPO (K=3) beats PPO per step", "credit"].startswith("not reproduced")
     assert verdicts["Monte-Carlo values (K = 9) are more accurate than a critic's", "credit"] == "reproduced"
@@ -118,12 +120,45 @@ def test_the_page_has_every_seed_and_every_claim(tmp_path):
     assert verdicts["and few for VinePPO, K=3", "few"] == verdicts["and few for VinePPO, K=9", "few"] == "reproduced"
     assert verdicts["VinePPO (K=9) beats PPO per step, on 10 further seeds", "habits"] == "reproduced"
     assert verdicts["GRPO divided by the standard deviation gains less from it than centred (Dr. GRPO)", "few"].startswith("not reproduced")
-    for name, bed in claims.TESTBEDS.items():
-        part = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-        seeds = [line for line in part.partition("<details>")[2].splitlines() if line.startswith("| ")][2:]
+    for (name, bed), methods, seeds in zip(
+        claims.TESTBEDS.items(), claims.tables_in(text, "methods"), claims.tables_in(text, "seeds"), strict=True
+    ):
         cells, further = claims.FURTHER.get(name, ([], []))
-        assert len(seeds) == len(bed.cells) * len(claims.SEEDS) + len(cells) * len(further)
-        assert (tmp_path / f"results_{name}.png").stat().st_size > 10_000
+        assert len(cells_of(seeds)) == len(bed.cells) * len(claims.SEEDS) + len(cells) * len(further)
+        assert [row[0] for row in cells_of(methods)] == [bed.label(*cell) for cell in bed.cells]
+        assert all(row[1].startswith("0.0006") and row[4] in ("40", "160") and row[5] == "40" for row in cells_of(methods))
+        assert (tmp_path / f"results_{name}.svg").stat().st_size > 10_000
+    best = [row for table in claims.tables_in(text, "tuning") for row in cells_of(table)]
+    assert len(best) == 3 * (len(claims.METHODS) + 1) and all(row[2].startswith("**") for row in best if row[0] != "PPO, critic 10x")
+
+
+def test_the_figures_of_the_page_are_made_from_its_tables(tmp_path):
+    page = tmp_path / "results.md"
+    shutil.copy(ROOT / "docs" / "results.md", page)
+    claims.figures(page)
+    for name in claims.TESTBEDS:  # those in the repository are of this page; another version of matplotlib may write them otherwise
+        here, there = ((folder / f"results_{name}.svg").read_text() for folder in (tmp_path, ROOT / "docs"))
+        marks = [[float(x) for x in re.findall(r'<use [^>]*x="([\d.]+)"', text)] for text in (here, there)]
+        assert marks[0] == pytest.approx(marks[1], abs=1) and all(f">{method}</text>" in there for method in claims.METHODS)
+    text = page.read_text()
+    for methods, seeds in zip(claims.tables_in(text, "methods"), claims.tables_in(text, "seeds"), strict=True):
+        recorded = {row[0]: [float(own[-1]) for own in cells_of(seeds) if own[0] == row[0] and int(own[1]) in claims.SEEDS]
+                    for row in cells_of(methods)}
+        for label, *_, area, _, _ in cells_of(methods):
+            written = [float(number) for number in re.findall(r"[\d.]+", area)]
+            low, high = claims.interval(recorded[label])
+            assert (sum(recorded[label]) / len(claims.SEEDS), low, high) == pytest.approx(written, abs=0.0015), label
+    page.write_text(text.replace("| method | seed |", "| seed | method |", 1))
+    with pytest.raises(SystemExit, match="the page has 2 tables"):
+        claims.figures(page)
+
+
+def test_speed_ups_of_ways_of_sampling():
+    runs = lambda curve: [dict.fromkeys(("steps", "tokens", "seconds"), curve)] * 3  # noqa: E731
+    cells = learnability.compared(runs({0: 0.2, 10: 0.4, 20: 0.6}), runs({0: 0.2, 5: 0.6, 10: 0.7}))
+    assert cells["mean of all evaluations"] == "+0.100 (+0.100 to +0.100)" and cells["speed-up, steps"] == "4.00 (4.00 to 4.00)"
+    never = learnability.compared(runs({0: 0.2, 10: 0.6}), runs({0: 0.2, 10: 0.5}))
+    assert never["speed-up, tokens"] == "not reached (0.00 to 0.00)"
 
 
 def test_every_command_is_one_of_the_scripts(tmp_path):
@@ -151,11 +186,13 @@ def test_values_are_measured_on_the_ppo_of_the_comparison(tmp_path):
     import train_ppo
     from common.launch import parse_config
 
-    for folder, (_, command, _, seed, *_) in claims.value_jobs(tmp_path, "habits", claims.Setting(6e-4, 10.0)).items():
-        flags = ["--save_steps", "5", *command.split()[1:], "--seed", seed]  # value_error.py puts flags of its own first
+    for folder, (_, _, seed, *words) in claims.value_jobs(tmp_path, "habits", claims.Setting(6e-4, 10.0)).items():
+        cut = words.index("--")
+        flags = ["--save_steps", "5", "--save_total_limit", "0", *words[cut + 1:]]  # value_error.py puts flags of its own first
         config = parse_config(train_ppo.Config, flags, "train_ppo.py")
         assert (config.learning_rate, config.critic_learning_rate) == (6e-4, pytest.approx(6e-3))
-        assert folder.name == f"seed-{config.seed}" and config.save_steps == 10 and config.save_total_limit == 0
+        assert folder.name == f"seed-{seed.removesuffix(',')}" and config.save_steps == 10 and config.save_total_limit == 0
+        assert words[:cut] == ["--steps", *map(str, claims.VALUED_AT), "--states", str(claims.VALUED), "--choices", "0"]
         assert config.max_steps == claims.VALUED_AT[-1] and all(step % 10 == 0 for step in claims.VALUED_AT)
 
 
@@ -170,61 +207,33 @@ def test_the_grid_goes_on_where_its_edge_is_best(tmp_path):
             ]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    rates = lambda: [setting.rate for setting in claims.tuning(tmp_path, "credit", "GRPO")[0]]  # noqa: E731
+    rates = lambda: [setting.rate for setting in claims.tuning(tmp_path, "credit", "GRPO")]  # noqa: E731
     for rate, height in zip(claims.RATES, (0.5, 0.6, 0.7), strict=True):
         assert rates() == claims.RATES  # not all of them have run
         add(rate, height)
     assert rates() == [*claims.RATES, 2 * claims.RATES[-1]]
     add(2 * claims.RATES[-1], 0.65)
     assert rates() == [*claims.RATES, 2 * claims.RATES[-1]]
-    assert claims.best_of(claims.tuning(tmp_path, "credit", "GRPO")[1]) == claims.Setting(claims.RATES[-1])
+    assert claims.best_of(claims.tuning(tmp_path, "credit", "GRPO")) == claims.Setting(claims.RATES[-1])
 
 
 def test_runs_of_other_commands_are_not_used(tmp_path):
     make_runs(tmp_path)
-    changed = [
-        claims.folder_of(tmp_path, "credit", "GRPO", "uniform", BEST, claims.TUNED_ON[0]),
-        claims.folder_of(tmp_path, "few", "NFT", "lilo", BEST, 3),
-        claims.folder_of(tmp_path, "habits", "PPO", "uniform", BEST, 9),
-        tmp_path / "values" / "habits" / "seed-2",
-    ]
-    for folder in changed:
+    settings = dict.fromkeys(claims.METHODS, BEST)
+    uses = {  # what reads the folder
+        claims.folder_of(tmp_path, "credit", "GRPO", "uniform", BEST, claims.TUNED_ON[0]): lambda: claims.chosen(tmp_path, "credit"),
+        claims.folder_of(tmp_path, "few", "NFT", "lilo", BEST, 3): lambda: claims.finished(
+            tmp_path, "few", settings, [("NFT", "lilo")], claims.SEEDS),
+        claims.folder_of(tmp_path, "habits", "PPO", "uniform", BEST, 9): lambda: claims.finished(
+            tmp_path, "habits", settings, *claims.FURTHER["habits"]),
+        tmp_path / "values" / "habits" / "seed-2": lambda: claims.runs_of(claims.value_jobs(tmp_path, "habits", BEST)),
+    }
+    for folder, use in uses.items():
         before = (folder / "command.json").read_text()
-        (folder / "command.json").write_text(json.dumps({"command": ["another"], "revision": "made up"}))
+        assert use()
+        (folder / "command.json").write_text(json.dumps({"command": ["another"], "finished": True}))
         with pytest.raises(SystemExit, match=f"{folder} holds a run of another command"):
-            claims.write(tmp_path, tmp_path)
-        (folder / "command.json").unlink()
+            use()
+        (folder / "command.json").write_text(before.replace("true", "false"))  # not finished
         with pytest.raises(SystemExit, match="do without --only first"):
-            claims.write(tmp_path, tmp_path)
-        (folder / "command.json").write_text(before)
-
-
-def test_a_run_that_fails_stops_everything(tmp_path, monkeypatch):
-    jobs = {tmp_path / str(i): ["-c", "raise SystemExit(3)"] for i in range(3)}
-    with pytest.raises(SystemExit, match="ended with code 3"):
-        claims.run_all(jobs, 1, "runs")
-    done = {tmp_path / "done": ["-c", "import pathlib, sys; pathlib.Path(sys.argv[-1]).mkdir()"]}
-    claims.run_all(done, 1, "runs")
-    assert (tmp_path / "done" / "command.json").exists() and (tmp_path / "done.log").exists()
-
-
-def test_an_interrupt_ends_the_runs_in_hand(tmp_path):
-    def interrupt():
-        while len(list(tmp_path.glob("*.pid"))) < 2:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as in `main`; SIGINT is ignored where tests run in the background
-    sleeps = f"import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.pid').touch(); time.sleep(600)"
-    threading.Thread(target=interrupt, daemon=True).start()
-    try:
-        with pytest.raises(SystemExit, match="the same command goes on"):
-            claims.run_all({tmp_path / str(i): ["-c", sleeps] for i in range(5)}, 2, "runs")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    started = [int(path.stem) for path in tmp_path.glob("*.pid")]
-    assert len(started) == 2 and not claims.RUNNING
-    for pid in started:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-    assert not list(tmp_path.glob("*/command.json"))
+            use()
