@@ -132,7 +132,7 @@ class Run:
 
     def count(self, completions: list[Completion]) -> None:
         """Adds completions that were generated to learn from, in whatever way, to the run's completions and tokens."""
-        self.num_tokens += sum(len(completion.ids) for completion in completions)
+        self.num_tokens += sum(completion.num_sampled for completion in completions)
         self.num_completions += len(completions)
 
     def log_completions(self, batch: Batch, rewards: Tensor, advantages: Tensor, token_advantages: Tensor | None = None,
