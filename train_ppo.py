@@ -161,14 +161,15 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def logps_before(policy: Policy, batch: Batch, rows: Tensor, config: Config) -> tuple[Tensor | None, Tensor | None]:
+def logps_before(policy: Policy, batch: Batch, rows: Tensor, config: Config, run: Run) -> tuple[Tensor | None, Tensor | None]:
     """(old log-probs, reference log-probs) of the given rows, (B, T) each, nats. None in place of log-probs that are not needed."""
     old_logps = ref_logps = None
-    if config.num_iterations * config.num_minibatches > 1 or config.kl_in_reward:  # else the update gives them
-        old_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
-    if config.beta > 0:
-        with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
-            ref_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
+    with run.timer("update"):
+        if config.num_iterations * config.num_minibatches > 1 or config.kl_in_reward:  # else the update gives them
+            old_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
+        if config.beta > 0:
+            with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
+                ref_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
     return old_logps, ref_logps
 
 
@@ -216,24 +217,21 @@ def train(config: Config) -> None:
         old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
         token_rewards = terminal_rewards(rewards, mask)  # (B, T)
         if config.kl_in_reward:  # these rewards need the log-probs of phase 5 now
-            with run.timer("update"):
-                old_logps, ref_logps = logps_before(policy, batch, rows, config)
+            old_logps, ref_logps = logps_before(policy, batch, rows, config, run)
             token_rewards -= config.beta * kl_estimate(old_logps, ref_logps, "k1")
         with run.timer("value"):
             old_values = critic.all_values(batch, rows, config.max_tokens_per_microbatch)  # (B, T)
         advantages, returns = gae(token_rewards, old_values, mask, gamma=config.gamma, lam=config.lam)  # (B, T)
         run.log_completions(batch, rewards, torch.where(mask, advantages, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1),
                             token_advantages=advantages, token_values=old_values)
-        if config.whiten_advantages:  # after the log, which keeps advantages in units of reward
-            advantages = whiten(advantages, mask)
+        advantages = whiten(advantages, mask) if config.whiten_advantages else advantages  # after the log, which is in units of reward
         kl_weight = 0.0 if config.kl_in_reward else config.beta
         # without a KL term a completion whose advantages are all 0 has gradient 0: it gets no pass, but counts in the loss divisor
         needs_pass = mask.any(dim=1) & ((advantages != 0).any(dim=1) | (kl_weight > 0))  # (B,)
 
         # 5 log-probs before the update
         if not config.kl_in_reward and step > config.critic_warmup_steps:  # else already there, or not used
-            with run.timer("update"):
-                old_logps, ref_logps = logps_before(policy, batch, needs_pass.nonzero()[:, 0], config)
+            old_logps, ref_logps = logps_before(policy, batch, needs_pass.nonzero()[:, 0], config, run)
 
         # 6 update
         def loss_of(micro: MicroBatch, divisor: float, sequences: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -258,12 +256,10 @@ def train(config: Config) -> None:
                 # first the critic, then the policy: forward, backward and step of one adapter end before the other is switched on
                 with critic.active():
                     divisor, losses = loss_divisor(mask[minibatch], "token-mean"), []
-                    present = minibatch[mask[minibatch].any(dim=1)]  # rows with tokens in the loss
-                    for micro in microbatches(batch, present, config.max_tokens_per_microbatch, policy, mask):
-                        token_loss = value_token_loss(critic.values(micro), micro.take(old_values), micro.take(returns),
-                                                      epsilon=config.cliprange_value)
-                        loss = aggregate(token_loss, micro.mask, "token-mean", divisor)
-                        loss.backward()
+                    for micro in microbatches(batch, minibatch[mask[minibatch].any(dim=1)], config.max_tokens_per_microbatch, policy, mask):
+                        before = micro.take(old_values), micro.take(returns)  # (b, T) each
+                        token_loss = value_token_loss(critic.values(micro), *before, epsilon=config.cliprange_value)
+                        (loss := aggregate(token_loss, micro.mask, "token-mean", divisor)).backward()
                         losses.append((micro.rows, loss.detach()))
                         value_means.add(micro.mask, loss=token_loss)
                     run.stop_if_not_finite(losses, clip_gradients(critic_optimizer, config.max_grad_norm, len(losses)), batch)
@@ -283,8 +279,7 @@ def train(config: Config) -> None:
             metrics = {
                 "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
                 "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item() if norms else None,
-                "learning_rate": learning_rate_at(step, config),
-                "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                "learning_rate": rate, "sampling/sampling_logp_difference/mean": means.mean("difference"),
                 "sampling/sampling_logp_difference/max": means.max("difference"),
                 "value/loss": value_means.mean("loss"), "value/mean": old_values[mask].mean().item() if len(rows) else None,
                 "value/explained_variance": explained_variance(old_values, returns, mask) if len(rows) else None}
