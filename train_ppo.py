@@ -253,13 +253,13 @@ def train(config: Config) -> None:
             rate = learning_rate_at(step, config)
             # one optimiser step per minibatch; a minibatch is cut into micro-batches of b completions that fit in memory
             for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
-                # first the critic, then the policy: forward, backward and step of one adapter end before the other is switched on
-                with critic.active():
+                with critic.active():  # its forward, backward and step end before the policy's adapter is switched on
                     divisor, losses = loss_divisor(mask[minibatch], "token-mean"), []
                     for micro in microbatches(batch, minibatch[mask[minibatch].any(dim=1)], config.max_tokens_per_microbatch, policy, mask):
                         before = micro.take(old_values), micro.take(returns)  # (b, T) each
                         token_loss = value_token_loss(critic.values(micro), *before, epsilon=config.cliprange_value)
-                        (loss := aggregate(token_loss, micro.mask, "token-mean", divisor)).backward()
+                        loss = aggregate(token_loss, micro.mask, "token-mean", divisor)
+                        loss.backward()
                         losses.append((micro.rows, loss.detach()))
                         value_means.add(micro.mask, loss=token_loss)
                     run.stop_if_not_finite(losses, clip_gradients(critic_optimizer, config.max_grad_norm, len(losses)), batch)
