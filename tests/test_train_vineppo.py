@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.policy.loss import aggregate, loss_divisor, whiten
 from common.records import Completion, Problem
 from common.rollout.reasoning_steps import split_steps
-from common.rollout.text import decode, join, token_offsets
+from common.rollout.text import decode, token_offsets
 from train_grpo import group_advantages
 from train_vineppo import (
     Config,
@@ -175,13 +175,6 @@ def test_a_value_is_the_mean_reward_of_whole_completions(tokenizer):
     assert run.counted == 6
 
 
-def test_a_stop_string_across_the_seam_ends_the_completion(tokenizer):
-    ids = [tokenizer(text)["input_ids"] for text in ("#### 7\n", "\n#### 8")]
-    joined = join(tokenizer, tuple(ids[0]), Completion(ids[1], [], "length", ""), ["\n\n"])
-    assert joined.text == "#### 7" and joined.finish_reason == "stop" and joined.ids == [*ids[0], *ids[1]]
-    assert join(tokenizer, tuple(ids[0]), Completion(ids[1], [], "length", ""), None).finish_reason == "length"
-
-
 def test_what_makes_no_sense_for_this_algorithm_is_refused():
     for flags, message in [
         ({"mc_samples": 0}, "give 1 or more samples"),
@@ -202,9 +195,10 @@ def test_what_makes_no_sense_for_this_algorithm_is_refused():
     "flags", [[], ["--v0", "group", "--mc_max_states", "2"], ["--step_split", "tokens:3"]], ids=["lines", "group", "tokens"]
 )
 def test_completions_and_metrics_tell_the_steps(flags, tmp_path, monkeypatch):
-    assert run("train_vineppo", tmp_path / "run", "--max_steps", "2", *flags, monkeypatch=monkeypatch) == 0
+    assert run("train_vineppo", tmp_path / "run", "--max_steps", "2", "--eval_steps", "0", *flags, monkeypatch=monkeypatch) == 0
     told = [json.loads(line) for line in (tmp_path / "run" / "completions.jsonl").read_text().splitlines()]
-    rows = metrics(tmp_path / "run")[1:]
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == 2
     for row in told:
         starts, values = row["step_starts"], row["state_values"]
         assert starts[0] == 0 and all(a < b for a, b in pairwise(starts)) and starts[-1] < row["tokens"]
@@ -226,7 +220,7 @@ def test_states_that_are_valued_do_not_depend_on_what_else_is(tmp_path, monkeypa
     """The same prompt value with and without the other states: a state's seed is its own."""
     found = []
     for name, flags in (("all", []), ("first", ["--mc_max_states", "1"])):
-        assert run("train_vineppo", tmp_path / name, "--max_steps", "1", *flags, monkeypatch=monkeypatch) == 0
+        assert run("train_vineppo", tmp_path / name, "--max_steps", "1", "--eval_steps", "0", *flags, monkeypatch=monkeypatch) == 0
         found.append([json.loads(line)["state_values"][0] for line in (tmp_path / name / "completions.jsonl").read_text().splitlines()])
     assert found[0] == found[1] and sum(found[0]) > 0
 
@@ -236,5 +230,7 @@ def test_every_documented_flag_set_trains(name, tmp_path, monkeypatch):
     assert len(documented_flag_sets("vineppo")) == 5
     flags = [*documented_flag_sets("vineppo")[name], "--problems_per_step", "4", "--num_generations", "4", "--max_steps", "2"]
     flags += ["--num_minibatches", "2", "--mc_samples", "2", "--prompt_template", "question", "--max_completion_length", "30"]
+    flags += ["--eval_steps", "0"]
     assert run("train_vineppo", tmp_path / "run", *flags, monkeypatch=monkeypatch, quick=QUICK[:2]) == 0
-    assert all(row["grad_norm"] > 0 for row in metrics(tmp_path / "run")[1:])
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == 2 and all(row["grad_norm"] > 0 for row in rows)

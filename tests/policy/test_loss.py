@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from common.policy.loss import aggregate, kl_estimate, loss_divisor, selected_logps, truncated_importance_weights
+from common.policy.loss import aggregate, kl_estimate, loss_divisor, selected_logps, truncated_importance_weights, whiten
 
 MODES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
 
@@ -116,3 +116,18 @@ def test_k3_far_outside_has_no_gradient_in_the_wrong_direction():
     logps = torch.tensor([[-30.0, -1.0]], requires_grad=True)
     kl_estimate(logps, torch.tensor([[-1.0, -30.0]]), "k3").sum().backward()
     assert logps.grad[0, 0] <= 0 and logps.grad[0, 1].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [0.3, 0.1, 1.0, 0.0])
+def test_equal_advantages_whiten_to_nothing(value):
+    mask = torch.arange(40)[None] < torch.tensor([[40], [13]])
+    assert (whiten(torch.full((2, 40), value), mask) == 0).all()
+    assert (whiten(torch.tensor([[3.0, 1.0]]), torch.tensor([[True, False]])) == 0).all()
+
+
+def test_whitening_has_mean_0_and_variance_1_and_ignores_padding():
+    x = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    mask = torch.arange(9)[None] < torch.tensor([9, 2, 5, 1])[:, None]
+    whitened = whiten(torch.where(mask, x, torch.nan), mask)
+    assert whitened[mask].mean().abs() < 1e-6 and whitened[mask].var().item() == pytest.approx(1, abs=1e-5)
+    assert (whitened[~mask] == 0).all()

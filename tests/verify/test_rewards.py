@@ -96,8 +96,8 @@ def test_without_the_flag_the_verifier_scores():
 
 
 def test_a_run_with_a_reward_of_its_own(file, tmp_path, monkeypatch):
-    flags = ["--reward", f"{file}:length", "--max_steps", "2"]
+    flags = ["--reward", f"{file}:length", "--max_steps", "2", "--eval_steps", "0"]
     assert run("train_grpo", tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
     rows = metrics(tmp_path / "run")
-    assert rows[1]["reward/errors"] == rows[1]["reward/timeouts"] == 0 and rows[1]["reward"] not in (0.0, 1.0)
+    assert rows[0]["reward/errors"] == rows[0]["reward/timeouts"] == 0 and rows[0]["reward"] not in (0.0, 1.0)
     assert "does not load" in run("train_grpo", tmp_path / "b", "--reward", f"{file}:missing", monkeypatch=monkeypatch)

@@ -1,22 +1,17 @@
 import dataclasses
 import importlib
 import json
-import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import ROOT, SCRIPTS, make_policy, metrics, run, save_random_model
-from safetensors.torch import load_file
+from helpers import ROOT, SCRIPTS, make_policy, run, save_random_model
 from transformers import AutoConfig
 
 from common.config import CommonConfig
 from common.errors import UserError
-from common.policy.critic import Critic
-from common.policy.packing import on_device
-from common.run.memory_plan import GB, NF4, STATES, WASTE, Settings, make_plan, parts_of, plan_run, saved_bytes, shape_of, table
-from common.run.preflight import largest_microbatch
+from common.run.memory_plan import GB, NF4, STATES, WASTE, Settings, make_plan, parts_of, plan_run, table
+from common.run.model_shape import saved_bytes, shape_of
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from shapes import SHAPES, write_config
@@ -213,51 +208,3 @@ def test_models_without_a_plan_run_all_the_same(tmp_path, monkeypatch, capsys):
     assert "going on without a plan" in capsys.readouterr().out
     with pytest.raises(UserError, match="could not be worked out"):
         plan_run(CommonConfig(model=str(folder), plan_memory=24))
-
-
-@pytest.mark.parametrize("critic", [False, True])
-def test_the_trial_is_of_full_length_and_keeps_nothing(critic, random_models, tokenizer, monkeypatch):
-    policy = make_policy(random_models["qwen3"], tokenizer)
-    judge = Critic(policy, 0) if critic else None
-    config = CommonConfig(model="x", max_completion_length=20, max_tokens_per_microbatch=100)
-    before = {name: p.clone() for name, p in policy.model.named_parameters()}
-    random_state, seen = torch.get_rng_state(), []
-    real = type(policy).logps
-    monkeypatch.setattr(type(policy), "logps", lambda self, micro, entropy: seen.append(micro) or real(self, micro, entropy))
-    largest_microbatch(policy, config, 12, judge)
-    (micro,) = seen
-    assert micro.input_ids.numel() == 100 and micro.completion_mask.sum() == 4 * 13  # though rows of 32 would leave 4
-    largest_microbatch(policy, dataclasses.replace(config, max_tokens_per_microbatch=10), 12, judge)
-    assert seen[1].input_ids.shape == (1, 32) and seen[1].completion_mask.sum() == 20  # one row goes whatever the budget
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
-    assert all(p.grad is None for p in (judge.parameters().values() if judge else ()))
-
-
-@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
-def test_optimisers_with_state_in_eight_bits_train_and_resume(optim, tmp_path, monkeypatch):
-    pytest.importorskip("bitsandbytes")
-    flags = ["--optim", optim, "--save_total_limit", "0", "--eval_steps", "0", "--max_steps", "4"]
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    assert run("train_grpo", whole, *flags, monkeypatch=monkeypatch) == 0
-    shutil.copytree(whole, resumed)
-    assert run("train_grpo", resumed, "--resume_from_checkpoint", str(resumed / "checkpoint-2"), monkeypatch=monkeypatch, quick=[]) == 0
-    assert metrics(resumed) == metrics(whole)
-    first, second = (load_file(folder / "checkpoint-4" / "adapter_model.safetensors") for folder in (whole, resumed))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    state = torch.load(resumed / "checkpoint-4" / "trainer_state.pt", weights_only=True)["optimizer"]["state"]
-    assert any(value["__bnb_optimizer_quant_state__"]["state1"].dtype == torch.uint8 for value in state.values())
-
-
-def test_nothing_is_copied_where_there_is_no_gpu():
-    tensor = torch.arange(3)
-    assert on_device(tensor, torch.device("cpu")) is tensor
-
-
-def test_the_benchmark_at_7b_rehearses_without_a_gpu(tmp_path):
-    command = [sys.executable, "benchmarks/gpu_7b.py", "--cards", "24", "--scripts", "train_ppo", "train_vineppo", "--steps", "2"]
-    process = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout + process.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["script"] for row in results] == ["train_ppo", "train_vineppo"] and all(row["result"] == "ok" for row in results)
-    assert all(row["sampled_per_second"] > 0 and row["trained_per_second"] > 0 and row["plan_gb"] > 2 for row in results)

@@ -5,7 +5,7 @@ import json
 import shlex
 
 import pytest
-from helpers import ROOT, SCRIPTS, metrics, run, save_random_model
+from helpers import ROOT, SCRIPTS, metrics, save_random_model
 from huggingface_hub import ModelCard
 
 from common.launch import parse_config
@@ -20,15 +20,15 @@ def card_of(script, *argv, evaluations=()):
     return model_card(config, ROOT / f"{script}.py", config_record(config, script), list(evaluations), 7), config
 
 
-def test_a_run_leaves_a_card_with_its_numbers(script, tmp_path, monkeypatch):
-    assert run(script, tmp_path / "run", "--max_steps", "3", "--report_to", "none", monkeypatch=monkeypatch) == 0
-    text = (tmp_path / "run" / "README.md").read_text()
-    assert text == (tmp_path / "run" / "checkpoint-3" / "README.md").read_text()
-    rows = [row for row in metrics(tmp_path / "run") if "eval/greedy" in row]
+def test_a_run_leaves_a_card_with_its_numbers(script, finished):
+    folder = finished(script, "--max_steps", "3")
+    text = (folder / "README.md").read_text()
+    assert text == (folder / "checkpoint-3" / "README.md").read_text()
+    rows = [row for row in metrics(folder) if "eval/greedy" in row]
     for row in (rows[0], rows[-1]):
         assert f"| {row['step']} | {row['eval/pass@1']:.3f} | {row['eval/greedy']:.3f} |" in text
-    assert "after 3 steps" in text and str(tmp_path) not in text
-    assert "README.md" in json.loads((tmp_path / "run" / "checkpoint-3" / "manifest.json").read_text())
+    assert "after 3 steps" in text and str(folder.parent) not in text
+    assert "README.md" in json.loads((folder / "checkpoint-3" / "manifest.json").read_text())
 
 
 def test_the_front_matter_names_what_is_on_the_hub_and_nothing_else(script, tmp_path, tokenizer, monkeypatch):

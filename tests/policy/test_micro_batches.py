@@ -12,6 +12,7 @@ from common.policy import attention
 from common.policy.attention import can_pack
 from common.policy.loss import aggregate, loss_divisor, truncated_importance_weights
 from common.policy.micro_batches import microbatches, minibatches
+from common.policy.packing import on_device
 from common.policy.policy import all_logps
 from common.policy.self_checks import keeps_packed_rows_apart
 from common.run.metrics import TokenMeans
@@ -168,8 +169,6 @@ def test_minibatches_are_a_partition_of_every_pass_and_repeat_under_a_seed():
     assert [len(part) for part in minibatches(3, 2, 8, 0, 0)] == [1] * 6  # a step with fewer completions than that: none is empty
 
 
-def test_truncated_rows_can_be_masked_out(tokenizer):
-    batch = random_batch(tokenizer, SIZES)
-    drop = torch.tensor([False, True, False, False, False, False])
-    assert batch.loss_mask().sum(1).tolist() == [7, 1, 4, 11, 2, 8]
-    assert batch.loss_mask(drop).sum(1).tolist() == [7, 0, 4, 11, 2, 8]
+def test_nothing_is_copied_where_there_is_no_gpu():
+    tensor = torch.arange(3)
+    assert on_device(tensor, torch.device("cpu")) is tensor

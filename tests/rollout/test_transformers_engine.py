@@ -1,16 +1,14 @@
 import random
 import sys
 
-import numpy as np
 import pytest
 import torch
 from helpers import ARCHITECTURES, make_policy
 
 import common.rollout.transformers_engine as rollout
 from common.policy.micro_batches import microbatches
-from common.records import Problem, Request, derive_seed, hash_seeds, make_batch
-from common.rollout.draw import draw_tokens, uniforms
-from common.rollout.prefill import Prompts, trunks_of, window_of
+from common.records import Problem, Request, derive_seed, make_batch
+from common.rollout.prefill import Prompts, window_of
 from common.rollout.transformers_engine import TransformersEngine
 
 
@@ -147,29 +145,6 @@ def test_sync_is_what_changes_the_sampler(random_models, tokenizer):
     assert ids_of(engine.generate(requests)) != before
 
 
-def test_top_p_keeps_the_smallest_set_that_holds_it():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
-    u = uniforms(np.arange(2000, dtype=np.uint64), 0)
-    ones = torch.ones(2000)
-    tokens, logps = draw_tokens(logits, u, ones, 0.7 * ones)
-    assert set(tokens.tolist()) == {0, 1}  # 0.5 alone does not hold 0.7
-    assert (tokens == 0).float().mean().item() == pytest.approx(0.5 / 0.8, abs=0.04)
-    assert logps[tokens == 0][0].item() == pytest.approx(np.log(0.5), abs=1e-5)  # before the cut
-    tokens, _ = draw_tokens(logits, u, ones, ones)
-    frequencies = torch.bincount(tokens, minlength=4) / 2000
-    torch.testing.assert_close(frequencies, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.04, rtol=0)
-
-
-def test_uniforms_are_uniform_and_unrelated():
-    seeds = hash_seeds(np.full(4000, derive_seed(0, "a"), dtype=np.uint64), np.arange(4000, dtype=np.uint64))
-    first, second = uniforms(seeds, 0).numpy(), uniforms(seeds, 1).numpy()
-    assert first.min() >= 0 and first.max() < 1
-    assert np.abs(np.histogram(first, 10, (0, 1))[0] - 400).max() < 80  # four standard deviations
-    assert abs(np.corrcoef(first, second)[0, 1]) < 0.06
-    assert len({derive_seed(s, p, t, i) for s in range(5) for p in ("a", "b") for t in range(5) for i in ("x", "y")}) == 100
-    assert derive_seed(1, "a", 11) != derive_seed(1, "a", 1, 1)
-
-
 def test_a_special_token_can_be_a_stop_string(engine, tokenizer):
     """Base models of chat families end their turns with one, and no decoded text shows it."""
     requests = make_requests(30, len(tokenizer), n=4, max_tokens=40)
@@ -218,15 +193,3 @@ def test_prompts_that_begin_others_are_taken_from_their_cache(architecture, rand
     windowed = architecture.startswith("gemma")  # layers that keep 16 tokens; Mistral's keep 4,096
     assert window_of(engine.policy) == {"gemma2": 16, "gemma3_text": 16, "mistral": 4096}.get(architecture, sys.maxsize)
     assert prefilled[0] == sum(map(len, set(prompts) if windowed else trajectories))
-
-
-def test_trunks():
-    assert trunks_of([(1,), (1, 2), (1, 3)], 9) == {(1,): (1, 2), (1, 2): (1, 2), (1, 3): (1, 3)}
-    assert trunks_of([(1,), (1, 2), (1, 3)], 2) == {p: p for p in [(1,), (1, 2), (1, 3)]}
-    generator = random.Random(0)
-    prompts = [tuple(generator.choices((3, 4), k=generator.randint(1, 9))) for _ in range(300)]
-    trunks = trunks_of(prompts, 100)
-    assert trunks.keys() == set(prompts)
-    for prompt, trunk in trunks.items():
-        assert trunk[: len(prompt)] == prompt and trunks[trunk] == trunk
-        assert not any(other[: len(trunk)] == trunk for other in trunks if other != trunk)

@@ -1,11 +1,11 @@
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, ROOT, SIZES, make_policy, random_batch, save_random_model
+from helpers import ARCHITECTURES, SIZES, make_policy, random_batch, save_random_model
 from peft import PeftModel
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -79,7 +79,7 @@ def test_logps_match_a_full_logits_computation(architecture, random_models, toke
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_saved_adapter_loads_in_plain_peft_and_merges_for_plain_transformers(architecture, random_models, tokenizer, tmp_path):
+def test_saved_adapter_loads_in_plain_peft_and_merges_for_plain_transformers(architecture, random_models, tokenizer, tmp_path, monkeypatch):
     policy = make_policy(random_models[architecture], tokenizer)
     policy.save(tmp_path / "adapter")
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -87,27 +87,9 @@ def test_saved_adapter_loads_in_plain_peft_and_merges_for_plain_transformers(arc
     plain = {"dtype": torch.float32, "attn_implementation": policy.base.config._attn_implementation}  # Gemma 2: eager
     base = AutoModelForCausalLM.from_pretrained(random_models[architecture], **plain)
     assert_close(PeftModel.from_pretrained(base, tmp_path / "adapter")(input_ids=ids).logits, ours, atol=1e-5, rtol=1e-5)
-    if architecture != "llama":  # one run of the command itself is enough
-        from common.policy.merge import merge
-
-        merge(str(random_models[architecture]), str(tmp_path / "adapter"), str(tmp_path / "merged"))
-    else:
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "common.policy",
-                "merge",
-                "--model",
-                str(random_models[architecture]),
-                "--adapter",
-                str(tmp_path / "adapter"),
-                "--out",
-                str(tmp_path / "merged"),
-            ],
-            cwd=ROOT,
-            check=True,
-        )
+    folders = {"--model": random_models[architecture], "--adapter": tmp_path / "adapter", "--out": tmp_path / "merged"}
+    monkeypatch.setattr(sys, "argv", ["common.policy", "merge", *(str(word) for flag in folders.items() for word in flag)])
+    runpy.run_module("common.policy", run_name="__main__")  # python -m common.policy merge ...
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", **plain)
     assert_close(merged(input_ids=ids).logits, ours, atol=1e-4, rtol=1e-4)
 

@@ -1,5 +1,9 @@
+import shutil
+
 import pytest
 import torch
+from helpers import metrics, run
+from safetensors.torch import load_file
 
 from common.config import CommonConfig
 from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
@@ -67,3 +71,18 @@ def test_a_step_in_which_nothing_needed_a_pass_is_a_step_with_zero_gradients():
         take_step(optimizer, 0.1)
         steps.append(torch.cat([p.detach() for p in named.values()]))
     assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_optimisers_with_state_in_eight_bits_train_and_resume(optim, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    flags = ["--optim", optim, "--save_total_limit", "0", "--eval_steps", "0", "--max_steps", "2"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run("train_grpo", whole, *flags, monkeypatch=monkeypatch) == 0
+    shutil.copytree(whole, resumed)
+    assert run("train_grpo", resumed, "--resume_from_checkpoint", str(resumed / "checkpoint-1"), monkeypatch=monkeypatch, quick=[]) == 0
+    assert metrics(resumed) == metrics(whole)
+    first, second = (load_file(folder / "checkpoint-2" / "adapter_model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    state = torch.load(resumed / "checkpoint-2" / "trainer_state.pt", weights_only=True)["optimizer"]["state"]
+    assert any(value["__bnb_optimizer_quant_state__"]["state1"].dtype == torch.uint8 for value in state.values())
