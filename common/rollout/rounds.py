@@ -7,7 +7,7 @@ from torch import Tensor
 from common.config import CommonConfig, SamplingConfig
 from common.records import Completion, Group, Problem, Request, derive_seed
 from common.rollout.engine import Engine
-from common.verify.rewards import Reward
+from common.verify.rewards import Reward, VerifierReward
 
 
 def sample(groups: list[Group], engine: Engine, config: SamplingConfig) -> list[Completion]:
@@ -43,11 +43,12 @@ def make_requests(problems: list[Problem], config: SamplingConfig, purpose: str,
 def evaluate(engine: Engine, problems: list[Problem], config: CommonConfig, reward: Reward) -> dict[str, float]:
     """`eval/pass@1` (one sample a problem at the training temperature, the same seeds every time) and `eval/greedy`.
 
-    With `--reward` both are means of that reward.
+    Any reward but the verifier gives `eval/reward` and `eval/reward_greedy`: means of that reward, which are not shares.
     """
     sampled = make_requests(problems, config, "evaluation", 0, 1, config.temperature)
     greedy = make_requests(problems, config, "evaluation", 0, 1, 0.0)
     completions = [group[0] for group in engine.generate(sampled + greedy)]
     scores = reward(problems + problems, completions).double()
-    return {"eval/pass@1": scores[:len(problems)].mean().item(), "eval/greedy": scores[len(problems):].mean().item(),
-            "eval/problems": len(problems)}
+    names = ("eval/pass@1", "eval/greedy") if isinstance(reward, VerifierReward) else ("eval/reward", "eval/reward_greedy")
+    means = scores[:len(problems)].mean().item(), scores[len(problems):].mean().item()
+    return {**dict(zip(names, means, strict=True)), "eval/problems": len(problems)}

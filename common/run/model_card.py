@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from common.config import REGISTERED, CommonConfig, resolve
+from common.run.folder import EVALUATIONS, evaluation_names
 
 LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to")  # flags that have no influence on the model
 
@@ -29,10 +30,13 @@ def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evalu
                          library_name="peft", pipeline_tag="text-generation",
                          tags=["lora", "reinforcement-learning", "reasoning", "vinery", script.stem])
     about = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem).split("\n\n")
-    results = ["| step | pass@1 | greedy |", "|---|---|---|"]
-    results += [f"| {row['step']} | {row['eval/pass@1']:.3f} | {row['eval/greedy']:.3f} |"
-                for row in evaluations[:1] + evaluations[1:][-1:]]
-    scored = (f"On {config.eval_problems} held-out problems at most; pass@1 from one sample each at temperature {config.temperature:g}:\n\n"
+    sampled, greedy = (evaluation_names(evaluations[-1]) if evaluations else None) or EVALUATIONS[0]
+    score = sampled.removeprefix("eval/")
+    results = [f"| step | {score} | greedy |", "|---|---|---|"]
+    results += [f"| {row['step']} | {row[sampled]:.3f} | {row[greedy]:.3f} |" for row in evaluations[:1] + evaluations[1:][-1:]]
+    meaning = f"; both are means of the reward function `{Path(config.reward).name}`" if config.reward else ""
+    scored = (f"On {config.eval_problems} held-out problems at most; {score} from one sample each at temperature {config.temperature:g}"
+              f"{meaning}:\n\n"
               + "\n".join(results)) if evaluations else "Not evaluated during training."
     use = f"""```
 python eval.py --dataset {shlex.quote(data)} --adapter path/of/this/folder
