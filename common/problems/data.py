@@ -211,7 +211,8 @@ def _make_row(id: str, table: Sequence[dict[str, Any]], place: int, raw: dict[st
     answer = text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
     if not answer or len(answer) > MAX_ANSWER_LENGTH:
         answer = (text or "") if any_answer else None
-    return Row(id, question, answer, tuple(chat[:-1]), table, place)
+    earlier = tuple({key: value for key, value in message.items() if value is not None} for message in chat[:-1])
+    return Row(id, question, answer, earlier, table, place)
 
 
 def _text(value: Any) -> str | None:

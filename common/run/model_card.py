@@ -87,7 +87,9 @@ def command(config: CommonConfig, script: Path) -> str:
         value = getattr(config, spec.name)
         if spec.name in LOCAL or value in (None, []) or (value == getattr(defaults, spec.name) and spec.name not in ("model", "dataset")):
             continue
-        if isinstance(value, bool):
+        if spec.name == "system_prompt":  # a text may be long, have lines, and be no path
+            words.append(f"--system_prompt {shlex.quote(value if len(value) > 200 else _folderless(value))}")
+        elif isinstance(value, bool):
             words.append(f"--{spec.name}" if value else f"--no_{spec.name}")
         else:
             words.append(" ".join([f"--{spec.name}", *(_word(str(one)) for one in (value if isinstance(value, list) else [value]))]))
@@ -96,4 +98,9 @@ def command(config: CommonConfig, script: Path) -> str:
 
 def _word(text: str) -> str:
     """The text quoted for a shell, on one line."""
-    return shlex.quote((Path(text).name if Path(text).exists() else text).replace("\n", "\\n"))
+    return shlex.quote(_folderless(text).replace("\n", "\\n"))
+
+
+def _folderless(text: str) -> str:
+    """The last name of a path that exists, else the text."""
+    return Path(text).name if Path(text).exists() else text
