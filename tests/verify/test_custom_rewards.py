@@ -5,10 +5,9 @@ import os
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
-from helpers import run
+from helpers import gone, run
 
 from common.config import CommonConfig
 from common.errors import UserError
@@ -19,7 +18,7 @@ from common.run.report import write_report
 from common.verify.rewards import CustomReward, VerifierReward, make_reward
 
 # two steps of the model that ships with the project
-SHORT = "--max_steps 2 --problems_per_step 2 --num_generations 4 --eval_problems 4 --max_completion_length 24".split()
+SHORT = ["--max_steps", "2", "--problems_per_step", "2", "--num_generations", "4", "--eval_problems", "4", "--max_completion_length", "24"]
 TESTS = ["assert f(1) == 2"] * 100  # more than 500 characters as text
 
 
@@ -34,18 +33,6 @@ def batch(texts, reasons=None, row=None):
     reasons = reasons or ["stop"] * len(texts)
     lengths = range(3, 3 + len(texts))
     return problems, [Completion([1] * n, [0.0] * n, reason, text) for n, text, reason in zip(lengths, texts, reasons, strict=True)]
-
-
-def gone(pid):
-    """Whether the process has ended; one that nobody waited for yet counts as ended."""
-    for _ in range(100):
-        try:
-            if (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 # ---- what the function gets ----
