@@ -21,6 +21,15 @@ def evaluation_names(row: dict[str, Any]) -> tuple[str, str] | None:
     return next((names for names in EVALUATIONS if names[0] in row), None)
 
 
+def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have an evaluation, with the same metrics as the last one.
+
+    Older versions called the mean of a custom reward pass@1. So a run that was resumed since then may have both.
+    """
+    evaluated = [row for row in rows if evaluation_names(row)]
+    return [row for row in evaluated if evaluation_names(row) == evaluation_names(evaluated[-1])]
+
+
 def claim_folder(wanted: Path, named: bool, resume: str | None) -> Path:
     """Makes the run folder, or checks the one that is there. Returns it; the name may get an ending if another run has `wanted`.
 

@@ -30,14 +30,6 @@ def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evalu
                          library_name="peft", pipeline_tag="text-generation",
                          tags=["lora", "reinforcement-learning", "reasoning", "vinery", script.stem])
     about = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem).split("\n\n")
-    sampled, greedy = (evaluation_names(evaluations[-1]) if evaluations else None) or EVALUATIONS[0]
-    score = sampled.removeprefix("eval/")
-    results = [f"| step | {score} | greedy |", "|---|---|---|"]
-    results += [f"| {row['step']} | {row[sampled]:.3f} | {row[greedy]:.3f} |" for row in evaluations[:1] + evaluations[1:][-1:]]
-    meaning = f"; both are means of the reward function `{Path(config.reward).name}`" if config.reward else ""
-    scored = (f"On {config.eval_problems} held-out problems at most; {score} from one sample each at temperature {config.temperature:g}"
-              f"{meaning}:\n\n"
-              + "\n".join(results)) if evaluations else "Not evaluated during training."
     use = f"""```
 python eval.py --dataset {shlex.quote(data)} --adapter path/of/this/folder
 ```""" if tiny else f"""```python
@@ -61,7 +53,7 @@ model.load_adapter("path/of/this/folder")  # needs peft
 
 ## Results
 
-{scored}
+{results(config, evaluations)}
 
 ## Training
 
@@ -77,6 +69,18 @@ Seed {config.seed}; {versions}; {record['hardware']['gpu'] or 'CPU'}.
 
 {use}
 """
+
+
+def results(config: CommonConfig, evaluations: list[dict[str, Any]]) -> str:
+    """The first and the last evaluation as a table, and a line that says what the numbers are."""
+    if not evaluations:
+        return "Not evaluated during training."
+    sampled, greedy = evaluation_names(evaluations[-1]) or EVALUATIONS[0]
+    score = sampled.removeprefix("eval/")
+    meaning = f"; both are means of the reward function `{Path(config.reward).name}`" if config.reward else ""
+    rows = [f"| {row['step']} | {row[sampled]:.3f} | {row[greedy]:.3f} |" for row in evaluations[:1] + evaluations[1:][-1:]]
+    return (f"On {config.eval_problems} held-out problems at most; {score} from one sample each at temperature {config.temperature:g}"
+            f"{meaning}:\n\n" + "\n".join([f"| step | {score} | greedy |", "|---|---|---|", *rows]))
 
 
 def command(config: CommonConfig, script: Path) -> str:

@@ -25,7 +25,7 @@ from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpo
 from common.run.completion_rows import add_tokens, completion_rows
 from common.run.console import Forecast, result_line, sample_line, say, step_line
 from common.run.files import write_atomically
-from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, claim_folder, cut_back, evaluation_names
+from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, claim_folder, comparable, cut_back, evaluation_names
 from common.run.model_card import model_card
 from common.run.record import config_record
 from common.run.report import try_report
@@ -202,7 +202,7 @@ class Run:
         say(f"resumed {self.saved} after step {self.step}")
 
     def _save(self) -> None:
-        card = model_card(self.config, self.file, self.record, self.evaluations, self.step)
+        card = model_card(self.config, self.file, self.record, comparable(self.evaluations), self.step)
         self.saved = save_checkpoint(self.folder, self.step, self.models, self.parts, self.config.save_total_limit, card)
         write_atomically(self.folder / "README.md", card)
         self.saved_step = self.step
@@ -215,8 +215,8 @@ class Run:
         if self.stop_signal is not None and self.step < self.config.max_steps:
             say(f"stopped after step {self.step}; go on with: python {self.script}.py --resume_from_checkpoint {self.saved}")
             sys.exit(128 + self.stop_signal)
-        if len(self.evaluations) > 1:
-            say(result_line(self.evaluations, self.forecast.seconds, self.resumed, self.saved))
+        if len(evaluations := comparable(self.evaluations)) > 1:
+            say(result_line(evaluations, self.forecast.seconds, self.resumed, self.saved))
         if (self.folder / "report.html").exists():
             say(f"curves and completions: {self.folder / 'report.html'}")
 

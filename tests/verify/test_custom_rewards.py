@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.launch import parse_config
 from common.records import Completion, Problem
 from common.rollout.rounds import evaluate
+from common.run.folder import comparable
 from common.run.report import write_report
 from common.verify.rewards import CustomReward, VerifierReward, make_reward
 
@@ -308,3 +309,8 @@ def test_one_page_may_hold_runs_of_both_kinds(tmp_path):
     write_report([tmp_path / "b"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "pass@1" not in page and "reward 7.500 → 7.500, greedy 8.000" in page and 'class="band"' not in page
+
+
+def test_a_run_that_an_older_version_began_compares_like_with_like():
+    old, *new = [{"eval/pass@1": 0.1, "eval/greedy": 0.2}, *({"eval/reward": x, "eval/reward_greedy": x} for x in (0.3, 0.4))]
+    assert comparable([old, {"reward": 1.0}, *new]) == new and comparable([old]) == [old] and comparable([]) == []
