@@ -153,7 +153,8 @@ def stacks(groups: list[Group]) -> str:
     for group in groups:
         for title, parts, sentence in (("Seconds per step", times, timed), ("Problems", MIX, mixed)):
             own = {name: part for name, part in parts.items() if any(name in row for row in group.steps)}
-            if own:
+            # with graded rewards, completions that all count as wrong may still differ, so that the parts are no shares of a whole
+            if own and not (parts is MIX and any(sum(row.get(name, 0.0) for name in own) > 1.001 for row in group.steps)):
                 full = title if len(groups) == 1 else f"{title}, {group.name}"
                 legend = key([*own.values()][::-1])  # from the top of the stack to its bottom
                 charts.append(figure(full, stacked_chart(group.steps, own, full), sentence if group is groups[0] else "", legend))

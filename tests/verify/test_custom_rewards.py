@@ -301,13 +301,16 @@ def test_one_page_may_hold_runs_of_both_kinds(tmp_path):
         (tmp_path / name).mkdir()
         flags = {"model": "tiny", "dataset": "arithmetic", "seed": 0, "reward": name}
         (tmp_path / name / "config.json").write_text(json.dumps({"script": "s", "flags": flags}))
-        lines = [json.dumps({"step": step, "eval/problems": 9, "memory/peak_gb": 1.0, **row}) for step in (0, 1)]
+        mix = {"sampling/frac_solved": 0.0, "sampling/frac_mixed": 1.0, "sampling/frac_hopeless": 0.2 if name == "b" else 0.0}
+        lines = [json.dumps({"step": step, "eval/problems": 9, "memory/peak_gb": 1.0, **mix, **row}) for step in (0, 1)]
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
+    assert "<h3>Problems, a</h3>" in page and "<h3>Problems, b</h3>" not in page
     assert "<h3>pass@1 on held-out problems</h3>" in page and "<h3>Reward on held-out problems</h3>" in page
     write_report([tmp_path / "b"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
+    assert "Problems</h3>" not in page  # solved, mixed and hopeless add up to more than 1 in the second step
     assert "pass@1" not in page and "reward 7.500 → 7.500, greedy 8.000" in page and 'class="band"' not in page
 
 
