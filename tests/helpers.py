@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -119,18 +118,6 @@ def random_batch(tokenizer, sizes=((5, 7), (3, 1), (9, 4))):
         problems.append(Problem(str(i), "", tuple(ids[:prompt]), ""))
         groups.append([Completion(ids[prompt:], [0.0] * completion, "stop", "")])
     return make_batch(problems, groups)
-
-
-def gone(pid: int) -> bool:
-    """Whether the process has ended, or ends within 5 s. One that nobody waited for yet counts as ended. Reads /proc."""
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def documented_flag_sets(page: str) -> dict[str, list[str]]:

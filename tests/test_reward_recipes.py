@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, gone, metrics, run
+from helpers import ROOT, metrics, run
+from processes import gone
 
 from common.records import Completion, Problem
 from common.tiny.model import tiny_model

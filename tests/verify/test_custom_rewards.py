@@ -7,7 +7,8 @@ import textwrap
 import time
 
 import pytest
-from helpers import gone, run
+from helpers import run
+from processes import gone
 
 from common.config import CommonConfig
 from common.errors import UserError
