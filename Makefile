@@ -9,14 +9,16 @@ REQUIREMENTS := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo requirem
 demo: .venv/installed
 	.venv/bin/python train_vineppo.py
 
-# Style, then all tests, with ../shared/acceptance where it is there; skipped tests are listed by name
+# Style, imports between the rooms of common/, then all tests on two cores, with ../shared/acceptance where it is there;
+# skipped tests are listed by name
 test: .venv/installed-for-tests
 	.venv/bin/ruff check .
-	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -rs --no-fold-skipped tests $(wildcard ../shared/acceptance)
+	.venv/bin/lint-imports --no-cache --no-logo
+	.venv/bin/python -m pytest -n 2 --dist worksteal -rs --no-fold-skipped tests $(wildcard ../shared/acceptance)
 
 # The vLLM engine without a GPU, on vLLM's CPU build in a second environment
 test-vllm: .venv-vllm/installed
-	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -rs --show-capture=no tests/test_vllm.py
+	.venv-vllm/bin/python -m pytest -rs --show-capture=no tests/rollout/test_vllm_engine.py
 
 # The build pulls in a torchvision that does not load beside CPU torch and then breaks transformers; text needs none of the four
 .venv-vllm/installed: requirements-cpu.txt
@@ -36,7 +38,7 @@ endif
 	touch $@
 
 .venv/installed-for-tests: .venv/installed
-	.venv/bin/pip install pytest==9.2.0 ruff==0.17.5 tensorboard==2.21.0 wandb==0.31.0 trackio==0.43.0 math-verify==0.9.0 hypothesis==6.170.15 scipy==1.17.1
+	.venv/bin/pip install pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.5 import-linter==2.17 tensorboard==2.21.0 wandb==0.31.0 trackio==0.43.0 math-verify==0.9.0 hypothesis==6.170.15 scipy==1.17.1
 	touch $@
 
 clean:

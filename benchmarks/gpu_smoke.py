@@ -1,48 +1,52 @@
-"""Every vLLM check on one GPU, with random weights, at the largest shape that fits: a table, and what failed.
+"""Every check of the vLLM path on one GPU, with random weights in the largest shape that fits: a table, and the checks that failed.
 
-    python benchmarks/gpu_smoke.py [--gb 24] [--shape 7b] [--only parity sleep ...] [--out runs/gpu_smoke]
+    python benchmarks/gpu_smoke.py [--gb 24] [--only parity sleep ...]
 
-Each check is a process of its own, so that one that dies takes nothing along; its log is in --out. The last column is the
-most memory that the whole device had in use (NVML, every 50 ms), less what was in use before. --gb plans for a smaller card
-than the one that is there: it chooses the shapes and vLLM's share, it caps nothing. Random weights are honest for speed
-and memory, and say nothing of learning; the rewards of the training checks are coin flips.
+Each check is a process of its own with a log in --out, so a check that dies stops no other one. The last column is the largest memory in
+use on the whole device (read every 50 ms), less the memory in use before. --gb plans for a smaller card than the one in the machine: it
+chooses the shapes and vLLM's share, and it limits nothing. Random weights tell speed and memory, and nothing about learning; the rewards
+of the training checks are coin flips.
 
-Without a GPU the checks that can run do so at a toy shape: a rehearsal on vLLM's CPU build.
+Without a GPU the script rehearses at a toy shape, on vLLM's CPU build, the checks that can run there.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import random
 import statistics
-import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from measure import ROOT, parser, read_rows, run_logged
+from transformers import AutoModelForCausalLM, Qwen2Config
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.config import CommonConfig
 from common.errors import UserError
-from common.launch import run_script
+from common.launch import parse_command_line, run_script
 from common.policy.load import load_policy
 from common.policy.micro_batches import microbatches
 from common.policy.policy import Policy
 from common.policy.pretrained import load_tokenizer
 from common.records import Completion, Problem, Request, derive_seed, make_batch
+from common.rollout.choose_engine import connect
 from common.rollout.parity import ALLOWED
 from common.rollout.vllm_engine import VLLMEngine
-from common.run.files import write_atomically
+from common.tiny.model import build_tokenizer
+from common.tiny.task import Arithmetic
+from common.verify.rewards import VerifierReward
 
-ROOT = Path(__file__).parents[1]
-# hidden, MLP, layers, heads, key-value heads, vocabulary, tied: Qwen2.5's sizes, and a toy for rehearsals
+# hidden size, MLP, layers, heads, key-value heads, vocabulary, tied embeddings: the sizes of Qwen2.5, and a toy for rehearsals
 SHAPES = {
     "7b": (3584, 18944, 28, 28, 4, 152064, False),
     "3b": (2048, 11008, 36, 16, 2, 151936, True),
@@ -56,7 +60,7 @@ TRAINER_GB = 6  # for the trainer's activations, log-probs and optimiser
 
 
 def gigabytes(shape: str, kind: str) -> float:
-    """Of the weights, as held: embeddings stay in bfloat16 beside 4-bit linear layers."""
+    """GB of the weights in memory. With 4-bit linear layers the embeddings stay in bfloat16."""
     hidden, mlp, layers, heads, kv_heads, vocabulary, tied = SHAPES[shape]
     linear = layers * (2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads + 3 * hidden * mlp)
     embeddings = vocabulary * hidden * (1 if tied else 2)
@@ -65,81 +69,77 @@ def gigabytes(shape: str, kind: str) -> float:
 
 
 def largest(kind: str, gb: float) -> str:
-    """The largest shape of which two copies fit beside caches and activations."""
+    """The largest shape that fits twice beside caches and activations."""
     fitting = (shape for shape in SHAPES if 2 * gigabytes(shape, kind) + CACHE_GB + TRAINER_GB <= gb)
     return next(fitting, "0.5b") if ON_GPU else "toy"
 
 
 def random_model(shape: str, folder: Path) -> Path:
-    """A Qwen2 of this shape, bfloat16, with the embedded model's tokenizer. Made once."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
-
-    from common.tiny.model import tiny_model
-    from common.tiny.task import Arithmetic
-
+    """A folder with a random Qwen2 of this shape in bfloat16 and the tokenizer of the embedded task. Made on first use."""
     if (folder / "done").exists():
         return folder
     hidden, mlp, layers, heads, kv_heads, vocabulary, tied = SHAPES[shape]
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model(Arithmetic()))
+    tokenizer = build_tokenizer(Arithmetic())
     config = Qwen2Config(
-        hidden_size=hidden,
-        intermediate_size=mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        max_position_embeddings=4096,
-        initializer_range=1.2 / hidden**0.5,  # 0.02 at 7B; the same gain per layer in all shapes
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
+        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        vocab_size=vocabulary, tie_word_embeddings=tied, max_position_embeddings=4096,
+        initializer_range=1.2 / hidden**0.5,  # 0.02 at 7B, and the same gain per layer in all shapes
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
     torch.manual_seed(0)
     with torch.device("cuda" if ON_GPU else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    del model
-    if ON_GPU:
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     (folder / "done").touch()
     return folder
 
 
-def problems_file(folder: Path) -> Path:
-    """300 questions of about 100 tokens."""
+def random_task(model: Path, folder: Path) -> list[str]:
+    """The flags for a run of this model on 300 questions of about 100 tokens."""
     rng = random.Random(0)
-    path = folder / "problems.jsonl"
     rows = [{"question": " + ".join(str(rng.randint(1, 20)) for _ in range(50)), "answer": "1"} for _ in range(300)]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    path = folder / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--model", str(model), "--dataset", str(path), "--prompt_template", "question"]
 
 
-# ---- the checks: each returns what the table shows, and raises if it fails -------------------------------------------
+@contextlib.contextmanager
+def watched() -> Iterator[list[float]]:
+    """Within this context: every 50 ms, the GB in use on the whole device beyond the GB in use before. 0 without a GPU."""
+
+    def used() -> float:
+        free, whole = torch.cuda.mem_get_info() if ON_GPU else (0, 0)
+        return (whole - free) / 1e9
+
+    before, ended, found = used(), threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            found.append(used() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join()
 
 
-class Failed(Exception):
-    """A check that found what it looks for."""
+# ---- the checks: each returns the text for the table, and ends its process if it fails -------------------------------
 
 
 def require(condition: bool, text: str) -> None:
+    """Ends the process with this message unless the condition holds."""
     if not condition:
-        raise Failed(text)
+        sys.exit(f"FAILED: {text}")
 
 
 def pair(arguments: argparse.Namespace, **flags: Any) -> tuple[VLLMEngine, Policy, list[Request]]:
-    """vLLM and the trainer's policy on one model, an adapter that matters, and requests to compare them on."""
+    """vLLM and the trainer's policy on one model with an adapter that is not zero, and requests to compare them on."""
     rank = 32 if ON_GPU else 4
-    config = CommonConfig(
-        model=arguments.model,
-        engine="vllm",
-        lora_r=rank,
-        lora_alpha=2 * rank,
-        max_completion_length=128,
-        vllm_gpu_memory_utilization=arguments.share,
-        **flags,
-    )
+    config = CommonConfig(model=str(arguments.model), engine="vllm", lora_r=rank, lora_alpha=2 * rank, max_completion_length=128,
+                          vllm_gpu_memory_utilization=arguments.share, **flags)
     tokenizer, model_config = load_tokenizer(config)
     rng = random.Random(0)
     prompts = [tuple(rng.randrange(3, len(tokenizer)) for _ in range(200 + i)) for i in range(8)]
@@ -150,7 +150,7 @@ def pair(arguments: argparse.Namespace, **flags: Any) -> tuple[VLLMEngine, Polic
 
 
 def move(policy: Policy, scale: float = 0.02) -> None:
-    """Another adapter, as an update would leave it."""
+    """Changes the adapter, as an update would."""
     with torch.no_grad():
         for name, parameter in policy.parameters_of().items():
             if "lora_B" in name:
@@ -160,18 +160,16 @@ def move(policy: Policy, scale: float = 0.02) -> None:
 def difference(policy: Policy, requests: list[Request], groups: list[list[Completion]]) -> torch.Tensor:
     """|sampler's log-prob - trainer's| of every sampled token, nats."""
     batch = make_batch([Problem(str(i), "", r.prompt_ids, "") for i, r in enumerate(requests)], groups)
-    parts = []
     with torch.no_grad():
-        for micro in microbatches(batch, torch.arange(len(batch)), 4096, policy):
-            parts.append((policy.logps(micro)[0] - micro.sampling_logps).abs()[micro.completion_mask].cpu())
-    return torch.cat(parts)
+        return torch.cat([(policy.logps(micro)[0] - micro.sampling_logps).abs()[micro.completion_mask].cpu()
+                          for micro in microbatches(batch, torch.arange(len(batch)), 4096, policy)])
 
 
 def parity(arguments: argparse.Namespace, kind: str) -> str:
-    """The check of every start, and three updates after it."""
+    """The parity check of every start, and the differences after three updates."""
     flags = {"load_in_4bit": True} if kind == "4-bit" else {"dtype": kind}
     engine, policy, requests = pair(arguments, **flags)
-    engine.connect(policy)
+    connect(engine, policy)
     found = []
     for _ in range(3):
         move(policy)
@@ -183,9 +181,9 @@ def parity(arguments: argparse.Namespace, kind: str) -> str:
 
 
 def lost_adapter(arguments: argparse.Namespace) -> str:
-    """vLLM is not handed the adapter: the check has to stop the run."""
+    """vLLM does not get the adapter: the parity check has to stop the run."""
     engine, policy, _ = pair(arguments)
-    engine.connect(policy)
+    connect(engine, policy)
     real = engine.llm.generate
     if ON_GPU:
         engine.llm.generate = lambda *inputs, lora_request, **options: real(*inputs, **options)
@@ -194,12 +192,12 @@ def lost_adapter(arguments: argparse.Namespace) -> str:
     return stopped(engine, policy)
 
 
-def stale(arguments: argparse.Namespace) -> str:
-    """vLLM is left with what it computed for an older adapter: the check has to stop the run."""
+def stale_adapter(arguments: argparse.Namespace) -> str:
+    """vLLM keeps what it computed for an older adapter: the parity check has to stop the run."""
     engine, policy, requests = pair(arguments)
-    engine.connect(policy)
+    connect(engine, policy)
     engine.generate(requests)
-    if ON_GPU:  # every version by the same name, id and path; the reset alone would not help
+    if ON_GPU:  # every version gets the same name, id and path; without the reset alone nothing would be stale
         lora = engine.lora
         engine._lora_request = lambda folder: lora
         engine._drop = lambda lora: None
@@ -209,19 +207,20 @@ def stale(arguments: argparse.Namespace) -> str:
 
 
 def stopped(engine: VLLMEngine, policy: Policy) -> str:
+    """What the parity check notices after an update."""
     move(policy)
     try:
-        engine.connect(policy)
+        connect(engine, policy)
     except UserError as error:
-        require("does not sample from the policy" in str(error), f"stopped for another reason: {error}")
+        require("does not sample from the policy" in str(error), f"the check stopped for another reason: {error}")
         return "noticed: " + str(error).partition("differ by ")[2].partition(" nats")[0] + " nats"
-    raise Failed("not noticed")
+    sys.exit("FAILED: the check did not notice it")
 
 
-def prefix(arguments: argparse.Namespace) -> str:
+def prefix_reuse(arguments: argparse.Namespace) -> str:
     """Tokens prefilled for 16 samples of each prompt, with the prefix cache and without."""
     engine, policy, requests = pair(arguments)
-    engine.connect(policy)
+    connect(engine, policy)
     outputs: list[Any] = []
     real = engine.llm.generate
     engine.llm.generate = lambda *inputs, **options: outputs.extend(made := real(*inputs, **options)) or made
@@ -234,9 +233,9 @@ def prefix(arguments: argparse.Namespace) -> str:
 
 
 def sleep(arguments: argparse.Namespace) -> str:
-    """Sleep gives memory back; after waking up, vLLM samples from the adapter of now."""
+    """Sleep frees memory, and after waking up vLLM samples from the adapter of now."""
     engine, policy, requests = pair(arguments, vllm_enable_sleep_mode=True)
-    engine.connect(policy)
+    connect(engine, policy)
     before = torch.cuda.mem_get_info()[0]
     began = time.perf_counter()
     engine.sleep()
@@ -251,211 +250,134 @@ def sleep(arguments: argparse.Namespace) -> str:
     return f"freed {freed:.1f} GB in {slept:.1f} s; awake, checked and sampling in {woke:.1f} s; {apart:.2g} nats"
 
 
-def coin_flips(problems: list[Problem], completions: list[Completion]) -> torch.Tensor:
-    """Rewards that give every group something to train on."""
-    return torch.tensor([float(random.Random(str(c.ids)).random() < 0.5) for c in completions])
+def run_here(script: str, folder: Path, *flags: str) -> Path:
+    """The folder of a run of this script in this process."""
+    module = importlib.import_module(script)
+    sys.argv = [f"{script}.py", *flags, "--output_dir", str(folder)]
+    run_script(module.evaluate_model if script == "eval" else module.train, parse_command_line(module.Config, module.__file__))
+    return folder
+
+
+def run_on_coin_flips(script: str, folder: Path, *flags: str) -> Path:
+    """As run_here, with rewards by which every group has something to train on."""
+
+    def flips(reward: VerifierReward, problems: list[Problem], completions: list[Completion]) -> torch.Tensor:
+        return torch.tensor([float(random.Random(str(c.ids)).random() < 0.5) for c in completions])
+
+    with mock.patch.object(VerifierReward, "__call__", flips):
+        return run_here(script, folder, *flags)
 
 
 def training(arguments: argparse.Namespace, *flags: str) -> str:
     """Three steps of train_grpo.py on coin flips."""
-    import common.rewards as rewards
-
-    import train_grpo
-
-    rewards.score = coin_flips
     sizes = ["--max_completion_length", "512"] if ON_GPU else ["--max_completion_length", "32", "--problems_per_step", "4", "--lora_r", "4"]
-    folder = arguments.out / f"train-{arguments.check}"
-    command = ["--model", arguments.model, "--dataset", str(problems_file(arguments.out)), "--prompt_template", "question", *sizes]
-    command += [
-        "--gradient_checkpointing",
-        "--engine",
-        "vllm",
-        "--vllm_gpu_memory_utilization",
-        str(arguments.share),
-        "--max_steps",
-        "3",
-        "--eval_steps",
-        "0",
-    ]
-    sys.argv = ["train_grpo.py", *command, "--output_dir", str(folder), *flags]
-    run_script(train_grpo.Config, train_grpo.train, train_grpo.__file__)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]  # the first step warms kernels up
+    command = [*random_task(arguments.model, arguments.out), *sizes, "--gradient_checkpointing", "--engine", "vllm"]
+    command += ["--vllm_gpu_memory_utilization", str(arguments.share), "--max_steps", "3", "--eval_steps", "0", *flags]
+    folder = run_on_coin_flips("train_grpo", arguments.out / f"run-{arguments.check}", *command)
+    rows = read_rows(folder / "metrics.jsonl")[1:]  # the first step warms up
     apart = max(row["sampling/sampling_logp_difference/mean"] for row in rows)
     kind = "4-bit" if "--load_in_4bit" in flags else "bfloat16" if ON_GPU else "float32"
     require(apart <= ALLOWED[kind], f"log-probs {apart:.2g} nats apart")
-    means = {name: statistics.mean(row[name] for row in rows) for name in ("step_time", "time/sample", "time/update", "time/sync")}
+    names = ("step_time", "time/sample", "time/update", "time/sync")
+    step, sample, update, sync = (statistics.mean(row[name] for row in rows) for name in names)
     tokens = rows[-1]["num_tokens"] / 3
-    return (
-        f"step {means['step_time']:.1f} s: sample {means['time/sample']:.1f} ({tokens / means['time/sample']:.0f} tokens/s), "
-        f"update {means['time/update']:.1f}, sync {means['time/sync']:.2f}; {tokens:.0f} tokens a step; {apart:.2g} nats"
-    )
+    parts = f"sample {sample:.1f} ({tokens / sample:.0f} tokens/s), update {update:.1f}, sync {sync:.2f}"
+    return f"step {step:.1f} s: {parts}; {tokens:.0f} tokens a step; {apart:.2g} nats"
 
 
 def evaluation(arguments: argparse.Namespace) -> str:
-    """eval.py with an adapter folder on both engines: the share of greedy completions that are the same."""
-    import eval as script
-
-    save_adapter(arguments)
+    """eval.py with an adapter on both engines: the share of equal greedy completions."""
+    config = CommonConfig(model=str(arguments.model), lora_r=8, lora_alpha=16)
+    policy = load_policy(config, *load_tokenizer(config))
+    move(policy)
+    policy.save(arguments.out / "adapter")
+    del policy  # vLLM needs the memory
+    torch.cuda.empty_cache()
+    flags = [*random_task(arguments.model, arguments.out), "--adapter", str(arguments.out / "adapter"), "--max_problems", "24"]
+    flags += ["--num_samples", "2", "--max_completion_length", "32", "--vllm_gpu_memory_utilization", str(arguments.share)]
     texts = []
     for engine in ("vllm", "transformers"):
-        folder = arguments.out / f"eval-{engine}"
-        command = ["--model", arguments.model, "--dataset", str(problems_file(arguments.out)), "--prompt_template", "question"]
-        command += ["--adapter", str(arguments.out / "adapter"), "--engine", engine, "--max_problems", "24", "--num_samples", "2"]
-        command += ["--max_completion_length", "32", "--vllm_gpu_memory_utilization", str(arguments.share)]
-        sys.argv = ["eval.py", *command, "--output_dir", str(folder)]
-        run_script(script.Config, script.evaluate, script.__file__)
-        rows = [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
-        texts.append([row["greedy"]["completion"] for row in rows])
+        folder = run_here("eval", arguments.out / f"run-eval-{engine}", *flags, "--engine", engine)
+        texts.append([row["greedy"]["completion"] for row in read_rows(folder / "problems.jsonl")])
     same = statistics.mean(a == b for a, b in zip(*texts, strict=True))
     return f"{same:.0%} of 24 greedy completions of 32 tokens are the same (in bfloat16 ties break either way)"
 
 
-def save_adapter(arguments: argparse.Namespace) -> None:
-    """An adapter folder beside the model."""
-    config = CommonConfig(model=arguments.model, lora_r=8, lora_alpha=16)
-    policy = load_policy(config, *load_tokenizer(config))
-    move(policy)
-    policy.save(arguments.out / "adapter")
-    del policy  # vLLM comes next, and wants the memory
-    if ON_GPU:
-        torch.cuda.empty_cache()
-
-
 def embedded(arguments: argparse.Namespace) -> str:
-    """Five steps of the embedded task on both engines: real learning, and rewards that agree."""
-    import train_grpo
-
-    rewards = {}
+    """Five steps of the embedded task on both engines: the rewards have to agree."""
+    means = []
     for engine in ("vllm", "transformers"):
-        folder = arguments.out / f"embedded-{engine}"
-        command = ["--engine", engine, "--max_steps", "5", "--eval_problems", "100", "--output_dir", str(folder)]
-        sys.argv = ["train_grpo.py", *command]
-        run_script(train_grpo.Config, train_grpo.train, train_grpo.__file__)
-        rewards[engine] = [json.loads(line).get("reward") for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
-    ours, theirs = (statistics.mean(values) for values in rewards.values())
-    spread = (2 * 0.25 / (5 * 128)) ** 0.5  # of a difference of two means of 640 rewards
-    require(abs(ours - theirs) < 4 * spread, f"mean reward {ours:.3f} and {theirs:.3f}")
-    return f"mean reward over 5 steps {ours:.3f} (vllm) and {theirs:.3f} (transformers), standard error {spread:.3f}"
+        flags = ["--engine", engine, "--max_steps", "5", "--eval_problems", "100"]
+        folder = run_here("train_grpo", arguments.out / f"run-embedded-{engine}", *flags)
+        means.append(statistics.mean(row["reward"] for row in read_rows(folder / "metrics.jsonl")[1:]))
+    error = (2 * 0.25 / (5 * 128)) ** 0.5  # standard error of the difference of two means of 640 rewards
+    require(abs(means[0] - means[1]) < 4 * error, f"mean reward {means[0]:.3f} and {means[1]:.3f}")
+    return f"mean reward over 5 steps {means[0]:.3f} (vllm) and {means[1]:.3f} (transformers), standard error {error:.3f}"
 
 
-# name -> what it does, the weights it needs, and whether it needs a GPU (True), must not have one (None: vLLM's adapters are in
-# bfloat16 there), or does not care (False)
-CHECKS: dict[str, tuple[Callable[[argparse.Namespace], str], str, bool | None]] = {
-    "parity": (lambda arguments: parity(arguments, "bfloat16"), "bfloat16", False),
-    "parity-float32": (lambda arguments: parity(arguments, "float32"), "float32", None),
-    "parity-4bit": (lambda arguments: parity(arguments, "4-bit"), "4-bit", True),
-    "lost-adapter": (lost_adapter, "bfloat16", False),
-    "stale-adapter": (stale, "bfloat16", False),
-    "prefix-reuse": (prefix, "bfloat16", False),
-    "sleep": (sleep, "bfloat16", True),
-    "train": (training, "bfloat16", False),
-    "train-sleep": (lambda arguments: training(arguments, "--vllm_enable_sleep_mode"), "bfloat16", True),
-    "train-4bit": (lambda arguments: training(arguments, "--load_in_4bit"), "4-bit", True),
-    "eval": (evaluation, "bfloat16", False),
-    "embedded": (embedded, "bfloat16", False),
+# name: the check, the weights it needs, and the device it runs on ("CPU" alone for float32, since vLLM's adapters are in bfloat16 on a GPU)
+CHECKS: dict[str, tuple[Callable[[argparse.Namespace], str], str, str]] = {
+    "parity": (partial(parity, kind="bfloat16"), "bfloat16", "any"),
+    "parity-float32": (partial(parity, kind="float32"), "float32", "CPU"),
+    "parity-4bit": (partial(parity, kind="4-bit"), "4-bit", "GPU"),
+    "lost-adapter": (lost_adapter, "bfloat16", "any"),
+    "stale-adapter": (stale_adapter, "bfloat16", "any"),
+    "prefix-reuse": (prefix_reuse, "bfloat16", "any"),
+    "sleep": (sleep, "bfloat16", "GPU"),
+    "train": (training, "bfloat16", "any"),
+    "train-sleep": (lambda arguments: training(arguments, "--vllm_enable_sleep_mode"), "bfloat16", "GPU"),
+    "train-4bit": (lambda arguments: training(arguments, "--load_in_4bit"), "4-bit", "GPU"),
+    "eval": (evaluation, "bfloat16", "any"),
+    "embedded": (embedded, "bfloat16", "any"),
 }
 
 
-# ---- running them ---------------------------------------------------------------------------------------------------
-
-
-def device_gb() -> float:
-    """In use on the whole device, by every process: NVML's figure, or the driver's where torch finds no pynvml."""
-    if not ON_GPU:
-        return 0.0
-    try:
-        return torch.cuda.device_memory_used() / 1e9
-    except ModuleNotFoundError:
-        free, total = torch.cuda.mem_get_info()
-        return (total - free) / 1e9
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[list[float]]:
-    """Every 50 ms, the GB in use on the device beyond those before."""
-    before, ended = device_gb(), threading.Event()
-    peaks = [0.0]
-
-    def watch() -> None:
-        while not ended.wait(0.05):
-            peaks.append(device_gb() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peaks
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def run_check(name: str, arguments: argparse.Namespace, gb: float) -> dict[str, Any]:
-    """One check in a process of its own, the device's memory watched meanwhile."""
-    kind, needs_gpu = CHECKS[name][1:]
-    row: dict[str, Any] = {"check": name, "shape": arguments.shape or largest(kind, gb), "seconds": 0.0, "peak": 0.0}
-    if needs_gpu is not False and bool(needs_gpu) != ON_GPU:
-        return row | {"result": "not run", "told": "needs a GPU" if needs_gpu else "for CPU only"}
-    share = min(0.9, (gigabytes(row["shape"], kind) + CACHE_GB) / (torch.cuda.mem_get_info()[1] / 1e9)) if ON_GPU else 0.3
-    model, result = random_model(row["shape"], arguments.out / f"model-{row['shape']}"), arguments.out / f"{name}.json"
-    result.unlink(missing_ok=True)
+def run_check(name: str, out: Path, gb: float) -> tuple[str, ...]:
+    """The row of one check, which runs in a process of its own: shape, result, text, seconds, peak memory."""
+    _, kind, device = CHECKS[name]
+    shape = largest(kind, gb)
+    if device not in ("any", "GPU" if ON_GPU else "CPU"):
+        return shape, "not run", f"needs a {device}" if device == "GPU" else "for CPU only", "0", "-"
+    share = min(0.9, (gigabytes(shape, kind) + CACHE_GB) / (torch.cuda.mem_get_info()[1] / 1e9)) if ON_GPU else 0.3
+    model, log, told = random_model(shape, out / f"model-{shape}"), out / f"{name}.log", out / f"{name}.txt"
+    command = [sys.executable, __file__, "--check", name, "--model", str(model), "--shape", shape, "--share", f"{share:.3f}"]
     began = time.perf_counter()
-    command = [sys.executable, __file__, "--check", name, "--model", str(model), "--share", f"{share:.3f}", "--out", str(arguments.out)]
-    with open(arguments.out / f"{name}.log", "w") as log, watched() as peaks:
-        code = subprocess.run([*command, "--shape", row["shape"]], stdout=log, stderr=subprocess.STDOUT).returncode
-    peak = max(peaks)
-    row |= {"seconds": time.perf_counter() - began, "peak": peak}
-    if result.exists():
-        row |= json.loads(result.read_text())
-        if row["result"] == "ok" and peak > gb > 0:
-            row |= {"result": "FAILED", "told": f"planned for {gb:.0f} GB; {row['told']}"}
-        return row
-    return row | {"result": "FAILED", "told": f"ended with code {code}; see {arguments.out / f'{name}.log'}"}
-
-
-def one_check(arguments: argparse.Namespace) -> None:
-    """Inside the process of a check: leaves its result in a file."""
-    try:
-        told = {"result": "ok", "told": CHECKS[arguments.check][0](arguments)}
-    except (Exception, SystemExit) as error:  # whatever it is, the table says it and the log has the rest
-        traceback.print_exc()
-        told = {"result": "FAILED", "told": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
-    write_atomically(arguments.out / f"{arguments.check}.json", json.dumps(told))
+    with watched() as memory:
+        code = run_logged([*command, "--out", str(out)], log)
+    seconds, peak = f"{time.perf_counter() - began:.0f}", f"{max(memory):.1f}" if ON_GPU else "-"
+    if code:
+        return shape, "FAILED", f"ended with code {code}; see {log}", seconds, peak
+    if max(memory) > gb > 0:
+        return shape, "FAILED", f"more than the {gb:.0f} GB it was planned for; {told.read_text()}", seconds, peak
+    return shape, "ok", told.read_text(), seconds, peak
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, help="plan for a card of this size; default: the one that is there")
-    parser.add_argument("--shape", choices=SHAPES, help="default: for each check the largest that fits")
-    parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / f"gpu_smoke-{time.strftime('%Y%m%d-%H%M%S')}")
-    for name in ("--check", "--model"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--share", type=float, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--gb", type=float, help="plan for a card of this size; default: the card in the machine")
+    options.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
+    options.add_argument("--out", type=Path, default=ROOT / "runs" / f"gpu_smoke-{time.strftime('%Y%m%d-%H%M%S')}")
+    for name, kind in (("--check", str), ("--model", Path), ("--shape", str), ("--share", float)):  # of the process of a check
+        options.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    out = arguments.out = arguments.out.resolve()
     if arguments.check:
-        one_check(arguments)
+        (out / f"{arguments.check}.txt").write_text(CHECKS[arguments.check][0](arguments))
         return
-    arguments.out = arguments.out.resolve()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    where, gb = "CPU (a rehearsal at a toy shape, without the checks that need a GPU)", 0.0
     if ON_GPU:
         where, gb = torch.cuda.get_device_name(), arguments.gb or torch.cuda.mem_get_info()[1] / 1e9
-    else:
-        where, gb = "CPU (a rehearsal: toy shape, and the checks that need a GPU are left out)", 0.0
-    import vllm  # its version; only the checks start it
-
-    print(
-        f"{where}; planned for {gb:.0f} GB; torch {torch.__version__}, vllm {vllm.__version__}; {time.strftime('%Y-%m-%d')}\n", flush=True
-    )
+    print(f"{where}; planned for {gb:.0f} GB; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}\n", flush=True)
     print("| check | shape | result | told | seconds | peak, GB |\n|---|---|---|---|---|---|", flush=True)
-    rows = []
+    results = {}
     for name in arguments.only:
-        row = run_check(name, arguments, gb)
-        rows.append(row)
-        peak = f"{row['peak']:.1f}" if ON_GPU else "-"
-        print(f"| {name} | {row['shape']} | {row['result']} | {row['told']} | {row['seconds']:.0f} | {peak} |", flush=True)
-    failed = [row["check"] for row in rows if row["result"] == "FAILED"]
-    missing = [row["check"] for row in rows if row["result"] == "not run"]
-    print(f"\n{len(rows) - len(failed) - len(missing)} ok, {len(failed)} failed, {len(missing)} not run; logs in {arguments.out}")
+        row = run_check(name, out, gb)
+        results[name] = row[1]
+        print(f"| {name} | {' | '.join(row)} |", flush=True)
+    counts = ", ".join(f"{list(results.values()).count(result)} {result}" for result in ("ok", "FAILED", "not run"))
+    print(f"\n{counts}; logs in {out}")
+    failed = [name for name, result in results.items() if result == "FAILED"]
     if failed:
         sys.exit(f"FAILED: {', '.join(failed)}")
 

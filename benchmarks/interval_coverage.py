@@ -1,24 +1,21 @@
-"""How often eval.py's 95 % interval holds the truth, over simulated evaluations, beside mean +- 1.96 standard errors.
+"""How often the 95 % interval of eval.py contains the true value, in simulated evaluations: the table of docs/evaluation.md.
 
     python benchmarks/interval_coverage.py [--draws 4000]
 
-A problem's chance to be solved is drawn for each simulated evaluation, then its samples; the truth is the mean chance over
-all problems of that kind. Prints the table of docs/evaluation.md.
+Each simulated evaluation first draws the chance of each problem to be solved, then the samples of each problem. The true value is the
+mean chance over all problems of that kind. The numbers in brackets are for the mean +- 1.96 standard errors.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from measure import parser, table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from eval import interval
 
-# name -> chances of n problems, their mean over all such problems, samples each
+# name: the chances of n problems, the mean chance, samples of each problem
 KINDS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float, int]] = {
     "greedy, half solved": (lambda rng, n: rng.random(n) < 0.5, 0.5, 1),
     "greedy, 5 % solved": (lambda rng, n: rng.random(n) < 0.05, 0.05, 1),
@@ -33,22 +30,22 @@ KINDS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=4000)
-    arguments = parser.parse_args()
-    sizes = (30, 100, 500)
-    print("| scores | " + " | ".join(f"{n} problems" for n in sizes) + " |\n|---" + "|---" * len(sizes) + "|")
+    options = parser(__doc__)
+    options.add_argument("--draws", type=int, default=4000, help="simulated evaluations")
+    draws = options.parse_args().draws
+    sizes, rows = (30, 100, 500), []
     for name, (chances, truth, samples) in KINDS.items():
         cells = []
         for n in sizes:
             rng, ours, plain = np.random.default_rng(0), 0, 0
-            for _ in range(arguments.draws):
+            for _ in range(draws):
                 scores = rng.binomial(samples, chances(rng, n).astype(float)) / samples
                 found = interval(scores.tolist(), samples)
                 ours += found["low"] <= truth <= found["high"]
                 plain += abs(scores.mean() - truth) <= 1.96 * scores.std(ddof=1) / n**0.5
-            cells.append(f"{ours / arguments.draws:.3f} ({plain / arguments.draws:.3f})")
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            cells.append(f"{ours / draws:.3f} ({plain / draws:.3f})")
+        rows.append([name, *cells])
+    print(table(["scores", *(f"{n} problems" for n in sizes)], rows))
 
 
 if __name__ == "__main__":

@@ -1,306 +1,209 @@
-"""Seconds and memory of a step against completions, completion length, vocabulary and LoRA rank, and how straight the lines are.
+"""Seconds and memory of a training step as one size grows: completions, their length, the vocabulary, or the LoRA rank.
 
-    python benchmarks/scaling.py [--axes completions length vocabulary rank] [--rounds 3] [--threads 2] [--plot docs/scaling.png]
+    python benchmarks/scaling.py [--axes completions length vocabulary rank] [--rounds 3] [--threads 2] [--plot docs/scaling.svg]
 
-One size grows, the others stay at BASE; the model is the embedded one's architecture with random weights. Sampling is the
-transformers engine's with no end token, so that every completion has its full length; the update is phases 5 and 6 of train_grpo.py
-on random completions of that length, none left out, at a fixed --max_tokens_per_microbatch. Each point is measured in processes of
-its own, once in each round: the median of --repeats after a warm-up, then the median over rounds. Memory is the most that an update
-holds above what was held before it: resident memory on CPU (Linux), in a process whose allocator returns freed blocks at once;
-torch's own count on a GPU.
+The other sizes stay at BASE. Each point is a run of train_grpo.py on a model with the embedded model's architecture and random weights.
+There is no end token and every second reward is 1, so every completion has its full length and is trained on. Each point is measured once
+in every round. A time is the median of --repeats steps after a warm-up, then the median over rounds. Memory is the most that an update
+holds above the memory before it: resident memory on a CPU (Linux), torch's count on a GPU.
 
-Prints a table for each size, and for each column the line a + b n by least squares with its R^2. It bends at the points that are
-more than 10 % of their value off the line; values that all lie within 10 % get no line. Two claims are checked: sampling, update and
-their sum are linear in completions (R^2 of .99 or more), and the update's memory does not depend on their number (largest at most
-10 % above smallest). All of it goes to result.json in --out.
+For each size the script prints a table, and for each column the line a + b n by least squares with its R^2 and the points that are more
+than 10 % of their value away from the line. Values that all lie within 10 % of each other get no line.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
+import random
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
-from seeds import table
-from transformers import AutoConfig
+from measure import device_name, parser, read_rows, resident_gb, result_of, save_svg, stacked_panels, table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common.launch import keep_freed_memory
-from common.policy.load import load_policy
-from common.policy.loss import aggregate, loss_divisor, truncated_importance_weights
-from common.policy.micro_batches import microbatches
-from common.policy.optim import clip_gradients, make_optimizer, take_step
+import train_grpo
+from common.launch import keep_freed_memory, parse_config
 from common.policy.policy import Policy
-from common.records import Batch, Completion, Problem, Request, derive_seed, make_batch
+from common.records import Completion, Problem
 from common.rollout.transformers_engine import TransformersEngine
-from common.run.metrics import TokenMeans
+from common.run.run import Run
 from common.tiny.model import build_model, build_tokenizer
 from common.tiny.task import Arithmetic
-from train_grpo import Config, clipped_tokens, grpo_token_loss
+from common.verify.rewards import VerifierReward
 
-ROOT = Path(__file__).parents[1]
 BASE = {"completions": 64, "length": 64, "vocabulary": 1024, "rank": 32}
 AXES = {
     "completions": [32, 64, 128, 256, 512],
-    "length": [32, 64, 128, 256, 512],  # with the prompt, up to half of what the model has positions for
+    "length": [32, 64, 128, 256, 512],  # with the prompt, at most half of the model's positions
     "vocabulary": [1024, 4096, 16384, 32768, 65536],
     "rank": [4, 8, 16, 32, 64, 128],
 }
-LABELS = {"sample": "sampling", "update": "update", "step": "both", "memory_mb": "the update's memory"}
-COLUMNS = {column: f"{label}, {'MB' if column == 'memory_mb' else 's'}" for column, label in LABELS.items()}
-PROMPT = 32  # tokens
+COLUMNS = {"sample": "sampling, s", "update": "update, s", "step": "both, s", "memory_mb": "the update's memory, MB"}
 GROUP = 8  # completions of each prompt
-ALLOWED = 0.1  # off the line, or apart in memory
-STRAIGHT = 0.99  # R^2
+MICROBATCH = 2048  # tokens
+ALLOWED = 0.1  # distance from the line, as a share of the value
 
 
-# ---- a point, in a process of its own -------------------------------------------------------------------------------
+# ---- a point, in a process of its own --------------------------------------------------------------------------------
 
 
-def prepare(point: dict[str, int], arguments: argparse.Namespace) -> tuple[Config, Policy]:
-    """The random model of this vocabulary, made on first use, with a fresh adapter of this rank."""
-    folder = arguments.out / f"model-{point['vocabulary']}"
-    if not (folder / "model.safetensors").exists():
-        build_model(point["vocabulary"], seed=0).save_pretrained(folder)
-    sizes = {"lora_r": point["rank"], "lora_alpha": 2 * point["rank"], "max_completion_length": point["length"]}
-    config = Config(model=str(folder), max_tokens_per_microbatch=arguments.max_tokens_per_microbatch, **sizes)
-    policy = load_policy(config, build_tokenizer(Arithmetic()), AutoConfig.from_pretrained(folder))
-    policy.stop_ids = set()  # nothing ends a completion but its length
-    return config, policy
+def random_task(vocabulary: int, folder: Path) -> list[str]:
+    """The flags for a random model of this vocabulary and for prompts of 32 tokens."""
+    build_model(vocabulary, seed=0).save_pretrained(folder)
+    build_tokenizer(Arithmetic()).save_pretrained(folder)
+    rng = random.Random(0)
+    rows = [{"question": "+".join(str(rng.randint(0, 30)) for _ in range(16)), "answer": "1"} for _ in range(300)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--model", str(folder), "--dataset", str(folder / "problems.jsonl"), "--prompt_template", "question"]
 
 
-def random_batch(point: dict[str, int], groups: int) -> Batch:
-    """Groups of completions of random tokens, all of the point's length."""
-    generator = torch.Generator().manual_seed(0)
+def update_memory(peaks: list[float]) -> Any:
+    """Takes the place of Run.timer, and adds the memory in MB that an update holds above the memory before it to `peaks`."""
+    timer = Run.timer
 
-    def ids(count: int) -> list[int]:
-        return torch.randint(point["vocabulary"], (count,), generator=generator).tolist()
+    @contextlib.contextmanager
+    def watched(run: Run, phase: str) -> Iterator[None]:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() / 1e6
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the memory of now
+            before = 1000 * resident_gb("VmRSS")
+        with timer(run, phase):
+            yield
+        if phase == "update" and run.step > 1:  # in the first step libraries load some of their parts
+            peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 1000 * resident_gb("VmHWM")
+            peaks.append(peak - before)
 
-    logps = [-float(np.log(point["vocabulary"]))] * point["length"]
-    problems = [Problem(str(i), "", tuple(ids(PROMPT)), "") for i in range(groups)]
-    return make_batch(problems, [[Completion(ids(point["length"]), logps, "length", "") for _ in range(GROUP)] for _ in problems])
-
-
-def update(batch: Batch, policy: Policy, optimizer: torch.optim.Optimizer, config: Config) -> None:
-    """Phases 5 and 6 of train_grpo.py, at its defaults, for a batch that needs every pass."""
-    advantages, mask = torch.ones(len(batch)), batch.loss_mask()
-    clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon}
-    means, losses = TokenMeans(), []
-    divisor = loss_divisor(mask, config.loss_aggregation, config.max_completion_length)
-    for micro in microbatches(batch, torch.arange(len(batch)), config.max_tokens_per_microbatch, policy):
-        logps, entropy = policy.logps(micro, entropy=True)
-        old = logps.detach()
-        token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)
-        token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
-        loss = aggregate(token_loss, micro.completion_mask, config.loss_aggregation, divisor)
-        loss.backward()
-        losses.append((micro.rows, loss.detach()))
-        clipped = clipped_tokens(logps, old, micro.take(advantages), **clip)
-        means.add(micro.completion_mask, entropy=entropy, difference=(old - micro.sampling_logps).abs(), clipped=clipped)
-    clip_gradients(optimizer, config.max_grad_norm, len(losses))
-    take_step(optimizer, config.learning_rate)
-    means.mean("entropy")
+    return watched
 
 
-def measure_seconds(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of sampling and of the update, each repeat after a turn that does not count."""
-    keep_freed_memory()  # as the scripts do
-    config, policy = prepare(point, arguments)
-    engine, optimizer = TransformersEngine(), make_optimizer(policy.parameters_of("default"), config.learning_rate)
-    engine.connect(policy)
-    batch = random_batch(point, point["completions"] // GROUP)
-    prompts = [problem.prompt_ids for problem in batch.problems[::GROUP]]
-    requests = [Request(prompt, derive_seed(0, "scaling", i), GROUP, point["length"]) for i, prompt in enumerate(prompts)]
+def run_point(point: dict[str, int], what: str, repeats: int) -> dict[str, float]:
+    """Median seconds of sampling and update, or the largest memory of an update, over the steps after the first."""
+    connect, peaks = TransformersEngine.connect, []
 
-    def seconds(function: Callable[..., Any], *inputs: Any) -> float:
-        began = time.perf_counter()
-        function(*inputs)
-        if policy.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
+    def without_end(engine: TransformersEngine, policy: Policy) -> None:
+        policy.stop_ids = set()
+        connect(engine, policy)
 
-    sampled = [completion for group in engine.generate(requests) for completion in group]
-    assert [len(completion.ids) for completion in sampled] == [point["length"]] * point["completions"], "a completion ended early"
-    found = {"sample": [seconds(engine.generate, requests) for _ in range(arguments.repeats)]}
-    update(batch, policy, optimizer, config)
-    found["update"] = [seconds(update, batch, policy, optimizer, config) for _ in range(arguments.repeats)]
-    device = torch.cuda.get_device_name() if policy.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return {**found, "device": f"{device}, {policy.dtype}, torch {torch.__version__}"}
+    def every_second(reward: VerifierReward, problems: list[Problem], completions: list[Completion]) -> torch.Tensor:
+        return torch.arange(len(completions)) % 2.0
 
-
-def measure_memory(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The most that the first update with an optimiser held above what was held before it, MB."""
-    config, policy = prepare(point, arguments)
-    on_gpu, batch = policy.device.type == "cuda", random_batch(point, point["completions"] // GROUP)
-    # libraries load some of their parts on first use
-    update(random_batch(point, 1), policy, make_optimizer(policy.parameters_of("default"), config.learning_rate), config)
-    optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 1e6
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-        before = resident_mb("VmRSS")
-    update(batch, policy, optimizer, config)
-    most = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else resident_mb("VmHWM")
-    return {"memory_mb": most - before}
+    sizes = {"problems_per_step": point["completions"] // GROUP, "num_generations": GROUP, "max_completion_length": point["length"],
+             "lora_r": point["rank"], "lora_alpha": 2 * point["rank"], "max_tokens_per_microbatch": MICROBATCH,
+             "max_steps": repeats + 1, "eval_steps": 0, "save_steps": 0}
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as patches:
+        flags = [*random_task(point["vocabulary"], Path(folder)), "--engine", "transformers", "--output_dir", f"{folder}/run"]
+        config = parse_config(train_grpo.Config, [*flags, *(f"--{k}={v}" for k, v in sizes.items())], "train_grpo")
+        patches.enter_context(mock.patch.object(TransformersEngine, "connect", without_end))
+        patches.enter_context(mock.patch.object(VerifierReward, "__call__", every_second))
+        if what == "seconds":
+            keep_freed_memory()  # as the scripts do
+        else:
+            patches.enter_context(mock.patch.object(Run, "timer", update_memory(peaks)))
+        train_grpo.train(config)
+        rows = read_rows(Path(folder) / "run" / "metrics.jsonl")[1:]
+    assert all(row["completions/mean_length"] == point["length"] for row in rows), "a completion ended early"
+    if what == "memory":
+        return {"memory_mb": max(peaks)}
+    return {name: statistics.median(row[f"time/{name}"] for row in rows) for name in ("sample", "update")}
 
 
-def resident_mb(field: str) -> float:
-    """VmRSS (now) or VmHWM (the most so far) of this process, from /proc."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024 / 1e6
+# ---- all points ------------------------------------------------------------------------------------------------------
 
 
-# ---- all points -----------------------------------------------------------------------------------------------------
+def measure(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, Any]:
+    """One round of one point, in two new processes."""
+    command = [sys.executable, __file__, "--repeats", str(arguments.repeats), "--point", json.dumps(point), "--what"]
+    threads = {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
+    found = result_of([*command, "seconds"], **threads)
+    # the C library returns blocks of this many bytes or more to the system as soon as they are freed
+    found |= result_of([*command, "memory"], **threads, MALLOC_MMAP_THRESHOLD_="65536")
+    return found | {"step": found["sample"] + found["update"]}
 
 
-def points(axes: list[str]) -> list[dict[str, int]]:
-    """Every point of the axes, the one that they share once."""
-    return list({json.dumps({**BASE, axis: n}): {**BASE, axis: n} for axis in axes for n in AXES[axis]}.values())
+def fit(sizes: list[int], values: list[float]) -> tuple[float, float, np.ndarray]:
+    """a and b of the line a + b n by least squares, and the line at each size."""
+    b, a = np.polyfit(sizes, values, 1)
+    return a, b, a + b * np.array(sizes)
 
 
-def run_point(point: dict[str, int], what: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `measure_seconds` or `measure_memory` gives, from a new process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
-    if what == "memory":  # a fixed threshold: blocks from this size on (bytes) go back to the system when they are freed
-        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    flags = ["--out", str(arguments.out), "--max_tokens_per_microbatch", str(arguments.max_tokens_per_microbatch)]
-    command = [sys.executable, __file__, "--point", json.dumps(point), "--what", what, "--repeats", str(arguments.repeats), *flags]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if process.returncode:
-        sys.exit(f"{point}: {process.stderr.strip() or f'ended with code {process.returncode}'}")
-    return json.loads(process.stdout.splitlines()[-1])
+def sentence(label: str, sizes: list[int], values: list[float]) -> str:
+    """The line through one column, and the points away from it."""
+    more = max(values) / min(values) - 1
+    if more <= ALLOWED:  # a line would follow the noise
+        return f"{label}: flat, the largest is {more:.1%} above the smallest"
+    a, b, line = fit(sizes, values)
+    r2 = 1 - np.var(np.array(values) - line) / np.var(values)
+    shares = (np.array(values) - line) / values
+    bends = ", ".join(f"{n:,} ({share:+.0%})" for n, share in zip(sizes, shares, strict=True) if abs(share) > ALLOWED)
+    where = f"more than {ALLOWED:.0%} off it at {bends}" if bends else f"no point is more than {ALLOWED:.0%} off it"
+    return f"{label}: {a:.3g} + {b:.3g} n, R^2 {r2:.4f}; {where}"
 
 
-def fit(sizes: list[int], values: list[float]) -> dict[str, Any]:
-    """The line a + b n by least squares, R^2, and how far each value is from it, as a share of the value."""
-    n, y = np.array(sizes, dtype=float), np.array(values)
-    b, a = np.polyfit(n, y, 1)
-    apart = y - (a + b * n)
-    total = ((y - y.mean()) ** 2).sum()
-    return {"a": float(a), "b": float(b), "r2": float(1 - (apart**2).sum() / total) if total else 1.0, "off": (apart / y).tolist()}
-
-
-def report(axis: str, rows: list[dict[str, float]], fits: dict[str, dict[str, Any]]) -> str:
-    """The table of one axis, and a sentence for each of its lines."""
+def report(axis: str, rows: list[dict[str, float]]) -> str:
+    """The table of one axis, and a sentence for each of its columns."""
     body = [
-        [f"{n:,}", *(f"{row[c]:.3f}" if c != "memory_mb" else f"{row[c]:.1f}" for c in COLUMNS)]
+        [f"{n:,}", *(f"{row[name]:.1f}" if name == "memory_mb" else f"{row[name]:.3f}" for name in COLUMNS)]
         for n, row in zip(AXES[axis], rows, strict=True)
     ]
-    lines = [table([axis, *COLUMNS.values()], body), ""]
-    for column, line in fits.items():
-        values = [row[column] for row in rows]
-        more = max(values) / min(values) - 1
-        if more <= ALLOWED:  # then a line through it is a line through noise
-            lines.append(f"{COLUMNS[column]}: flat, the largest is {more:.1%} above the smallest")
-            continue
-        bends = [f"{n:,} ({off:+.0%})" for n, off in zip(AXES[axis], line["off"], strict=True) if abs(off) > ALLOWED]
-        tells = f"more than {ALLOWED:.0%} off it at {', '.join(bends)}" if bends else f"no point is more than {ALLOWED:.0%} off it"
-        lines.append(f"{COLUMNS[column]}: {line['a']:.3g} + {line['b']:.3g} n, R^2 {line['r2']:.4f}; {tells}")
-    return "\n".join(lines)
+    lines = [sentence(label, AXES[axis], [row[name] for row in rows]) for name, label in COLUMNS.items()]
+    return "\n".join([table([axis, *COLUMNS.values()], body), "", *lines])
 
 
-def check(rows: list[dict[str, float]], fits: dict[str, dict[str, Any]]) -> dict[str, bool]:
-    """What is claimed of the axis of completions, with the numbers, and whether it holds."""
-    claims = {
-        f"{LABELS[c]}: linear in completions, R^2 {fits[c]['r2']:.4f}": fits[c]["r2"] >= STRAIGHT for c in ("sample", "update", "step")
-    }
-    memory = [row["memory_mb"] for row in rows]
-    flat = max(memory) <= (1 + ALLOWED) * min(memory)
-    return {**claims, f"{LABELS['memory_mb']}: flat in completions, {min(memory):.1f} to {max(memory):.1f} MB": flat}
-
-
-def plot(results: dict[str, list[dict[str, float]]], fits: dict[str, dict[str, Any]], path: str) -> None:
-    """Seconds above, memory below, a column of panels for each axis; thin lines are the fits."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(2, len(results), figsize=(3.6 * len(results), 5.6), dpi=110, squeeze=False)
-    for k, (axis, rows) in enumerate(results.items()):
-        n = AXES[axis]
-        for column in ("sample", "update"):
-            (dots,) = panels[0, k].plot(n, [row[column] for row in rows], "o", markersize=4, label=LABELS[column])
-            line = fits[axis][column]
-            panels[0, k].plot(n, [line["a"] + line["b"] * x for x in n], linewidth=1, color=dots.get_color())
-        panels[1, k].plot(n, [row["memory_mb"] for row in rows], "o-", markersize=4, linewidth=1, color="C2")
-        panels[1, k].set_xlabel({"rank": "LoRA rank", "length": "tokens of a completion"}.get(axis, axis))
-        for axes in panels[:, k]:
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
+def plot(rows: list[dict[str, float]], path: str) -> None:
+    """Seconds and memory over completions, with the lines through the seconds."""
+    n = AXES["completions"]
+    figure, panels = stacked_panels(2)
+    for name, label, marker in (("sample", "sampling", "o"), ("update", "update", "s")):
+        values = [row[name] for row in rows]
+        (dots,) = panels[0, 0].plot(n, values, marker, label=label)
+        panels[0, 0].plot(n, fit(n, values)[2], color=dots.get_color())
+    panels[1, 0].plot(n, [row["memory_mb"] for row in rows], "o-", color="C2")
     panels[0, 0].set_ylabel("seconds")
-    panels[1, 0].set_ylabel(COLUMNS["memory_mb"])
     panels[0, 0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path)
+    panels[1, 0].set(xlabel="completions in a step", ylabel="the update's memory, MB")
+    for axes in panels[:, 0]:
+        axes.set_ylim(0, 1.15 * axes.dataLim.y1)  # the edge cuts no point
+        axes.grid(alpha=0.3)
+    save_svg(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--axes", nargs="+", default=list(AXES), choices=AXES)
-    parser.add_argument("--rounds", type=int, default=3, help="over all points, so that other load on the machine meets all of them")
-    parser.add_argument("--repeats", type=int, default=3, help="in each process")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--max_tokens_per_microbatch", type=int, default=2048)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "scaling")
-    parser.add_argument("--plot")
-    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--what", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--axes", nargs="+", default=list(AXES), choices=AXES)
+    options.add_argument("--rounds", type=int, default=3, help="over all points, so that other load on the machine meets all of them")
+    options.add_argument("--repeats", type=int, default=3, help="in each process")
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--plot", help="an SVG file for the axis completions")
+    options.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    options.add_argument("--what", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     if arguments.point:  # one of the processes
-        print(json.dumps((measure_memory if arguments.what == "memory" else measure_seconds)(arguments.point, arguments)))
+        print(json.dumps(run_point(arguments.point, arguments.what, arguments.repeats)))
         return
-    arguments.out = arguments.out.absolute()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    todo, found, device = points(arguments.axes), {}, ""
+    points = {axis: [{**BASE, axis: n} for n in AXES[axis]] for axis in arguments.axes}
+    found: dict[str, list[dict[str, Any]]] = {json.dumps(point): [] for own in points.values() for point in own}
     for i in range(arguments.rounds):
-        for k, point in enumerate(todo):
-            both = run_point(point, "time", arguments) | run_point(point, "memory", arguments)
-            device = both.pop("device")
-            own = {name: statistics.median(values) for name, values in both.items() if name != "memory_mb"}
-            own |= {"step": own["sample"] + own["update"], "memory_mb": both["memory_mb"]}
-            found.setdefault(json.dumps(point), []).append(own)
-            where = f"round {i + 1} of {arguments.rounds}, point {k + 1} of {len(todo)}"
-            print(f"{where}: {point}: {', '.join(f'{name} {value:.3f}' for name, value in own.items())}", flush=True)
-    results = {
-        axis: [{c: statistics.median(own[c] for own in found[json.dumps({**BASE, axis: n})]) for c in COLUMNS} for n in AXES[axis]]
-        for axis in arguments.axes
-    }
-    fits = {axis: {c: fit(AXES[axis], [row[c] for row in rows]) for c in COLUMNS} for axis, rows in results.items()}
-    base = ", ".join(f"{name} {value:,}" for name, value in BASE.items())
-    print(
-        f"\n{device}; {arguments.rounds} rounds of {arguments.repeats} repeats; prompts of {PROMPT} tokens, {GROUP} completions each; "
-        f"{arguments.max_tokens_per_microbatch} tokens in a micro-batch; where nothing else is said: {base}"
-    )
-    for axis, rows in results.items():
-        print(f"\n{report(axis, rows, fits[axis])}")
-    claims = check(results["completions"], fits["completions"]) if "completions" in results else {}
-    print("\n" + "\n".join(f"{claim}: {'holds' if holds else 'DOES NOT HOLD'}" for claim, holds in claims.items()))
-    result = {
-        "device": device,
-        "base": BASE,
-        "axes": {axis: AXES[axis] for axis in results},
-        "found": found,
-        "results": results,
-        "fits": fits,
-        "claims": claims,
-        "arguments": {k: str(v) for k, v in vars(arguments).items()},
-    }
-    (arguments.out / "result.json").write_text(json.dumps(result))
-    print(f"\nwrote {arguments.out / 'result.json'}")
-    if arguments.plot:
-        plot(results, fits, arguments.plot)
+        for k, (point, measured) in enumerate(found.items()):
+            measured.append(measure(json.loads(point), arguments))
+            print(f"round {i + 1} of {arguments.rounds}, point {k + 1} of {len(found)}: {point}: {measured[-1]}", flush=True)
+    torch.set_num_threads(arguments.threads)
+    print(f"\n{device_name()}; {arguments.rounds} rounds of {arguments.repeats} repeats; prompts of 32 tokens, {GROUP} completions each; "
+          f"{MICROBATCH} tokens in a micro-batch; sizes that do not grow: {BASE}")
+    for axis, own in points.items():
+        rows = [{name: statistics.median(m[name] for m in found[json.dumps(point)]) for name in COLUMNS} for point in own]
+        print(f"\n{report(axis, rows)}")
+        if axis == "completions" and arguments.plot:
+            plot(rows, arguments.plot)
 
 
 if __name__ == "__main__":

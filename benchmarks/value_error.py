@@ -1,25 +1,20 @@
 """How far PPO's critic and Monte-Carlo estimates are from the true values of states, over the steps of PPO runs.
 
-    python benchmarks/value_error.py [--seeds 0 1 2] [--steps 10 20 40 60] [--plot docs/value_error.png]
-    python benchmarks/value_error.py "train_ppo.py --dataset arithmetic:words=2" --out runs/value_error_words --tie 0.1
+    python benchmarks/value_error.py --states 120 --choices 30 --plot docs/value_error.svg
 
-States stand before the steps of fresh completions of held-out problems. V* of a state is the mean reward of 256
-continuations, sampled as train_vineppo.py samples them; Monte-Carlo estimates are made from further ones. Prints tables,
-means over the seeds and from the lowest to the highest: mean absolute error against V*, correlation with V*, and how often
-the candidate with the highest estimate, of those among five sampled next steps, has the highest V* (a next step that ends
-the completion is worth its reward, for every estimator). `constant` is the mean V* of the step's states. Where steps differ
-in words of no matter, V* differs by noise alone: --tie counts every candidate this close to the best one as the best.
+States stand before the steps of fresh completions of held-out problems. V* of a state is the mean reward of 256 continuations, sampled as
+train_vineppo.py samples them; Monte-Carlo estimates are made from further ones. `constant` is the mean V* of the step's states. Prints
+tables, means over the seeds and from the lowest to the highest: mean absolute error against V*, correlation with V*, and how often the
+candidate with the highest estimate, of those among five sampled next steps, has the highest V*. A next step that ends the completion is
+worth its reward, for every estimator. Flags after -- are train_ppo.py's.
 
-All numbers go to value_error.json in --out, those of single states beside the runs. Finished runs and measurements are
-not made again. --plot needs matplotlib.
+All numbers go to value_error.json in --out, those of single states beside the runs. The same command goes on after an interruption.
 """
-
 from __future__ import annotations
 
 import argparse
 import json
 import random
-import shlex
 import statistics
 import sys
 import time
@@ -28,10 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from seeds import run_seed, table
+from curves import AXES, Chart, listed, picture, save
+from sweep import ROOT, Parser, sweep
 from transformers import PreTrainedTokenizerBase
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(ROOT))
 import train_ppo
 from common.errors import UserError
 from common.launch import parse_config
@@ -52,17 +48,12 @@ from common.run.files import write_atomically
 from common.verify.rewards import Reward, make_reward
 from train_vineppo import State, step_starts
 
-ROOT = Path(__file__).parents[1]
 # which of a state's continuations go into what: no estimate shares one with V*, or with another estimate
 PARTS = {"V*": slice(0, 256), "MC 1": slice(256, 257), "MC 3": slice(257, 260), "MC 9": slice(260, 269)}
+CONTINUATIONS = 269
 ESTIMATORS = ("critic", "MC 1", "MC 3", "MC 9")
 CANDIDATES = 5  # next steps sampled from a state
 APART = 0.1  # a choice counts if V* of its best and its worst candidate differ by more
-PAPER = (
-    "VinePPO's paper on its own tasks (from a secondary source and the official analysis code; not re-read in the paper):\n"
-    "mean absolute error about 0.11 for the value network, 0.03 for Monte-Carlo; best of 5 right about 25 % (near chance) with the\n"
-    "value network, 70-90 % with Monte-Carlo."
-)
 
 
 class Rebuilt(NamedTuple):
@@ -86,6 +77,7 @@ class Place(NamedTuple):
 
     @property
     def state(self) -> State:
+        """The problem and the tokens before the place."""
         return State(self.problem, tuple(self.completion.ids[: self.start]))
 
     @property
@@ -109,27 +101,18 @@ def rebuild(folder: Path) -> Rebuilt:
     return Rebuilt(config, reward, tokenizer, held_out, engine, policy, critic)
 
 
-def places_in(run: Rebuilt, problem: Problem, completion: Completion, rule: str) -> list[Place]:
+def places_in(run: Rebuilt, problem: Problem, completion: Completion) -> list[Place]:
     """Before each step of a completion, and at last after it."""
-    starts = step_starts(completion.text, token_offsets(run.tokenizer, completion.ids), rule)
+    starts = step_starts(completion.text, token_offsets(run.tokenizer, completion.ids), "lines")
     return [Place(problem, completion, start) for start in [*starts, len(completion.ids)]]
 
 
 def continued(run: Rebuilt, places: list[Place], n: int, purpose: str, step: int) -> list[list[Completion]]:
     """`n` whole completions through each place's state: its tokens and then fresh ones, as many at most as are left."""
     config, states = run.config, [place.state for place in places]
-    requests = [
-        Request(
-            (*problem.prompt_ids, *prefix),
-            derive_seed(config.seed, purpose, step, problem.id, *prefix),
-            n,
-            config.max_completion_length - len(prefix),
-            config.temperature,
-            config.top_p,
-            tuple(config.stop or ()),
-        )
-        for problem, prefix in states
-    ]
+    requests = [Request((*problem.prompt_ids, *prefix), derive_seed(config.seed, purpose, step, problem.id, *prefix), n,
+                        config.max_completion_length - len(prefix), config.temperature, config.top_p, tuple(config.stop or ()))
+                for problem, prefix in states]
     groups = run.engine.generate(requests)
     return [[join(run.tokenizer, s.prefix, c, config.stop) for c in group] for s, group in zip(states, groups, strict=True)]
 
@@ -142,9 +125,8 @@ def valued(run: Rebuilt, places: list[Place], step: int) -> list[dict[str, float
         rewards = run.reward([place.problem for place in ended], [place.completion for place in ended]).tolist()
         values |= {place.state: dict.fromkeys((*PARTS, "critic"), reward) for place, reward in zip(ended, rewards, strict=True)}
     if going:
-        n = max(part.stop for part in PARTS.values())
-        wholes = [whole for group in continued(run, going, n, "V*", step) for whole in group]
-        rewards = run.reward([place.problem for place in going for _ in range(n)], wholes).reshape(-1, n)
+        wholes = [whole for group in continued(run, going, CONTINUATIONS, "V*", step) for whole in group]
+        rewards = run.reward([place.problem for place in going for _ in range(CONTINUATIONS)], wholes).reshape(-1, CONTINUATIONS)
         # the value before a token depends on what comes before it alone: the completion may go on as it likes
         rows = [[replace(place.completion, logps=[0.0] * len(place.completion.ids))] for place in going]
         batch = make_batch([place.problem for place in going], rows)
@@ -155,47 +137,43 @@ def valued(run: Rebuilt, places: list[Place], step: int) -> list[dict[str, float
     return [values[place.state] for place in places]
 
 
-def measure(run: Rebuilt, checkpoint: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(run: Rebuilt, checkpoint: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Values of states, and of the different next steps at some of them, with the policy and the critic of a checkpoint."""
     step = load_checkpoint(checkpoint, [run.policy, run.critic], {})
     run.engine.sync()
-    config, rule = run.config, arguments.step_split
-    problems = Epochs(run.held_out, config.seed).take(arguments.problems)  # the same ones at every step of the run
+    config = run.config
+    problems = Epochs(run.held_out, config.seed).take(asked.problems)  # the same ones at every step of the run
     groups = run.engine.generate(make_requests(problems, config, "value error", step, 1, config.temperature))
     found: dict[State, Place] = {}
     for problem, group in zip(problems, groups, strict=True):
-        for place in places_in(run, problem, group[0], rule)[:-1]:
+        for place in places_in(run, problem, group[0])[:-1]:
             found.setdefault(place.state, place)
     places = list(found.values())
     random.Random(derive_seed(config.seed, "states", step)).shuffle(places)
-    places = places[: arguments.states]
+    places = places[: asked.states]
     choices: list[list[Place]] = []
     for before, group in zip(places, continued(run, places, CANDIDATES, "candidates", step), strict=True):
-        after = [next(p for p in places_in(run, before.problem, whole, rule) if p.start > before.start) for whole in group]
+        after = [next(p for p in places_in(run, before.problem, whole) if p.start > before.start) for whole in group]
         choices.append(list({place.state: place for place in after}.values()))
     choices = [candidates for candidates in choices if len(candidates) > 1]
-    taken = choices[: arguments.choices]
+    taken = choices[: asked.choices]
     values = iter(valued(run, [place for candidates in taken for place in candidates], step))
-    return {
-        "states": [
-            {"problem": place.problem.id, "start": place.start, **value}
-            for place, value in zip(places, valued(run, places, step), strict=True)
-        ],
-        "with a choice": len(choices),
-        "choices": [[{"ends": place.ends, **next(values)} for place in candidates] for candidates in taken],
-    }
+    states = [{"problem": place.problem.id, "start": place.start, **value}
+              for place, value in zip(places, valued(run, places, step), strict=True)]
+    return {"states": states, "with a choice": len(choices),
+            "choices": [[{"ends": place.ends, **next(values)} for place in candidates] for candidates in taken]}
 
 
-def measured(folder: Path, arguments: argparse.Namespace) -> dict[int, dict[str, Any]]:
+def measured(folder: Path, asked: argparse.Namespace) -> dict[int, dict[str, Any]]:
     """What `measure` gives for each checkpoint of a run, from the file of an earlier call where that is there."""
-    settings = {name: getattr(arguments, name) for name in ("problems", "states", "choices", "step_split")}
-    files = {step: folder / f"values-{step}.json" for step in arguments.steps}
+    settings = {name: getattr(asked, name) for name in ("problems", "states", "choices")}
+    files = {step: folder / f"values-{step}.json" for step in asked.steps}
     results = {step: json.loads(file.read_text()) if file.exists() else {} for step, file in files.items()}
     missing = [step for step, result in results.items() if result.get("settings") != settings]
     run = rebuild(folder) if missing else None
     for step in missing:
         began = time.perf_counter()
-        results[step] = {"settings": settings, **measure(run, folder / f"checkpoint-{step}", arguments)}
+        results[step] = {"settings": settings, **measure(run, folder / f"checkpoint-{step}", asked)}
         write_atomically(files[step], json.dumps(results[step]) + "\n")
         print(f"{folder.name}, step {step}: measured in {time.perf_counter() - began:.0f} s", flush=True)
     return results
@@ -206,40 +184,31 @@ def correlation(xs: list[float], ys: list[float]) -> float | None:
     return statistics.correlation(xs, ys) if len(set(xs)) > 1 and len(set(ys)) > 1 else None
 
 
-def best_of(choices: list[list[dict[str, Any]]], tie: float, rng: random.Random) -> dict[str, Any]:
+def best_of(choices: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """How many choices count; and over those the share in which the highest estimate is at a best candidate, and chance."""
     counted = [c for c in choices if max(x["V*"] for x in c) - min(x["V*"] for x in c) > APART]
-    chance, right = [], {name: [] for name in ESTIMATORS}
+    rng, right = random.Random(0), {name: [] for name in ("chance", *ESTIMATORS)}
     for candidates in counted:
         most = max(x["V*"] for x in candidates)
-        best = [x["V*"] >= most - tie for x in candidates]
-        chance.append(statistics.mean(best))
+        best = [x["V*"] == most for x in candidates]
+        right["chance"].append(statistics.mean(best))
         for name in ESTIMATORS:
             highest = max(x[name] for x in candidates)
             right[name].append(best[rng.choice([i for i, x in enumerate(candidates) if x[name] == highest])])
-    shares = {name: statistics.mean(of) if of else None for name, of in {"chance": chance, **right}.items()}
-    return {"counted": len(counted), **shares}
+    return {"counted": len(counted), **{name: statistics.mean(of) if of else None for name, of in right.items()}}
 
 
-def summarise(result: dict[str, Any], tie: float) -> dict[str, Any]:
+def summarise(result: dict[str, Any]) -> dict[str, Any]:
     """The metrics of one run at one step."""
     states, choices = result["states"], result["choices"]
     truth = [state["V*"] for state in states]
-    mean = statistics.mean(truth)
-    n = PARTS["V*"].stop
-    estimates = {"constant": [mean] * len(truth), **{name: [state[name] for state in states] for name in ESTIMATORS}}
-    return {
-        "states": len(states),
-        "mean V*": mean,
-        "standard error of V*": statistics.mean((v * (1 - v) / n) ** 0.5 for v in truth),
-        "mean absolute error": {k: statistics.mean(abs(a - b) for a, b in zip(e, truth, strict=True)) for k, e in estimates.items()},
-        "mean error": {k: statistics.mean(e) - mean for k, e in estimates.items()},
-        "correlation": {k: correlation(e, truth) for k, e in estimates.items()},
-        "with a choice": result["with a choice"],
-        "choices": len(choices),
-        "best of 5": best_of(choices, tie, random.Random(0)),
-        "best of 5, none ends": best_of([c for c in choices if not any(x["ends"] for x in c)], tie, random.Random(0)),
-    }
+    estimates = {"constant": [statistics.mean(truth)] * len(truth), **{name: [state[name] for state in states] for name in ESTIMATORS}}
+    return {"states": len(states), "mean V*": statistics.mean(truth),
+            "standard error of V*": statistics.mean((v * (1 - v) / PARTS["V*"].stop) ** 0.5 for v in truth),
+            "mean absolute error": {k: statistics.mean(abs(a - b) for a, b in zip(e, truth, strict=True)) for k, e in estimates.items()},
+            "correlation": {k: correlation(e, truth) for k, e in estimates.items()},
+            "with a choice": result["with a choice"], "choices": len(choices), "best of 5": best_of(choices),
+            "best of 5, none ends": best_of([c for c in choices if not any(x["ends"] for x in c)])}
 
 
 def spread(values: list[float | None], form: str = ".3f") -> str:
@@ -253,79 +222,47 @@ def spread(values: list[float | None], form: str = ".3f") -> str:
 
 def report(summaries: dict[int, list[dict[str, Any]]]) -> str:
     """The tables; summaries: of each step, one for each seed."""
-    blocks = []
-    names = ["states", "mean V*", "standard error of V*"]
-    rows = [
-        [str(step), *(spread([s[n] for s in seeds], ".0f" if n == "states" else ".3f") for n in names)] for step, seeds in summaries.items()
-    ]
-    blocks.append(table(["step", *names], rows))
-    for metric in ("mean absolute error", "mean error", "correlation"):
-        names = [name for name in ("constant", *ESTIMATORS) if metric == "mean absolute error" or name != "constant"]
-        rows = [[str(step), *(spread([s[metric][n] for s in seeds]) for n in names)] for step, seeds in summaries.items()]
-        blocks.append(f"{metric}\n\n" + table(["step", *names], rows))
-    for metric in ("best of 5", "best of 5, none ends"):
+    names = {"states": ".0f", "mean V*": ".3f", "standard error of V*": ".3f"}
+    blocks = [listed([{"step": str(step), **{name: spread([s[name] for s in seeds], form) for name, form in names.items()}}
+                      for step, seeds in summaries.items()])]
+    for metric, columns in (("mean absolute error", ("constant", *ESTIMATORS)), ("correlation", ESTIMATORS)):
+        rows = [{"step": str(step), **{name: spread([s[metric][name] for s in seeds]) for name in columns}}
+                for step, seeds in summaries.items()]
+        blocks.append(f"{metric}\n\n{listed(rows)}")
+    for metric, title in (("best of 5", "best of 5"), ("best of 5, none ends", "best of 5, where no candidate ends the completion")):
         rows = []
         for step, seeds in summaries.items():
             total = {name: sum(s[name] for s in seeds) for name in ("choices", "with a choice", "states")}
-            counted = f"{sum(s[metric]['counted'] for s in seeds)} of {total['choices']}"
-            found = f"{total['with a choice']} of {total['states']}"
-            rows.append([str(step), found, counted, *(spread([s[metric][n] for s in seeds], ".2f") for n in ("chance", *ESTIMATORS))])
-        title = {"best of 5": "best of 5", "best of 5, none ends": "best of 5, where no candidate ends the completion"}[metric]
-        blocks.append(f"{title}: share right\n\n" + table(["step", "states with a choice", "counted", "chance", *ESTIMATORS], rows))
-    return "\n\n".join([*blocks, PAPER])
-
-
-def plot(summaries: dict[int, list[dict[str, Any]]], path: str) -> None:
-    """Mean absolute error over the steps: a colour for each estimator, thin lines for the seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=110)
-    steps = list(summaries)
-    for i, name in enumerate(("constant", *ESTIMATORS)):
-        lines = list(zip(*([s["mean absolute error"][name] for s in seeds] for seeds in summaries.values()), strict=True))
-        style = {"color": f"C{i}", "linestyle": "--" if name == "constant" else "-"}
-        for line in lines:
-            axes.plot(steps, line, linewidth=0.8, alpha=0.4, **style)
-        axes.plot(steps, [statistics.mean(at) for at in zip(*lines, strict=True)], marker="o", markersize=3, label=name, **style)
-    axes.set(xlabel="training step", ylabel="mean absolute error against V*", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path)
+            rows.append({"step": str(step), "states with a choice": f"{total['with a choice']} of {total['states']}",
+                         "counted": f"{sum(s[metric]['counted'] for s in seeds)} of {total['choices']}",
+                         **{name: spread([s[metric][name] for s in seeds], ".2f") for name in ("chance", *ESTIMATORS)}})
+        blocks.append(f"{title}: share right\n\n{listed(rows)}")
+    return "\n\n".join(blocks)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", default="train_ppo.py", help='what trains: "train_ppo.py flags"')
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    """The command line."""
+    parser = Parser(__doc__, "runs/value_error", "3")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 40, 60], help="training steps that have a checkpoint")
     parser.add_argument("--problems", type=int, default=32, help="held-out problems, one completion each")
     parser.add_argument("--states", type=int, default=150, help="states valued at most, for each seed and step")
     parser.add_argument("--choices", type=int, default=40, help="of those with different next steps, how many have these valued")
-    parser.add_argument("--step_split", default="lines", help="as train_vineppo.py's")
-    parser.add_argument("--tie", type=float, default=0.0, help="candidates whose V* is this close to the best are best too")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "value_error")
-    parser.add_argument("--plot")
-    arguments = parser.parse_args()
-    script, *flags = shlex.split(arguments.command)
-    out = arguments.out.resolve()
-    summaries: dict[int, list[dict[str, Any]]] = {step: [] for step in arguments.steps}
-    for seed in arguments.seeds:
-        run_seed(out / f"seed-{seed}", [script, "--save_steps", "10", "--save_total_limit", "0", *flags], seed)
-        try:
-            results = measured(out / f"seed-{seed}", arguments)
-        except UserError as error:
-            sys.exit(f"error: {error}")
-        for step, result in results.items():
-            summaries[step].append(summarise(result, arguments.tie))
-    record = {"command": arguments.command, "seeds": arguments.seeds, "tie": arguments.tie, "steps": summaries}
-    write_atomically(out / "value_error.json", json.dumps(record, indent=1) + "\n")
+    asked, flags = parser.parse()
+    command = ["train_ppo.py", "--save_steps", "10", "--save_total_limit", "0", *flags]
+    folders = sweep({"ppo": command}, asked.seeds, asked.out, asked.jobs)["ppo"]
+    try:
+        results = [measured(folder, asked) for folder in folders]
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    summaries = {step: [summarise(result[step]) for result in results] for step in asked.steps}
+    record = {"command": command, "seeds": asked.seeds, "steps": summaries}
+    write_atomically(asked.out / "value_error.json", json.dumps(record, indent=1) + "\n")
     print("\n" + report(summaries))
-    if arguments.plot:
-        plot(summaries, arguments.plot)
+    if asked.plot:
+        errors = {name: [{step: seeds[i]["mean absolute error"][name] for step, seeds in summaries.items()} for i in range(len(results))]
+                  for name in ("constant", *ESTIMATORS)}
+        title = "How far PPO's critic and Monte-Carlo (MC) estimates are from the true values of states"
+        save(picture([Chart(errors, AXES["steps"], "mean absolute error against V*")], title), asked.plot)
 
 
 if __name__ == "__main__":

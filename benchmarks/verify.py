@@ -1,17 +1,15 @@
-"""The answer checker on the labelled corpus, on plain numbers, and on every gold answer of GSM8K and MATH; beside math-verify.
+"""The answer checker on a labelled corpus, on plain numbers, and on the gold answers of GSM8K and MATH, beside math-verify.
 
-    python benchmarks/verify.py [--corpus ../shared/data/verify/open.jsonl] [--data ../shared/data] [--without_math_verify]
+    python benchmarks/verify.py [--corpus ../shared/data/verify/open.jsonl] [--data ../shared/data]
 
-A row is {"kind", "form": "bare" or "completion", "prediction", "reference", "label"} and "contested": true where graders
-disagree; contested rows are run for crashes and time, and not scored. Needs `pip install math-verify` for the comparison,
-which runs in a process that is killed when a row takes over 10 s. Times are of one process on a machine that may be busy:
-the ratio is what counts.
+A row of the corpus is {"kind", "form": "bare" or "completion", "prediction", "reference", "label"}. A row with "contested": true is one on
+which graders disagree: the script runs it for crashes and time, and does not score it. Needs `pip install math-verify`, which runs in a
+process that is killed when a row takes more than 10 s.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import inspect
 import random
 import sys
 import time
@@ -20,21 +18,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common.verify.answers import answers_equal, is_correct, reference_answer
-from common.verify.rewards import Worker
+from measure import ROOT, parser, read_rows, table
 
-ROOT = Path(__file__).parents[1]
+from common.verify import answers_equal, is_correct
+from common.verify.extract import reference_answer
+from common.verify.rewards import Worker
+from common.verify.second_opinion import math_verify
+
 Judge = Callable[[str, str], bool | None]
-HOSTILE = {"hack", "bomb", "code", "unicode", "number_form", "precision", "long"}  # kinds; the others are usual answers
+Results = list[tuple[bool | None, float]]  # verdict (None: a crash, or no answer in time) and seconds of each row
+HOSTILE = {"hack", "bomb", "code", "unicode", "number_form", "precision", "long"}  # kinds; rows of the other kinds are usual answers
 
 
 def completion_of(row: dict[str, Any]) -> str:
+    """The completion that gives a row's answer."""
     return row["prediction"] if row["form"] == "completion" else f"The final answer is $\\boxed{{{row['prediction']}}}$."
 
 
-def run_rows(rows: list[dict[str, Any]], judge: Judge) -> list[tuple[bool | None, float]]:
-    """(verdict, seconds) of each row; None for a crash, or where it had to be killed."""
+def run_rows(rows: list[dict[str, Any]], judge: Judge) -> Results:
+    """The verdict on each row, and its seconds."""
     results = []
     for row in rows:
         completion = completion_of(row)
@@ -45,14 +47,13 @@ def run_rows(rows: list[dict[str, Any]], judge: Judge) -> list[tuple[bool | None
 
 
 class MathVerify:
-    """math-verify in a process of its own; `times` are what it took inside of that process and the pipe."""
+    """math-verify in a process of its own, which is killed when a call takes more than 10 s."""
 
-    def __init__(self, seconds: float = 10.0) -> None:
-        self.worker = Worker(ROOT / "common" / "second_opinion.py", "math_verify", seconds)
-        answer = self.worker.answer()
-        if answer is None or "error" in answer:
-            sys.exit(f"math-verify does not load: {answer}")
-        self(r"\boxed{1}", "1")  # imports it
+    def __init__(self) -> None:
+        self.worker = Worker(inspect.getfile(math_verify), "math_verify", 10.0)
+        self.worker.answer()  # ready
+        if self(r"\boxed{1}", "1") is not True:
+            sys.exit("math-verify does not work: pip install math-verify")
 
     def __call__(self, completion: str, reference: str) -> bool | None:
         problem = {"id": "", "prompt": "", "answer": reference_answer(reference)}
@@ -60,27 +61,29 @@ class MathVerify:
         return None if answer is None or "error" in answer else answer["score"] > 0
 
 
-def table(rows: list[dict[str, Any]], verdicts: dict[str, list[tuple[bool | None, float]]]) -> None:
-    """Per kind: scored rows, false positives and negatives, the slowest row, of each checker."""
-    heads = " | ".join(f"{name}: FP | FN | crash or > 10 s | slowest, ms" for name in verdicts)
-    print(f"| kind | wrong | right | contested | {heads} |\n|---|---|---|---" + "|---|---|---|---" * len(verdicts) + "|")
-    kinds = dict.fromkeys(row["kind"] for row in rows)
-    for kind in [*kinds, "all"]:
+def corpus_table(rows: list[dict[str, Any]], verdicts: dict[str, Results]) -> str:
+    """The scored rows of each kind, and the false positives and negatives, crashes and slowest row of each checker."""
+    lines = []
+    for kind in [*dict.fromkeys(row["kind"] for row in rows), "all"]:
         chosen = [i for i, row in enumerate(rows) if kind in ("all", row["kind"])]
         scored = [i for i in chosen if not rows[i].get("contested")]
         wrong, right = ([i for i in scored if rows[i]["label"] is label] for label in (False, True))
-        cells = []
+        cells = [kind, str(len(wrong)), str(len(right)), str(len(chosen) - len(scored))]
         for results in verdicts.values():
-            false_positives = sum(results[i][0] is True for i in wrong)
-            false_negatives = sum(results[i][0] is not True for i in right)
+            accepted = sum(results[i][0] is True for i in wrong)
+            refused = sum(results[i][0] is not True for i in right)
+            errors = [str(accepted), str(refused)]
+            if kind == "all":
+                errors = [f"{accepted} ({accepted / len(wrong):.2%})", f"{refused} ({refused / len(right):.2%})"]
             crashes, slowest = sum(results[i][0] is None for i in chosen), max(results[i][1] for i in chosen)
-            shares = (f" ({false_positives / len(wrong):.2%})", f" ({false_negatives / len(right):.2%})") if kind == "all" else ("", "")
-            cells += [f"{false_positives}{shares[0]}", f"{false_negatives}{shares[1]}", str(crashes), f"{1000 * slowest:.1f}"]
-        print(f"| {kind} | {len(wrong)} | {len(right)} | {len(chosen) - len(scored)} | {' | '.join(cells)} |")
+            cells += [*errors, str(crashes), f"{1000 * slowest:.1f}"]
+        lines.append(cells)
+    heads = [head for name in verdicts for head in (f"{name}: FP", "FN", "crash or > 10 s", "slowest, ms")]
+    return table(["kind", "wrong", "right", "contested", *heads], lines)
 
 
 def speed(judge: Judge, pairs: list[tuple[str, str]], seconds: float) -> float:
-    """Checks a second, over all pairs once and then until the time is up."""
+    """Checks a second, over all pairs again and again until `seconds` have passed, at least once."""
     began, done = time.perf_counter(), 0
     while done == 0 or time.perf_counter() - began < seconds:
         for completion, reference in pairs:
@@ -96,51 +99,45 @@ def numbers(count: int) -> list[tuple[str, str]]:
     return [(f"\\boxed{{{a}}}", a.replace(",", "") if i % 2 else str(i)) for i, a in enumerate(answers)]
 
 
-def gold(folder: Path) -> None:
-    """Every gold solution against itself, and against another problem's answer."""
+def gold_table(folder: Path) -> str:
+    """Every gold solution compared with itself, and with the answer of the next problem."""
+    lines = []
     for name in ("gsm8k/train", "gsm8k/test", "math/train", "math/test"):
-        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        solutions = [row.get("solution") or row["answer"] for row in rows]
-        has_answer = [solution for solution in solutions if reference_answer(solution) != solution.strip()]
-        itself = sum(is_correct(solution, solution) for solution in has_answer)
-        others = has_answer[1:] + has_answer[:1]
-        answers = ((reference_answer(a), reference_answer(b)) for a, b in zip(has_answer, others, strict=True))
-        equal = [pair for pair in answers if answers_equal(*pair)]
-        differently = Counter(pair for pair in equal if pair[0] != pair[1])
-        told = ", ".join(f"{a} = {b}" for a, b in differently) or "none"
-        print(f"| {name} | {len(solutions)} | {len(solutions) - len(has_answer)} | {itself} | {len(equal)} | {told} |")
+        solutions = [row.get("solution") or row["answer"] for row in read_rows(folder / f"{name}.jsonl")]
+        answered = [solution for solution in solutions if reference_answer(solution) != solution.strip()]
+        itself = sum(is_correct(solution, solution) for solution in answered)
+        answers = [reference_answer(solution) for solution in answered]
+        equal = [pair for pair in zip(answers, answers[1:] + answers[:1], strict=True) if answers_equal(*pair)]
+        differently = ", ".join(f"`{a}` = `{b}`" for a, b in Counter(equal) if a != b) or "none"
+        lines.append([name, str(len(solutions)), str(len(solutions) - len(answered)), str(itself), str(len(equal)), differently])
+    header = ["gold solutions", "rows", "without an answer", "right against themselves", "same as the next", "of these written differently"]
+    return table(header, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=ROOT.parent / "shared" / "data" / "verify" / "open.jsonl")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--without_math_verify", action="store_true")
-    arguments = parser.parse_args()
-    rows = [json.loads(line) for line in arguments.corpus.read_text(encoding="utf-8").splitlines()]
-    judges: dict[str, Judge] = {"vinery": is_correct}
-    if not arguments.without_math_verify:
-        judges["math-verify"] = MathVerify()
-    verdicts = {name: run_rows(rows, judge) for name, judge in judges.items()}
-    table(rows, verdicts)
-    canary = [path for path in (Path("pwned_canary"), ROOT / "pwned_canary", ROOT / "common" / "pwned_canary") if path.exists()]
-    print(f"\nfiles that executed answers left behind: {', '.join(map(str, canary)) or 'none'}")
+    options = parser(__doc__)
+    options.add_argument("--corpus", type=Path, default=ROOT.parent / "shared" / "data" / "verify" / "open.jsonl")
+    options.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    arguments = options.parse_args()
+    rows = read_rows(arguments.corpus)
+    theirs = MathVerify()
+    verdicts = {"vinery": run_rows(rows, is_correct), "math-verify": run_rows(rows, theirs)}
+    print(corpus_table(rows, verdicts))
+    canaries = [path for path in (Path("pwned_canary"), *ROOT.rglob("pwned_canary")) if path.exists()]
+    print(f"\nfiles that executed answers left behind: {', '.join(map(str, canaries)) or 'none'}\n")
 
     usual = [i for i, row in enumerate(rows) if row["kind"] not in HOSTILE]
     pairs = [(completion_of(rows[i]), rows[i]["reference"]) for i in usual]
-    print("\n| checks a second, one process | plain numbers | usual rows |\n|---|---|---|")
-    plain = speed(is_correct, numbers(200_000), 0)
-    print(f"| vinery, first time each text is seen | {plain:,.0f} | {len(usual) / sum(verdicts['vinery'][i][1] for i in usual):,.0f} |")
-    print(f"| vinery, again and again | | {speed(is_correct, pairs, 2):,.0f} |")
-    if "math-verify" in judges:
-        theirs = speed(judges["math-verify"], numbers(2000), 0)
-        print(f"| math-verify, first time | {theirs:,.0f} | {len(usual) / sum(verdicts['math-verify'][i][1] for i in usual):,.0f} |")
-        print(f"\nplain numbers: {plain / theirs:,.0f} times math-verify")
-
-    print("\n| gold solutions | rows | without an answer | right against themselves | same as the next | of these written differently |")
-    print("|---|---|---|---|---|---|")
-    gold(arguments.data)
-    assert answers_equal("1/2", "0.5")
+    first = {name: len(usual) / sum(results[i][1] for i in usual) for name, results in verdicts.items()}
+    plain = {"vinery": speed(is_correct, numbers(200_000), 0), "math-verify": speed(theirs, numbers(2000), 0)}
+    lines = [
+        ["vinery, first time each text is seen", f"{plain['vinery']:,.0f}", f"{first['vinery']:,.0f}"],
+        ["vinery, again and again", "", f"{speed(is_correct, pairs, 2):,.0f}"],
+        ["math-verify, first time", f"{plain['math-verify']:,.0f}", f"{first['math-verify']:,.0f}"],
+    ]
+    print(table(["checks a second, one process", "plain numbers", "usual rows"], lines))
+    print(f"\nplain numbers: {plain['vinery'] / plain['math-verify']:,.0f} times math-verify\n")
+    print(gold_table(arguments.data))
 
 
 if __name__ == "__main__":

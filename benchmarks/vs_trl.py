@@ -1,500 +1,366 @@
-"""Seconds and memory of a step: train_grpo.py against TRL's GRPOTrainer, the same work on the CPU, taking turns.
+"""Seconds and memory of a training step: train_grpo.py beside TRL's GRPOTrainer, on the CPU, in runs that take turns.
 
     python benchmarks/vs_trl.py [--rounds 3] [--steps 12] [--threads 2] [--trl_python PATH]
-    python benchmarks/vs_trl.py --profile        # ours alone: where a step's time goes, and what its matrix products alone take
+    python benchmarks/vs_trl.py --profile        # train_grpo.py alone: the time of each phase, and of its matrix products
 
-Both sides: the embedded model, float32, the same problems in the same order, 16 x 8 completions, the same LoRA, AdamW and learning
-rate, one update a step, the same checker, no evaluation, no checkpoint before the end. TRL runs in an environment of its own, made
-under --out unless --trl_python names one, and in the fastest of the settings that a calibration tries first (its table is printed).
+Both sides train the embedded model in float32 on the same problems in the same order: 16 x 8 completions a step, the same LoRA,
+AdamW, learning rate and answer checker, one update a step, no evaluation. TRL runs in an environment of its own, which is made on
+first use. A calibration first looks for TRL's fastest settings and prints what it tried.
 
-A step is timed from its beginning to that of the next, so everything is in it; the first two and the last are left out. Prints
-medians of both sides, ratios by round, and whether they did the same work; all of it goes to result.json in a new folder of --out.
+The time of a step goes from its beginning to the beginning of the next step, so that it includes everything. The first two steps of
+a run and its last one are not counted. The script prints medians of both sides and their ratio in each round.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import contextlib
 import json
-import math
-import os
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import venv
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from seeds import table
+from measure import ROOT, parser, read_rows, resident_gb, run_logged, spread, table, versions
 
-ROOT = Path(__file__).parents[1]
 TRL = "1.16.0"
-WARM_UP = 2  # steps that are not counted
+WARM_UP = 2  # steps at the beginning of a run that are not counted
+CALIBRATION_STEPS = 6  # counted steps in each run of the calibration
+TURNS = 2  # runs of each setting in the calibration
 OURS, THEIRS = "train_grpo.py", "TRL"
-# --max_steps, --seed and --output_dir come beside these; all else is what `python train_grpo.py` does
+PHASES = ("sample", "verify", "update", "sync")
 FLAGS = ["--eval_steps", "0", "--save_steps", "0", "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--dtype", "float32"]
-TURNS = 2  # runs of each setting in the calibration, taking turns within its kind
-HOPELESS = 1.3  # a setting that takes this many times as long as the best of its kind gets no second run
-LIMIT = 900  # seconds for one run of TRL
+
+# One run of either side, as trl_side.py writes it. Each step has began, sample, verify (seconds), lengths, rewards (of every completion)
+# and trained (share of the completions with a forward and backward pass). `start` adds seconds to all steps but the last
+Result = dict[str, Any]
 
 
-@dataclass
-class Side:
-    """One run of one side. Lists are by step, warm-up and last step left out, but for `lengths` and `rewards`, which have all."""
-
-    start: float  # seconds of the steps before those
-    seconds: list[float]
-    sample: list[float]
-    verify: list[float]
-    lengths: list[list[int]]  # of every completion
-    rewards: list[list[float]]
-    passes: float  # share of the completions that got a forward and backward pass: ours leaves out those whose gradient is 0
-    optimizer_steps: int
-    peak_gb: float  # of resident memory, the libraries included
-    before_gb: float  # the same up to the first step: libraries, model, data
-    trainable: int  # parameters
-    threads: int
-    versions: dict[str, str]
-
-    @property
-    def tokens(self) -> int:
-        """Sampled in the steps that count."""
-        return sum(map(sum, self.lengths[WARM_UP:-1]))
-
-    @property
-    def completions(self) -> int:
-        return sum(map(len, self.lengths[WARM_UP:-1]))
+def start(command: list[str], path: Path, threads: int) -> Result | None:
+    """The result that a run of one side left in `path`.json. None if the run failed; its output is in `path`.log."""
+    only_cpu = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    if run_logged(command, path.with_suffix(".log"), **only_cpu):
+        return None
+    result = json.loads(path.with_suffix(".json").read_text())
+    for step, following in pairwise(result["steps"]):
+        step["seconds"] = following["began"] - step["began"]
+    return result
 
 
-def run_logged(command: list[str], log: Path, threads: int, timeout: float | None = None) -> str | None:
-    """Runs it on the CPU with this many threads, all output to `log`. None, or what went wrong."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    with open(log, "w") as file:
-        try:
-            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=file, timeout=timeout).returncode
-        except subprocess.TimeoutExpired:
-            return f"stopped after {timeout:.0f} s"
-    return None if code == 0 else f"ended with code {code}, {(log.read_text().strip().splitlines() or ['no output'])[-1][:120]}"
+def counted_seconds(result: Result) -> list[float]:
+    """The seconds of each counted step."""
+    return [step["seconds"] for step in result["steps"][WARM_UP:-1]]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+# ---- train_grpo.py ---------------------------------------------------------------------------------------------------
 
 
-# ---- ours -----------------------------------------------------------------------------------------------------------
-
-
-def be_ours(result: Path, flags: list[str]) -> None:
-    """In a process of its own: train_grpo.py as from the command line, and a note of when each step begins."""
-    sys.path.insert(0, str(ROOT))
-    import torch
-
+def train(folder: Path, steps: str, seed: str) -> None:
+    """Runs train_grpo.py in this process."""
     import train_grpo
+    from common.launch import parse_command_line
+
+    sys.argv = ["train_grpo.py", *FLAGS, "--max_steps", steps, "--seed", seed, "--output_dir", str(folder)]
+    train_grpo.run_script(train_grpo.train, parse_command_line(train_grpo.Config, train_grpo.__file__))
+
+
+def be_ours(folder: Path, steps: str, seed: str) -> None:
+    """Runs train_grpo.py in this process and writes the same result as trl_side.py."""
+    import torch
+    from safetensors.torch import load_file
+
     from common.run.run import Run
 
-    began, steps, note = [], Run.steps, {}
+    began, before, original = [], [], Run.steps
 
-    def peak_gb() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-    def noted(run: Run) -> Any:
-        note["before_gb"] = peak_gb()
-        for step in steps(run):
+    def noted(run: Run) -> Iterator[int]:
+        before.append(resident_gb("VmHWM"))
+        for step in original(run):
             began.append(time.perf_counter())
             yield step
 
-    Run.steps, sys.argv = noted, ["train_grpo.py", *flags]
-    train_grpo.run_script(train_grpo.Config, train_grpo.train, train_grpo.__file__)
-    result.write_text(json.dumps({**note, "began": began, "peak_gb": peak_gb(), "threads": torch.get_num_threads()}))
+    Run.steps = noted
+    train(folder, steps, seed)
+    rows, completions = read_rows(folder / "metrics.jsonl"), read_rows(folder / "completions.jsonl")
+    noted_steps = []
+    for beginning, row in zip(began, rows, strict=True):
+        own = [completion for completion in completions if completion["step"] == row["step"]]
+        step = {"began": beginning, **{phase: row[f"time/{phase}"] for phase in PHASES}}
+        step |= {"lengths": [c["tokens"] for c in own], "rewards": [c["reward"] for c in own]}
+        noted_steps.append(step | {"trained": statistics.mean(c["advantage"] != 0 for c in own)})
+    adapter = load_file(folder / f"checkpoint-{steps}" / "adapter_model.safetensors")
+    result = {
+        "steps": noted_steps,
+        "optimizer_steps": len(rows),  # one a step
+        "completions": len(completions),
+        "parameters": sum(weight.numel() for weight in adapter.values()),
+        "threads": torch.get_num_threads(),
+        "before_gb": before[0],
+        "peak_gb": resident_gb("VmHWM"),
+        "versions": versions(),
+    }
+    folder.with_suffix(".json").write_text(json.dumps(result))
 
 
-def run_ours(folder: Path, steps: int, seed: int, threads: int) -> Side:
-    """train_grpo.py into `folder`."""
-    result = folder.with_suffix(".json")
-    flags = [*FLAGS, "--max_steps", str(steps), "--seed", str(seed), "--output_dir", str(folder)]
-    wrong = run_logged([sys.executable, __file__, "--ours", str(result), *flags], folder.with_suffix(".log"), threads)
-    if wrong:
-        sys.exit(f"{OURS}: {wrong}; see {folder.with_suffix('.log')}")
-    noted, rows = json.loads(result.read_text()), read_lines(folder / "metrics.jsonl")
-    by_step: list[list[dict[str, Any]]] = [[] for _ in rows]
-    for row in read_lines(folder / "completions.jsonl"):
-        by_step[row["step"] - 1].append(row)
-    counted = rows[WARM_UP:-1]
-    return Side(
-        start=noted["began"][WARM_UP] - noted["began"][0],
-        seconds=[b - a for a, b in zip(noted["began"][WARM_UP:], noted["began"][WARM_UP + 1 :], strict=False)],
-        sample=[row["time/sample"] for row in counted],
-        verify=[row["time/verify"] for row in counted],
-        lengths=[[row["tokens"] for row in step] for step in by_step],
-        rewards=[[row["reward"] for row in step] for step in by_step],
-        passes=statistics.mean(row["advantage"] != 0 for step in by_step[WARM_UP:-1] for row in step),
-        optimizer_steps=len(rows),  # one a step: num_iterations and num_minibatches are 1
-        peak_gb=noted["peak_gb"],
-        before_gb=noted["before_gb"],
-        trainable=trainable(folder / f"checkpoint-{steps}" / "adapter_model.safetensors"),
-        threads=noted["threads"],
-        versions=json.loads((folder / "config.json").read_text())["versions"],
-    )
+def run_ours(folder: Path, steps: int, seed: int, threads: int, how: str = "--ours") -> Result:
+    """train_grpo.py with its run folder in `folder`."""
+    result = start([sys.executable, __file__, how, str(folder), str(steps), str(seed)], folder, threads)
+    return result or sys.exit(f"{OURS} failed; see {folder}.log")
 
 
-def trainable(path: Path) -> int:
-    """Parameters in a saved adapter."""
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (not a dict)
-    return sum(rows * columns for rows, columns in shapes)
+# ---- TRL -------------------------------------------------------------------------------------------------------------
 
 
-# ---- TRL's ----------------------------------------------------------------------------------------------------------
-
-
-def trl_python(given: Path | None, out: Path) -> Path:
-    """The python of an environment with TRL: the one given, or one made under `out` on first use."""
-    folder = out / f"trl-{TRL}"
-    python = given or folder / "bin" / "python"
-    if not given and not (folder / "done").exists():
-        wanted = [f"trl=={TRL}", *(f"{p}=={importlib.metadata.version(p).split('+')[0]}" for p in ("torch", "transformers", "peft"))]
+def make_environment(folder: Path) -> Path:
+    """The python of an environment with TRL and our versions of torch, transformers and peft, made on first use."""
+    if not (folder / "done").exists():
+        wanted = [f"trl=={TRL}", *(f"{package}=={version}" for package, version in versions().items())]
         print(f"making {folder} with {' '.join(wanted)}", flush=True)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted], check=True)
         (folder / "done").touch()
-    return python
+    return folder / "bin" / "python"
 
 
 def job_like(ours: Path) -> dict[str, Any]:
-    """What TRL is to do: the problems, sizes and rates of one of our runs. Micro-batches and the like are the calibration's."""
+    """The job for TRL: the problems, sizes and rates of one of our runs."""
     flags = json.loads((ours / "config.json").read_text())["flags"]
     adapter = json.loads((next(ours.glob("checkpoint-*")) / "adapter_config.json").read_text())
-    rows = read_lines(ours / "completions.jsonl")[:: flags["num_generations"]]  # the first completion of each group
+    rows = read_rows(ours / "completions.jsonl")[:: flags["num_generations"]]  # the first completion of each group
+    same = ("num_generations", "max_completion_length", "max_steps", "temperature", "learning_rate", "lr_scheduler_type")
+    same += ("warmup_steps", "max_grad_norm", "epsilon", "beta", "seed")
     return {
         "model": adapter["base_model_name_or_path"],
         "problems": [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows],
         "lora": {"r": flags["lora_r"], "lora_alpha": flags["lora_alpha"], "target_modules": "all-linear"},
         "attention": "sdpa",
         "config": {
-            **{name: flags[name] for name in ("num_generations", "max_completion_length", "max_steps", "temperature", "learning_rate")},
-            **{name: flags[name] for name in ("lr_scheduler_type", "warmup_steps", "max_grad_norm", "epsilon", "beta", "seed")},
+            **{name: flags[name] for name in same},
             "generation_batch_size": flags["problems_per_step"] * flags["num_generations"],
             "weight_decay": 0.0,
-            "loss_type": "dapo",  # its name for the mean over all tokens of the step
-            "shuffle_dataset": False,  # the order is ours already
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "log_completions": False,
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
+            "loss_type": "dapo",  # TRL's name for the mean over all tokens of the step
+            "shuffle_dataset": False,  # the problems are in our order already
+            "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+            "log_completions": False, "save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True,
         },
     }
 
 
 def choices(completions: int) -> dict[str, list[dict[str, Any]]]:
-    """What the calibration tries, one kind after the other, each on top of the best so far; the first of a kind is TRL's default."""
+    """The settings that the calibration tries, by kind. Each kind is tried on top of the best settings of the kinds before it."""
     sizes = [completions // parts for parts in (1, 2, 4, 8)]
-    # one block holds 256 tokens, so one completion; without a bound its cache takes most of the machine's memory
+    # a block holds 256 tokens, which is one completion; without a bound the cache takes most of the machine's memory
     blocks = {"num_blocks": completions, "max_batch_tokens": 2 * completions}
+    continuous = {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": blocks}
     return {
         "micro-batch": [{"per_device_train_batch_size": n, "gradient_accumulation_steps": completions // n} for n in sizes],
         "attention": [{}, {"attention": "eager"}],
-        "sampling": [
-            {},
-            {"cache_implementation": "static"},
-            {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": blocks},
-        ],
+        "sampling": [{}, {"cache_implementation": "static"}, continuous],
         "compilation": [{}, {"torch_compile": True}],
     }
 
 
-def run_trl(python: Path, job: dict[str, Any], setting: dict[str, Any], path: Path, threads: int) -> Side | str:
-    """TRL on the job with this setting, logs and results beside `path`; or what went wrong."""
-    job = {**job, "attention": setting.get("attention", job["attention"])}
-    job["config"] = {**job["config"], "output_dir": str(path), **{k: v for k, v in setting.items() if k != "attention"}}
-    source, result = path.with_suffix(".job.json"), path.with_suffix(".json")
+def run_trl(python: Path, job: dict[str, Any], setting: dict[str, Any], path: Path, threads: int) -> Result | None:
+    """TRL on the job with this setting. None if it failed."""
+    own = {"attention": job["attention"], **setting}
+    job = {**job, "attention": own.pop("attention"), "config": {**job["config"], **own, "output_dir": str(path)}}
+    source = path.with_suffix(".job.json")
     source.write_text(json.dumps(job))
-    wrong = run_logged([str(python), "benchmarks/trl_side.py", str(source), str(result)], path.with_suffix(".log"), threads, LIMIT)
-    if wrong:
-        return wrong
-    noted = json.loads(result.read_text())
-    steps = noted["steps"]
-    counted = steps[WARM_UP:-1]
-    return Side(
-        start=steps[WARM_UP]["began"] - steps[0]["began"],
-        seconds=[after["began"] - step["began"] for step, after in zip(counted, steps[WARM_UP + 1 :], strict=True)],
-        sample=[step["sampled"] - step["began"] for step in counted],
-        verify=[step["verified"] - step["sampled"] for step in counted],
-        lengths=[step["lengths"] for step in steps],
-        rewards=[step["rewards"] for step in steps],
-        passes=1.0,
-        **{name: noted[name] for name in ("optimizer_steps", "peak_gb", "before_gb", "trainable", "threads", "versions")},
-    )
+    return start([str(python), "benchmarks/trl_side.py", str(source), str(path.with_suffix(".json"))], path, threads)
 
 
-def calibrate(python: Path, job: dict[str, Any], folder: Path, threads: int) -> tuple[dict[str, Any], list[list[str]]]:
-    """TRL's fastest setting, and a line for each that was tried.
+def calibrate(python: Path, job: dict[str, Any], folder: Path, threads: int) -> dict[str, Any]:
+    """TRL's fastest setting. Prints a table of all that were tried.
 
-    The whole run counts, as compilation goes on in its first steps. Of each part the fastest run counts, as other load on the machine
-    only adds; with one seed all of them do the same steps.
+    Compilation goes on during the first steps, so settings are compared by the mean over all steps. Runs of one setting do the same
+    steps, and other load on the machine only adds time, so the faster run counts for each step.
     """
     best, lines = {}, []
     for kind, settings in choices(job["config"]["generation_batch_size"]).items():
-        tried: list[list[Side | str]] = [[] for _ in settings]
-        whole, after = [math.inf] * len(settings), [math.inf] * len(settings)
+        runs: list[list[Result | None]] = [[] for _ in settings]
         for turn in range(TURNS):
             for i, setting in enumerate(settings):
-                if turn and whole[i] > HOPELESS * min(whole):
-                    continue
-                side = run_trl(python, job, {**best, **setting}, folder / f"calibrate-{kind}-{i}-{turn}", threads)
-                tried[i].append(side)
-                runs = [side for side in tried[i] if isinstance(side, Side)]
-                if runs:
-                    steps = [min(step) for step in zip(*(side.seconds for side in runs), strict=True)]
-                    after[i] = statistics.median(steps)
-                    whole[i] = (min(side.start for side in runs) + sum(steps)) / (WARM_UP + len(steps))
-                said = f"{whole[i]:.3f} s a step with the first {WARM_UP}, {after[i]:.3f} s median of the others"
-                print(f"calibration, {kind}, {named(setting)}: {said if runs else side}", flush=True)
-        if min(whole) == math.inf:
-            sys.exit(f"TRL did not run: {tried[0][0]}; see the logs in {folder}")
-        for setting, *values, runs in zip(settings, whole, after, tried, strict=True):
-            peaks = [f"{side.peak_gb:.2f}" for side in runs if isinstance(side, Side)]
-            seconds = [f"{value:.3f}" for value in values] if peaks else [str(runs[0]), ""]
-            lines.append([kind, named(setting), *seconds, max(peaks, default="")])
-        best = {**best, **settings[whole.index(min(whole))]}
-    return best, lines
+                runs[i].append(run_trl(python, job, {**best, **setting}, folder / f"calibrate-{kind}-{i}-{turn}", threads))
+                print(f"calibration, {kind}, {named(setting)}: run {turn + 1} of {TURNS} is done", flush=True)
+        means: list[float] = []
+        for setting, own in zip(settings, runs, strict=True):
+            if None in own:
+                means.append(float("inf"))
+                lines.append([kind, named(setting), "failed", "", ""])
+                continue
+            fastest = [min(seconds) for seconds in zip(*([s["seconds"] for s in run["steps"][:-1]] for run in own), strict=True)]
+            means.append(statistics.mean(fastest))
+            after, peak = statistics.median(fastest[WARM_UP:]), max(run["peak_gb"] for run in own)
+            lines.append([kind, named(setting), f"{means[-1]:.3f}", f"{after:.3f}", f"{peak:.2f}"])
+        if min(means) == float("inf"):
+            sys.exit(f"TRL failed with every setting; see the logs in {folder}")
+        best = {**best, **settings[means.index(min(means))]}
+    seconds = [f"seconds a step, all {WARM_UP + CALIBRATION_STEPS}", f"median of the last {CALIBRATION_STEPS}"]
+    print("\n" + table(["", "setting of TRL", *seconds, "peak GB"], lines))
+    return best
 
 
 def named(setting: dict[str, Any]) -> str:
+    """The setting in one line."""
     return " ".join(f"{key}={value}" for key, value in setting.items()) or "default"
 
 
-# ---- the comparison -------------------------------------------------------------------------------------------------
+# ---- the comparison --------------------------------------------------------------------------------------------------
 
 
-def spread(values: list[float], form: str = ".2f") -> str:
-    """median (lowest - highest)"""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} - {max(values):{form}})"
+def check_same_work(ours: Result, theirs: Result) -> None:
+    """Ends the program if the work of the two sides differs."""
+    for name in ("optimizer_steps", "completions", "parameters", "threads", "versions"):
+        if ours[name] != theirs[name]:
+            sys.exit(f"the two sides did not do the same work: {name} is {ours[name]} in {OURS} and {theirs[name]} in {THEIRS}")
 
 
-def report(sides: dict[str, list[Side]]) -> str:
-    """The tables: what it took, and whether it was the same work."""
+def measures(run: Result) -> dict[str, list[float]]:
+    """The quantities of one run: a value for each counted step, or one value for the run."""
+    steps = run["steps"][WARM_UP:-1]
+    seconds, lengths = [step["seconds"] for step in steps], [length for step in steps for length in step["lengths"]]
+    return {
+        "completions/s": [len(lengths) / sum(seconds)],
+        "seconds a step": seconds,
+        "of them sampling": [step["sample"] for step in steps],
+        "update, sync and the rest": [step["seconds"] - step["sample"] - step["verify"] for step in steps],
+        "peak resident memory, GB": [run["peak_gb"]],
+        "of it added by the steps": [run["peak_gb"] - run["before_gb"]],
+        "tokens a completion": [statistics.mean(lengths)],
+        "reward of the first step": [statistics.mean(run["steps"][0]["rewards"])],
+        "reward of the last step": [statistics.mean(run["steps"][-1]["rewards"])],
+        "completions with a forward and backward pass, %": [100 * statistics.mean(step["trained"] for step in steps)],
+        "seconds a token": [sum(seconds) / sum(lengths)],
+    }
 
-    def pooled(values: Any) -> list[str]:
-        return [spread([value for side in own for value in values(side)]) for own in sides.values()]
 
-    def rest(side: Side) -> list[float]:
-        return [s - a - b for s, a, b in zip(side.seconds, side.sample, side.verify, strict=True)]
-
-    def each(value: Any, form: str = ".2f") -> list[str]:
-        return [spread([value(side) for side in own], form) for own in sides.values()]
-
-    def equal(value: Any) -> list[str]:
-        return [" ".join(sorted({f"{value(side):,}" for side in own})) for own in sides.values()]
-
-    header = ["", *sides]
-    took = [
-        ["seconds a step, all steps", *pooled(lambda side: side.seconds)],
-        ["of them sampling", *pooled(lambda side: side.sample)],
-        ["verifying, ms", *pooled(lambda side: [1000 * seconds for seconds in side.verify])],
-        ["update, sync and the rest", *pooled(rest)],
-        ["completions/s, by round", *each(lambda side: side.completions / sum(side.seconds), ".1f")],
-        ["tokens/s, by round", *each(lambda side: side.tokens / sum(side.seconds), ".0f")],
-        ["peak resident memory, GB", *each(lambda side: side.peak_gb)],
-        ["of it added by the steps", *each(lambda side: side.peak_gb - side.before_gb)],
-    ]
-    work = [
-        ["tokens a completion, steps that count", *each(lambda side: side.tokens / side.completions, ".1f")],
-        ["the same, first step", *each(lambda side: statistics.mean(side.lengths[0]), ".1f")],
-        ["reward, first step", *each(lambda side: statistics.mean(side.rewards[0]), ".3f")],
-        ["reward, last step", *each(lambda side: statistics.mean(side.rewards[-1]), ".3f")],
-        ["completions, all steps", *equal(lambda side: sum(map(len, side.lengths)))],
-        ["optimiser steps", *equal(lambda side: side.optimizer_steps)],
-        ["parameters trained", *equal(lambda side: side.trainable)],
-        ["completions with a forward and backward pass, %", *each(lambda side: 100 * side.passes, ".0f")],
-        ["threads", *equal(lambda side: side.threads)],
-    ]
+def report(sides: dict[str, list[Result]]) -> str:
+    """A table of both sides over all rounds, and a table of their ratios in each round."""
+    found = {name: [measures(run) for run in runs] for name, runs in sides.items()}
+    rows = [[name, *(spread([value for run in runs for value in run[name]], ".3g") for runs in found.values())] for name in found[OURS][0]]
     ratios = []
-    for name, value in (
-        ("seconds a step", lambda side: statistics.median(side.seconds)),
-        ("seconds a token", lambda side: sum(side.seconds) / side.tokens),
-        ("peak memory", lambda side: side.peak_gb),
-    ):
-        own = [value(ours) / value(theirs) for ours, theirs in zip(*sides.values(), strict=True)]
+    for name in ("seconds a step", "seconds a token", "peak resident memory, GB"):
+        pairs = zip(found[OURS], found[THEIRS], strict=True)
+        own = [statistics.median(ours[name]) / statistics.median(theirs[name]) for ours, theirs in pairs]
         ratios.append([name, *(f"{ratio:.3f}" for ratio in own), f"**{statistics.median(own):.3f}**"])
-    rounds = [f"round {i + 1}" for i in range(len(next(iter(sides.values()))))]
-    return "\n\n".join(
-        [
-            "what it took: median (lowest - highest)\n\n" + table(header, took),
-            "the same work?\n\n" + table(header, work),
-            f"{OURS} / {THEIRS}\n\n" + table(["", *rounds, "median"], ratios),
-        ]
-    )
+    header = [f"{OURS} / {THEIRS}", *(f"round {i + 1}" for i in range(len(sides[OURS]))), "median"]
+    return f"median (lowest - highest)\n\n{table(['', *sides], rows)}\n\n{table(header, ratios)}"
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    python = trl_python(arguments.trl_python, arguments.out)
-    print("a short run of ours, for its problems and to warm up", flush=True)
-    short = WARM_UP + arguments.calibration_steps + 1
-    run_ours(folder / "ours-0", short, 0, arguments.threads)
-    setting, lines = arguments.setting, []
+    """Prints the tables of both sides over all rounds."""
+    python = arguments.trl_python or make_environment(folder.parent / f"trl-{TRL}")
+    setting = arguments.setting
     if setting is None:
-        setting, lines = calibrate(python, job_like(folder / "ours-0"), folder, arguments.threads)
-        tried = table(
-            [
-                "",
-                "setting of TRL",
-                f"seconds a step, all {WARM_UP + arguments.calibration_steps}",
-                f"median of the last {arguments.calibration_steps}",
-                "peak GB",
-            ],
-            lines,
-        )
-        print(f"\n{tried}\n")
-    print(f"setting of TRL: {json.dumps(setting)}", flush=True)
-    sides: dict[str, list[Side]] = {OURS: [], THEIRS: []}
-    load = []
+        print(f"a short run of {OURS}, which gives the problems for the calibration", flush=True)
+        run_ours(folder / "ours-0", WARM_UP + CALIBRATION_STEPS + 1, 0, arguments.threads)
+        setting = calibrate(python, job_like(folder / "ours-0"), folder, arguments.threads)
+    print(f"\nsetting of TRL: {json.dumps(setting)}", flush=True)
+    sides: dict[str, list[Result]] = {OURS: [], THEIRS: []}
     for i in range(1, arguments.rounds + 1):
-        load.append(os.getloadavg()[0])
-        sides[OURS].append(run_ours(folder / f"ours-{i}", arguments.steps + 1, i, arguments.threads))
+        ours = run_ours(folder / f"ours-{i}", arguments.steps + 1, i, arguments.threads)
         theirs = run_trl(python, job_like(folder / f"ours-{i}"), setting, folder / f"trl-{i}", arguments.threads)
-        if isinstance(theirs, str):
-            sys.exit(f"TRL: {theirs}; see {folder / f'trl-{i}.log'}")
+        if theirs is None:
+            sys.exit(f"TRL failed; see {folder / f'trl-{i}.log'}")
+        check_same_work(ours, theirs)
+        sides[OURS].append(ours)
         sides[THEIRS].append(theirs)
-        said = ", ".join(f"{name} {statistics.median(own[-1].seconds):.3f} s a step" for name, own in sides.items())
-        print(f"round {i} of {arguments.rounds}: {said} (load of the machine before it: {load[-1]:.1f})", flush=True)
-    versions = sides[THEIRS][0].versions
-    print(f"\n{arguments.threads} threads, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs each, float32, {versions}")
-    other = {p: v for p, v in sides[OURS][0].versions.items() if versions.get(p, v) != v}
-    print(f"ours ran with {other}\n" if other else "the same versions on our side\n")
-    print(report(sides))
-    result = {"setting": setting, "calibration": lines, "load": load, "arguments": {k: str(v) for k, v in vars(arguments).items()}}
-    result["sides"] = {name: [vars(side) for side in own] for name, own in sides.items()}
-    (folder / "result.json").write_text(json.dumps(result))
+        seconds = [statistics.median(counted_seconds(run)) for run in (ours, theirs)]
+        print(f"round {i} of {arguments.rounds}: {OURS} {seconds[0]:.3f} s a step, {THEIRS} {seconds[1]:.3f} s", flush=True)
+    (folder / "result.json").write_text(json.dumps({"setting": setting, "sides": sides}))
+    print(f"\n{arguments.threads} threads, float32, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs a side, TRL {TRL}, "
+          f"{versions()}\n\n{report(sides)}")
 
 
-# ---- where our time goes --------------------------------------------------------------------------------------------
+# ---- where the time of train_grpo.py goes ----------------------------------------------------------------------------
 
 Shape = tuple[int, int, int]  # (m, k) @ (k, n)
 
 
-def products(ours: Path, steps: int) -> dict[str, Counter[Shape]]:
-    """The matrix products that the last `steps` steps of our run cannot avoid, by phase: linear layers and output head.
+def be_profiled(folder: Path, steps: str, seed: str) -> None:
+    """Runs train_grpo.py in this process and writes the matrix products of each phase in the counted steps as [[m, k, n], times].
 
-    Every distinct prompt token once, every sampled token but the last of a completion once, and in the update the completions that
-    have an advantage and, once, their prompts. Attention, norms and all else are left out, which makes it a floor.
+    These are the products of linear layers and of the output head. Attention multiplies batches of matrices, which are left out.
     """
-    from torch import nn
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    import torch.profiler
 
-    disable_progress_bar()  # of weights that load in milliseconds
-    adapter = json.loads((next(ours.glob("checkpoint-*")) / "adapter_config.json").read_text())
-    flags = json.loads((ours / "config.json").read_text())["flags"]
-    model, tokenizer = (kind.from_pretrained(adapter["base_model_name_or_path"]) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    linear = {name: m.weight.shape for name, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name}
-    (vocabulary, hidden), rank, piece = model.lm_head.weight.shape, adapter["r"], flags["max_tokens_per_microbatch"]
-    found: dict[str, Counter[Shape]] = {"sample": Counter(), "update": Counter(), "sync": Counter()}
-    rows = read_lines(ours / "completions.jsonl")
-    last = rows[-1]["step"]
-    for step in range(last - steps, last):  # the last one is not counted
-        own = [row for row in rows if row["step"] == step]
-        prompts = {row["prompt"]: len(tokenizer(row["prompt"])["input_ids"]) for row in own}
-        alive = [sum(row["tokens"] > place for row in own) for place in range(max(row["tokens"] for row in own))]
-        trained = [row for row in own if row["advantage"]]
-        tokens = sum(row["tokens"] for row in trained) + sum(prompts[prompt] for prompt in {row["prompt"] for row in trained})
-        pieces = [piece] * (tokens // piece) + [tokens % piece] * (tokens % piece > 0)
-        for name, (wide, deep) in linear.items():
-            # q, k and v of the first layer read the frozen embeddings, which need no gradient
-            first = re.search(r"layers\.0\.self_attn\.[qkv]_proj", name)
-            found["sample"].update([(m, deep, wide) for m in [sum(prompts.values()), *alive[1:]]])
-            for m in pieces:
-                found["update"].update([(m, deep, wide), (m, deep, rank), (m, rank, wide)])  # forward: W, A, B
-                found["update"].update([(wide, m, rank), (m, wide, rank), (rank, m, deep)])  # gradients of B, of what it reads, of A
-                found["update"].update([] if first else [(m, wide, deep), (m, rank, deep)])  # gradient of the layer's input
-            found["sync"].update([(wide, rank, deep)])
-        found["sample"].update([(m, hidden, vocabulary) for m in alive])
-        completion_tokens = sum(row["tokens"] for row in trained)
-        for m in pieces:  # logits, and again for the backward pass; gradient of the hidden states
-            m = round(m * completion_tokens / tokens)
-            found["update"].update([(m, hidden, vocabulary), (m, hidden, vocabulary), (m, vocabulary, hidden)])
-    return found
+    from common.run.run import Run
+
+    found, timer = {phase: Counter() for phase in PHASES}, Run.timer
+
+    @contextlib.contextmanager
+    def profiled(run: Run, phase: str) -> Iterator[None]:
+        with timer(run, phase), torch.profiler.profile(record_shapes=True) as profiler:
+            yield
+        if WARM_UP < run.step < int(steps) and phase in found:
+            products = [event.input_shapes for event in profiler.events() if event.name in ("aten::mm", "aten::addmm")]
+            for shapes in products:
+                (m, k), (_, n) = [shape for shape in shapes if len(shape) == 2][-2:]
+                found[phase][m, k, n] += 1
+
+    Run.timer = profiled
+    train(folder, steps, seed)
+    folder.with_suffix(".json").write_text(json.dumps({"steps": [], **{phase: list(own.items()) for phase, own in found.items()}}))
 
 
 def seconds_of(shape: Shape) -> float:
-    """Of one torch.matmul of this shape, float32: the fastest of seven turns of a millisecond or more."""
+    """Seconds of one float32 torch.matmul of this shape; the fastest of several blocks of calls."""
     import torch
+    from torch.utils.benchmark import Timer
 
     m, k, n = shape
-    a, b, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
-    calls, turns = 1, []
-    while len(turns) < 7:
-        began = time.perf_counter()
-        for _ in range(calls):
-            torch.matmul(a, b, out=out)
-        took = time.perf_counter() - began
-        if took < 1e-3:
-            calls *= 2
-        else:
-            turns.append(took / calls)
-    return min(turns)
+    inputs = {"a": torch.randn(m, k), "b": torch.randn(k, n), "out": torch.empty(m, n)}
+    timer = Timer("torch.matmul(a, b, out=out)", globals=inputs, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=0.01).times)
 
 
 def profile(arguments: argparse.Namespace, folder: Path) -> None:
-    """Seconds of each phase of our step, and of the matrix products in it."""
-    print("a run of ours", flush=True)
-    side = run_ours(folder / "ours", arguments.steps + 1, 0, arguments.threads)
-    rows, steps = read_lines(folder / "ours" / "metrics.jsonl")[WARM_UP:-1], len(side.seconds)
-    print("its matrix products", flush=True)
+    """Prints the seconds of each phase of a step of train_grpo.py, and of the matrix products in it."""
+    print(f"a run of {OURS}", flush=True)
+    run = run_ours(folder / "ours", arguments.steps + 1, 0, arguments.threads)
+    steps = run["steps"][WARM_UP:-1]
+    print("the same run under torch's profiler, and its matrix products by themselves", flush=True)
+    profiled = run_ours(folder / "profiled", arguments.steps + 1, 0, arguments.threads, "--profiled")
     import torch
 
     torch.set_num_threads(arguments.threads)
-    counts = products(folder / "ours", steps)
-    timed = {shape: seconds_of(shape) for shape in sorted(set().union(*counts.values()))}
-    floor = {phase: sum(timed[shape] * count for shape, count in own.items()) / steps for phase, own in counts.items()}
-    flops = {phase: sum(2 * m * k * n * count for (m, k, n), count in own.items()) / steps for phase, own in counts.items()}
-    took = {phase: statistics.mean(row[f"time/{phase}"] for row in rows) for phase in ("sample", "verify", "update", "sync")}
-    whole = statistics.mean(side.seconds)
+    bare, gflop = {}, {}
+    for phase in ("sample", "update", "sync"):
+        bare[phase] = sum(seconds_of(shape) * times for shape, times in profiled[phase]) / len(steps)
+        gflop[phase] = sum(2e-9 * m * k * n * times for (m, k, n), times in profiled[phase]) / len(steps)
+    took = {phase: statistics.mean(step[phase] for step in steps) for phase in PHASES}
+    whole = statistics.mean(counted_seconds(run))
     took |= {"rest": whole - sum(took.values()), "step": whole}
-    floor["step"], flops["step"] = sum(floor.values()), sum(flops.values())
+    bare["step"], gflop["step"] = sum(bare.values()), sum(gflop.values())
     lines = []
     for phase, seconds in took.items():
-        line = [phase, f"{seconds:.4f}", f"{seconds / whole:.1%}"]
-        if phase in floor:
-            line += [f"{floor[phase]:.4f}", f"{flops[phase] / 1e9:.2f}", f"{flops[phase] / 1e9 / floor[phase]:.0f}"]
-        lines.append(line + ([f"{seconds / floor[phase]:.2f}"] if phase in floor else ["", "", "", ""]))
+        lines.append([phase, f"{seconds:.4f}", f"{seconds / whole:.1%}", "", "", "", ""])
+        if phase in bare:
+            numbers = (f"{gflop[phase]:.2f}", f"{gflop[phase] / bare[phase]:.0f}", f"{seconds / bare[phase]:.2f}")
+            lines[-1][3:] = [f"{bare[phase]:.4f}", *numbers]
     header = ["phase", "seconds a step", "share", "bare matrix products, s", "GFLOP", "GFLOP/s", "times the products"]
-    print(f"\n{OURS}, {side.threads} threads, means of {steps} steps of {side.completions // steps} completions\n\n{table(header, lines)}")
-    forwards = statistics.mean(max(lengths) - 1 for lengths in side.lengths[WARM_UP:-1])
-    print(
-        f"\nsampling: {forwards:.1f} forward passes of one token each, {1e3 * took['sample'] / forwards:.2f} ms a pass, prompts included\n"
-        f"bare matrix products: torch.matmul, float32, of the shapes of linear layers and output head, attention left out; "
-        f"{100 * side.passes:.0f} % of the completions are in the update"
-    )
-    (folder / "result.json").write_text(json.dumps({"seconds": took, "floor": floor, "flops": flops, "side": vars(side)}))
+    print(f"\n{OURS}, {run['threads']} threads, means of {len(steps)} steps\n\n{table(header, lines)}")
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--ours"]:
-        be_ours(Path(sys.argv[2]), sys.argv[3:])
+    if sys.argv[1:2] in (["--ours"], ["--profiled"]):  # the process of a run
+        (be_ours if sys.argv[1] == "--ours" else be_profiled)(Path(sys.argv[2]), *sys.argv[3:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12, help="of a run; the first two are not counted, and one more ends it")
-    parser.add_argument("--calibration_steps", type=int, default=6, help="that count, for each setting of TRL")
-    parser.add_argument("--setting", type=json.loads, help="of TRL, as a calibration prints it, instead of a calibration")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--trl_python", type=Path, help=f"python of an environment with trl=={TRL}; default: one is made under --out")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "vs_trl")
-    parser.add_argument("--profile", action="store_true")
-    arguments = parser.parse_args()
-    arguments.out = arguments.out.absolute()
-    folder = arguments.out / time.strftime("%Y%m%d-%H%M%S")
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--steps", type=int, default=12, help="of a run; the first two are not counted, and one more step ends the run")
+    options.add_argument("--setting", type=json.loads, help="a setting of TRL as the calibration prints it; then there is no calibration")
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--trl_python", type=Path, help=f"the python of an environment with trl=={TRL}; default: one is made")
+    options.add_argument("--profile", action="store_true")
+    arguments = options.parse_args()
+    folder = ROOT / "runs" / "vs_trl" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     print(f"logs and results: {folder}", flush=True)
     (profile if arguments.profile else compare)(arguments, folder)

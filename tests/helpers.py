@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
+import os
 import re
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -62,6 +67,56 @@ def evaluate(folder, *flags, monkeypatch):
     except SystemExit as end:
         return end.code
     return json.loads((folder / "summary.json").read_text())
+
+
+def launch(script, folder, *flags, quick=QUICK):
+    """The script as a user starts it. Starting costs seconds, of imports: `forked` is for what needs a process, but not a fresh one."""
+    command = [sys.executable, f"{script}.py", *quick, "--output_dir", str(folder), *flags]
+    with open(output_of(folder), "w") as output:
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+
+def forked(script, folder, *flags, monkeypatch, quick=QUICK, first: Callable[[], object] = lambda: None):
+    """The script in a process of its own, which has imported everything already. It calls `first` before it starts."""
+
+    def work():
+        output = os.open(output_of(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
+        first()
+        sys.exit(run(script, folder, *flags, monkeypatch=monkeypatch, quick=quick))
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    return process
+
+
+def output_of(folder) -> Path:
+    """Where `launch` and `forked` put what the process of a run folder prints."""
+    return folder.with_name(f"{folder.name}.txt")
+
+
+def wait_for(condition, process, folder, seconds=120):
+    """Returns when the condition holds; fails if the process ends before that, or takes so long that it must hang."""
+    end = time.monotonic() + seconds
+    while not condition():
+        over = process.poll() is not None if isinstance(process, subprocess.Popen) else not process.is_alive()
+        assert not over and time.monotonic() < end, output_of(folder).read_text()
+        time.sleep(0.02)
+
+
+def exit_code(process, seconds=120) -> int:
+    """Of a process that is about to end by itself."""
+    if isinstance(process, subprocess.Popen):
+        return process.wait(timeout=seconds)
+    process.join(seconds)
+    assert process.exitcode is not None, "it hangs"
+    return process.exitcode
+
+
+def completions(folder):
+    return [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
 
 
 def metrics(folder, times=False):

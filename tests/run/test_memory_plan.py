@@ -1,0 +1,210 @@
+import dataclasses
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, SCRIPTS, make_policy, run, save_random_model
+from transformers import AutoConfig
+
+from common.config import CommonConfig
+from common.errors import UserError
+from common.run.memory_plan import GB, NF4, STATES, WASTE, Settings, make_plan, parts_of, plan_run, table
+from common.run.model_shape import saved_bytes, shape_of
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from shapes import SHAPES, write_config
+
+CARDS = (16, 24, 32, 40, 48, 80, 141)
+
+
+def shape(name, tmp_path, **flags):
+    config = CommonConfig(model=str(write_config(name, tmp_path)), dataset="gsm8k", **flags)
+    return config, shape_of(AutoConfig.from_pretrained(config.model), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "lora", "kv_bytes"),
+    [
+        ("Qwen2.5-7B", 7_615_616_512, 80_740_352, 57_344),
+        ("Llama-3.1-8B", 8_030_261_248, 83_886_080, 131_072),
+        ("Qwen3-8B", 8_190_735_360, 87_293_952, 147_456),
+    ],
+)
+def test_sizes_of_published_models(name, parameters, lora, kv_bytes, tmp_path):
+    """Parameters as the model cards have them; adapter and cache from the shapes by hand."""
+    _, found = shape(name, tmp_path)
+    assert (found.parameters, found.lora, found.kv_bytes) == (parameters, lora, kv_bytes)
+    sizes = SHAPES[name]
+    head = 2 * sizes["vocab_size"] * sizes["hidden_size"]
+    assert found.parameters - head > found.linear > 0.99 * (found.parameters - head)
+    assert found.largest == sizes["hidden_size"] * sizes["intermediate_size"] and found.layers == sizes["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_activations_are_those_that_autograd_keeps(architecture, tmp_path, tokenizer):
+    """Counted on a real model in bfloat16, as the trainer runs it."""
+    kept = {}
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
+    for layers in (1, 3):
+        folder = save_random_model(tmp_path / str(layers), architecture, tokenizer, num_hidden_layers=layers, **sizes)
+        policy = make_policy(folder, tokenizer, dtype="bfloat16")
+        weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+        storages = {}
+
+        def pack(tensor, weights=weights, storages=storages):
+            if tensor.untyped_storage().data_ptr() not in weights:
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            policy.hidden_states(torch.full((2, 128), 5), use_cache=False)
+        kept[layers] = sum(storage.nbytes() for storage in storages.values()) / 256
+    config = CommonConfig(model=str(folder), lora_r=4)
+    model_config = AutoConfig.from_pretrained(folder)
+    counted = saved_bytes(model_config, config, 2) - saved_bytes(model_config, config, 1)
+    assert counted == pytest.approx((kept[3] - kept[1]) / 2, rel=0.02)
+
+
+def test_four_bit_weights_take_what_bitsandbytes_makes_them():
+    bnb = pytest.importorskip("bitsandbytes")
+    weight, state = bnb.functional.quantize_4bit(torch.randn(1024, 1024), quant_type="nf4", compress_statistics=True)
+    held = weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    assert held / 1024**2 == pytest.approx(NF4, rel=0.001)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_what_fits_fits_larger_cards_too_and_only_harmless_flags_are_set(name, four_bit, tmp_path):
+    config, found = shape(name, tmp_path, load_in_4bit=four_bit)
+    before, fits = dataclasses.asdict(config), []
+    for card in CARDS:
+        plan = make_plan(config, found, card * GB, set())
+        fits.append(plan.settings is not None)
+        if plan.settings:
+            assert plan.peak <= card * GB and plan.rows >= 16
+            parts = parts_of(found, config, plan.settings, plan.rows)
+            assert parts == plan.parts and plan.peak == parts.peak(plan.settings.vllm_enable_sleep_mode) + WASTE * card * GB
+            assert card * plan.settings.vllm_gpu_memory_utilization * GB >= sum(parts.sampling.values())
+        else:
+            assert "does not fit" in table(plan, config)
+    assert fits == sorted(fits) and fits[-1] and not fits[0]
+    assert four_bit == (fits[CARDS.index(24)]) and fits[CARDS.index(48)]
+    assert dataclasses.asdict(config) == before
+    assert {spec.name for spec in dataclasses.fields(Settings)} < CommonConfig.resumable  # what a resumed run may change, so may the plan
+
+
+def test_every_remedy_is_one(tmp_path):
+    config, found = shape("Qwen2.5-7B", tmp_path)
+    plan = make_plan(config, found, 24 * GB, set())
+    assert plan.settings is None and "--load_in_4bit" in plan.remedies
+    changes = {
+        "--load_in_4bit": {"load_in_4bit": True},
+        "--engine transformers": {"engine": "transformers"},
+        "--optim adamw_8bit": {"optim": "adamw_8bit"},
+        "--max_completion_length 512": {"max_completion_length": 512},
+    }
+    for remedy, change in changes.items():
+        changed = make_plan(dataclasses.replace(config, **change), found, 24 * GB, set())
+        assert (changed.settings is not None) == (remedy in plan.remedies)
+    assert "would fit with --load_in_4bit" in table(plan, config)
+    wide = dataclasses.replace(config, max_tokens_per_microbatch=65536)
+    plan = make_plan(wide, found, 48 * GB, {"max_tokens_per_microbatch"})
+    assert plan.remedies == ["the plan's own --max_tokens_per_microbatch"]  # what was typed stays: nothing else is enough
+    hopeless = make_plan(config, found, 4 * GB, set())
+    assert hopeless.remedies == [] and "a smaller model" in table(hopeless, config)
+
+
+def test_flags_that_were_given_stay(tmp_path):
+    config, found = shape("Qwen2.5-7B", tmp_path, max_tokens_per_microbatch=3000, gradient_checkpointing=True)
+    plan = make_plan(config, found, 80 * GB, {"max_tokens_per_microbatch", "gradient_checkpointing"})
+    assert plan.settings.max_tokens_per_microbatch == 3000 and plan.settings.gradient_checkpointing
+    plan = make_plan(config, found, 80 * GB, set())
+    assert not plan.settings.gradient_checkpointing
+    asleep = dataclasses.replace(config, vllm_enable_sleep_mode=True)
+    plan = make_plan(asleep, found, 40 * GB, {"vllm_enable_sleep_mode"})
+    assert plan.settings.vllm_enable_sleep_mode and make_plan(config, found, 32 * GB, {"vllm_enable_sleep_mode"}).settings is None
+
+
+def test_parts_grow_with_what_causes_them(tmp_path):
+    config, found = shape("Qwen2.5-7B", tmp_path)
+    settings = Settings(4096, False, False, 0.3)
+    plain = parts_of(found, config, settings, 16)
+
+    def changed(new=settings, rows=16, **flags):
+        return parts_of(found, dataclasses.replace(config, **flags), new, rows)
+
+    adapters = "adapters, gradients, optimiser"
+    assert plain.always[adapters] == found.lora * (8 + STATES["adamw_torch"])
+    assert changed(optim="adamw_8bit").always[adapters] == found.lora * 10
+    assert changed(adapter="some", beta=0.1).always["reference adapter"] == 4 * found.lora
+    assert changed(rows=32).sampling["keys and values"] == 2 * plain.sampling["keys and values"]
+    assert changed(engine="transformers").sampling.keys() == {"keys and values"}
+    assert changed(load_in_4bit=True).always["base in the trainer"] < 0.4 * plain.always["base in the trainer"]
+    update = [
+        sum(changed(Settings(tokens, ckpt, False, 0.3)).update.values()) for tokens, ckpt in ((4096, False), (8192, False), (4096, True))
+    ]
+    assert update[1] > 1.9 * update[0] and update[2] < 0.2 * update[0]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_plan_needs_a_config_alone_and_leaves_nothing(script, tmp_path, monkeypatch, capsys):
+    folder = str(write_config("Qwen2.5-7B", tmp_path / "model"))
+    flags = ["--model", folder, "--dataset", "gsm8k", "--plan_memory"]
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "load_rows", lambda *_: pytest.fail("the data was read"))
+    assert run(script, tmp_path / "run", *flags, "24", monkeypatch=monkeypatch, quick=[]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    assert run(script, tmp_path / "run", *flags, "24", "--load_in_4bit", monkeypatch=monkeypatch, quick=[]) == 0
+    text = capsys.readouterr().out
+    assert "fits, with" in text and "--gradient_checkpointing" in text and "--vllm_gpu_memory_utilization 0." in text
+    (line,) = (line for line in text.splitlines() if "adapters" in line)
+    assert float(line.split()[-2]) == pytest.approx(80_740_352 * 16 / 1e9 * (2 if script == "train_ppo" else 1), abs=0.01)
+    assert not (tmp_path / "run").exists()
+    elsewhere = run(script, tmp_path / "run", "--model", "no/such-model", *flags[2:], "24", monkeypatch=monkeypatch, quick=[])
+    assert "--model no/such-model could not be loaded" in elsewhere
+
+
+def a_gpu(monkeypatch, free, whole, engine):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * GB, whole * GB))
+    monkeypatch.setattr("common.run.memory_plan.choose_engine", lambda config: (engine, "a test"))
+
+
+def test_a_run_on_a_gpu_takes_over_the_plan_for_what_is_free(tmp_path, monkeypatch):
+    config, found = shape("Qwen2.5-7B", tmp_path)
+    a_gpu(monkeypatch, 50, 80, "vllm")
+    plan = plan_run(config)
+    assert plan == make_plan(dataclasses.replace(config, engine="vllm"), found, 50 * GB, set())
+    assert config.max_tokens_per_microbatch == plan.settings.max_tokens_per_microbatch and config.gradient_checkpointing
+    # vLLM takes its share of the whole card
+    assert config.vllm_gpu_memory_utilization * 80 == pytest.approx(plan.settings.vllm_gpu_memory_utilization * 50, abs=0.1)
+
+    config = CommonConfig(model=config.model, dataset="gsm8k", max_tokens_per_microbatch=1024, vllm_gpu_memory_utilization=0.4)
+    config.given = {"max_tokens_per_microbatch", "vllm_gpu_memory_utilization"}
+    plan_run(config)
+    assert (config.max_tokens_per_microbatch, config.vllm_gpu_memory_utilization) == (1024, 0.4)
+
+
+def test_a_run_that_does_not_fit_its_gpu_stops_and_without_vllm_needs_less(tmp_path, monkeypatch):
+    config, _ = shape("Qwen2.5-7B", tmp_path)
+    a_gpu(monkeypatch, 24, 24, "vllm")
+    with pytest.raises(UserError, match=r"would fit with --load_in_4bit"):
+        plan_run(config)
+    a_gpu(monkeypatch, 24, 24, "transformers")
+    assert plan_run(config).settings is not None and config.load_in_4bit is False
+
+
+def test_models_without_a_plan_run_all_the_same(tmp_path, monkeypatch, capsys):
+    a_gpu(monkeypatch, 80, 80, "vllm")
+    folder = write_config("Llama-3.1-8B", tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "pad_token_id": 128004}))
+    assert plan_run(CommonConfig(model=str(folder))).settings is not None
+    sizes = {"n_embd": 64, "n_head": 4, "n_layer": 2}  # its layers are no nn.Linear
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes}))
+    assert plan_run(CommonConfig(model=str(folder))) is None
+    assert "going on without a plan" in capsys.readouterr().out
+    with pytest.raises(UserError, match="could not be worked out"):
+        plan_run(CommonConfig(model=str(folder), plan_memory=24))

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from helpers import documented_flag_sets, metrics, run
+from torch.testing import assert_close
+
+from common.errors import UserError
+from common.policy.loss import aggregate, loss_divisor
+from train_grpo import Config, clipped_tokens, group_advantages, grpo_token_loss, overlong_penalty
+
+CLIP = {"epsilon": 0.2, "epsilon_high": 0.2}
+
+
+def test_docstring_numbers():
+    rewards, groups = torch.tensor([1.0, 0, 0, 0]), torch.zeros(4, dtype=torch.long)
+    assert_close(group_advantages(rewards, groups), torch.tensor([1.732, -0.577, -0.577, -0.577]), atol=1e-3, rtol=0)
+    assert group_advantages(rewards, groups, scale_rewards=False).tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert overlong_penalty(torch.tensor([768, 800, 1024]), 1024, 256).tolist() == [0, -0.125, -1]
+    assert overlong_penalty(torch.tensor([5, 6]), 6, 0).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 8, 64])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 0.7, -0.3])
+def test_equal_rewards_give_exactly_zero(size, value):
+    """Not nearly: a mean of equal floats may round, and what is not 0 costs a pass and is blown up by the division."""
+    rewards, groups = torch.full((size,), value), torch.zeros(size, dtype=torch.long)
+    for options in ({}, {"scale_rewards": False}, {"scale_rewards": False, "leave_one_out": True}):
+        assert torch.equal(group_advantages(rewards, groups, **options), torch.zeros(size))
+
+
+def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
+    rewards, groups = torch.tensor([1.0, 0, 3, 2, 5, 5]), torch.tensor([0, 0, 0, 1, 1, 2])
+    expected = [1 - 1.5, 0 - 2.0, 3 - 0.5, 2 - 5.0, 5 - 2.0, 0]
+    assert_close(group_advantages(rewards, groups, scale_rewards=False, leave_one_out=True), torch.tensor(expected))
+    centred = group_advantages(rewards, groups, scale_rewards=False)
+    assert_close(torch.tensor(expected[:3]), centred[:3] * 3 / 2)
+
+
+def test_advantages_do_not_depend_on_the_order_of_the_rows():
+    rewards, groups = torch.rand(12, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2] * 4)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    assert_close(group_advantages(rewards[order], groups[order]), group_advantages(rewards, groups)[order])
+
+
+def test_on_policy_the_gradient_is_reinforce_and_nothing_is_clipped():
+    logps = torch.tensor([[-1.0, -2.0], [-0.5, -3.0]], requires_grad=True)
+    advantages = torch.tensor([1.5, -0.5])
+    loss = grpo_token_loss(logps, logps.detach(), advantages, **CLIP)
+    loss.sum().backward()
+    assert_close(logps.grad, -advantages[:, None].expand(2, 2))
+    assert not clipped_tokens(logps, logps.detach(), advantages, **CLIP).any()
+
+
+def test_clipped_tokens_are_those_without_gradient():
+    generator = torch.Generator().manual_seed(0)
+    logps = torch.randn(6, 50, generator=generator).mul(0.5).requires_grad_()
+    advantages = torch.tensor([1.0, -1, 0.5, -2, 1, -1])
+    clip = {"epsilon": 0.2, "epsilon_high": 0.28}
+    grpo_token_loss(logps, torch.zeros(6, 50), advantages, **clip).sum().backward()
+    clipped = clipped_tokens(logps, torch.zeros(6, 50), advantages, **clip)
+    assert torch.equal(clipped, logps.grad == 0) and 0 < clipped.sum() < clipped.numel()
+
+
+def test_dr_grpo_is_grpo_without_the_two_divisions():
+    rewards, groups = torch.tensor([1.0, 0, 0, 1, 1, 1, 1, 0]), torch.tensor([0] * 4 + [1] * 4)
+    mask = torch.arange(5)[None] < torch.tensor([5, 1, 2, 3, 4, 5, 1, 2])[:, None]
+    logps = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    plain = group_advantages(rewards, groups, scale_rewards=False)
+    std = torch.stack([rewards[groups == g].std(correction=0) for g in (0, 1)])[groups]
+    assert_close(group_advantages(rewards, groups), plain / (std + 1e-6))
+    loss = grpo_token_loss(logps, logps, plain, **CLIP)
+    dr = aggregate(loss, mask, "constant", loss_divisor(mask, "constant", 5))
+    assert_close(dr, torch.where(mask, -plain[:, None], 0.0).sum() / (8 * 5))
+
+
+def test_what_makes_no_sense_for_this_algorithm_is_refused():
+    for flags, message in [
+        ({"num_generations": 1}, "give 2 or more"),
+        ({"overlong_buffer": 2000}, "less than the 1024"),
+        ({"epsilon": 1.5}, "0.2 and 0.28"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Config(**flags).check()
+
+
+@pytest.mark.parametrize("name", documented_flag_sets("grpo"))
+def test_every_documented_flag_set_trains(name, tmp_path, monkeypatch):
+    assert len(documented_flag_sets("grpo")) == 4
+    flags = [*documented_flag_sets("grpo")[name], "--num_generations", "8", "--num_minibatches", "1", "--max_steps", "2"]
+    assert run("train_grpo", tmp_path / "run", *flags, "--eval_steps", "0", monkeypatch=monkeypatch) == 0
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == 2 and all(row["grad_norm"] > 0 for row in rows)
