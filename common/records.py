@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,12 +35,18 @@ def hash_seeds(seeds: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `answer` is the reference answer without its solution. `prompt_ids` are the tokens that the sampler continues."""
+    """One question. `answer` is the reference answer without its solution. `prompt_ids` are the tokens that the sampler continues.
+
+    `question` is the text of the question as the data has it, without a prompt template. `row` is the whole row of the data. Rewards of
+    the user read these two. They do not count when two problems are compared.
+    """
 
     id: str
     prompt: str
     prompt_ids: tuple[int, ...]
     answer: str
+    question: str = field(default="", compare=False, repr=False)
+    row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # column -> value
 
 
 @dataclass(frozen=True)

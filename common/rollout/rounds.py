@@ -9,7 +9,7 @@ from torch import Tensor
 from common.config import CommonConfig, SamplingConfig
 from common.records import Completion, Group, Problem, Request, derive_seed
 from common.rollout.engine import Engine
-from common.verify.rewards import Reward
+from common.verify.rewards import Reward, VerifierReward
 
 # Samples the completions that groups still lack, adds them to the groups, and returns the new completions
 Fill = Callable[[list[Group]], list[Completion]]
@@ -48,11 +48,13 @@ def make_requests(problems: list[Problem], config: SamplingConfig, purpose: str,
 def evaluate(fill: Fill, problems: list[Problem], config: CommonConfig, reward: Reward) -> dict[str, float]:
     """`eval/pass@1` (one sample a problem at the training temperature, the same seeds every time) and `eval/greedy`.
 
-    `fill` samples for the groups, as in training. With `--reward` both are means of that reward.
+    `fill` samples for the groups, as in training. Any reward but the verifier gives `eval/reward` and `eval/reward_greedy`: means of that
+    reward, which are not shares.
     """
     groups = [Group(problem, 1, derive_seed(config.seed, "evaluation", 0, problem.id, place), temperature)
               for temperature in (config.temperature, 0.0) for place, problem in enumerate(problems)]
     fill(groups)
     scores = reward([group.problem for group in groups], [group.completions[0] for group in groups]).double()
-    return {"eval/pass@1": scores[:len(problems)].mean().item(), "eval/greedy": scores[len(problems):].mean().item(),
-            "eval/problems": len(problems)}
+    names = ("eval/pass@1", "eval/greedy") if isinstance(reward, VerifierReward) else ("eval/reward", "eval/reward_greedy")
+    means = scores[:len(problems)].mean().item(), scores[len(problems):].mean().item()
+    return {**dict(zip(names, means, strict=True)), "eval/problems": len(problems)}
