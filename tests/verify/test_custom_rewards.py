@@ -5,6 +5,7 @@ import os
 import sys
 import textwrap
 import time
+from functools import partial
 
 import pytest
 from helpers import run
@@ -14,7 +15,7 @@ from common.config import CommonConfig
 from common.errors import UserError
 from common.launch import parse_config
 from common.records import Completion, Problem
-from common.rollout.rounds import evaluate
+from common.rollout.rounds import evaluate, sample
 from common.run.folder import comparable
 from common.run.report import write_report
 from common.verify.rewards import CustomReward, VerifierReward, make_reward
@@ -279,9 +280,10 @@ class OneAnswer:
 
 def test_an_evaluation_is_named_by_its_reward(tmp_path):
     problems = batch(["", ""])[0]
-    assert evaluate(OneAnswer(), problems, CommonConfig(), VerifierReward()) == {"eval/pass@1": 0.0, "eval/greedy": 1.0, "eval/problems": 2}
+    fill = partial(sample, engine=OneAnswer(), config=CommonConfig())
+    assert evaluate(fill, problems, CommonConfig(), VerifierReward()) == {"eval/pass@1": 0.0, "eval/greedy": 1.0, "eval/problems": 2}
     reward = load(tmp_path, "def reward(completion, problem): return -2.5 * completion.endswith('7')")
-    assert evaluate(OneAnswer(), problems, CommonConfig(), reward) == {"eval/reward": 0.0, "eval/reward_greedy": -2.5, "eval/problems": 2}
+    assert evaluate(fill, problems, CommonConfig(), reward) == {"eval/reward": 0.0, "eval/reward_greedy": -2.5, "eval/problems": 2}
 
 
 def test_console_report_and_card_speak_of_the_reward(tmp_path, monkeypatch, capsys):
