@@ -184,7 +184,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
         if isinstance(engine, TransformersEngine):  # vLLM loads the model and the adapter itself
             shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
             connect(engine, load_policy(CommonConfig(**shared), tokenizer, model_config))
-        opinion = CustomReward(f"{Path(__file__).parent / 'common/verify/second_opinion.py'}:{config.second_opinion}") \
+        opinion = CustomReward(f"{Path(__file__).parent / 'common/verify/second_opinion.py'}:{config.second_opinion}", failed=0.0) \
             if config.second_opinion != "none" else None
         size = max(1, engine.chunk // (config.num_samples + 1))  # problems in a part; a part is sampled in one call and then written
         parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]

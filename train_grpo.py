@@ -16,6 +16,7 @@ Deviations from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common.config import CommonConfig, flag
@@ -56,10 +57,11 @@ from torch import Tensor
 
 from common.policy.load import load_policy
 from common.policy.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
-from common.policy.micro_batches import microbatches, minibatches
+from common.policy.micro_batches import MicroBatch, microbatches, minibatches
 from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 from common.policy.policy import all_logps
 from common.policy.pretrained import context_length, load_tokenizer
+from common.policy.skipped import check_skipped
 from common.problems.choose import ProblemSampler
 from common.problems.data import load_rows
 from common.problems.prompts import load_template, make_problems
@@ -140,12 +142,13 @@ def train(config: Config) -> None:
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
-    sampler = ProblemSampler(problems, config, engine, reward, run)  # chooses the problems of each step
+    fill = partial(sample, engine=engine, config=config)  # samples the completions that groups still lack
+    sampler = ProblemSampler(problems, config, fill, reward, run)  # chooses the problems of each step
     run.start(policy, {"optimizer": optimizer, "sampler": sampler})
     connect(engine, policy)  # the engine now samples from the policy; a check compares their log-probs
     preflight(engine, policy, config, problems + held_out)
     if config.eval_steps and run.step == 0:  # step 0: the model before training
-        run.log(evaluate(engine, held_out, config, reward))
+        run.log(evaluate(fill, held_out, config, reward))
 
     for step in run.steps():
         # 1 choose problems
@@ -153,7 +156,7 @@ def train(config: Config) -> None:
 
         # 2 sample completions
         with run.timer("sample"):
-            run.count(sample(chosen, engine, config))  # samples the completions that the groups still lack
+            run.count(fill(chosen))  # samples the completions that the groups still lack
             batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])  # B completions
 
         # 3 verify
@@ -182,25 +185,32 @@ def train(config: Config) -> None:
                     ref_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
 
         # 6 update
+        clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
+
+        def loss_of(micro: MicroBatch, divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
+            """The loss of b completions, and numbers (b, T) to log. It may use all of phase 4, and entropy and kl with their gradients."""
+            logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, both with a gradient
+            old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
+            token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
+            if config.importance_cap > 0:
+                token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
+            kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
+            loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
+            return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),
+                          "clipped": clipped_tokens(logps, old, micro.take(advantages), **clip)}
+
         with run.timer("update"):
+            check_skipped(loss_of, policy, batch, mask, needs_pass, step)
             means, norms = TokenMeans(), []
-            clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
             # one optimiser step per minibatch; a minibatch is cut into micro-batches of b completions that fit in memory
             for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
                 divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)  # of all micro-batches
                 losses = []
-                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy):
-                    logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, of b completions; logps has a gradient
-                    old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
-                    token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
-                    if config.importance_cap > 0:
-                        token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
-                    kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
-                    loss = aggregate(token_loss + config.beta * kl, micro.completion_mask, config.loss_aggregation, divisor)
+                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy, mask):
+                    loss, numbers = loss_of(micro, divisor)
                     loss.backward()  # gradients of the micro-batches add up
                     losses.append((micro.rows, loss.detach()))
-                    means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
-                              clipped=clipped_tokens(logps, old, micro.take(advantages), **clip))
+                    means.add(micro.mask, **numbers)
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
                 run.stop_if_not_finite(losses, norms[-1], batch)  # ends the run before NaN can reach the weights
                 take_step(optimizer, learning_rate_at(step, config))
@@ -217,7 +227,7 @@ def train(config: Config) -> None:
 
         # 8 evaluate, log, save
         with run.timer("evaluate"):  # every --eval_steps and after the last step, on held-out problems
-            evaluation = evaluate(engine, held_out, config, reward) if run.due_for_evaluation else {}
+            evaluation = evaluate(fill, held_out, config, reward) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
         run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
 

@@ -17,6 +17,7 @@ Deviations from that baseline:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,10 +71,11 @@ from torch import Tensor
 from common.policy.critic import Critic
 from common.policy.load import load_policy
 from common.policy.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights, whiten
-from common.policy.micro_batches import microbatches, minibatches
+from common.policy.micro_batches import MicroBatch, microbatches, minibatches
 from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 from common.policy.policy import Policy, all_logps
 from common.policy.pretrained import context_length, load_tokenizer
+from common.policy.skipped import check_skipped
 from common.problems.choose import ProblemSampler
 from common.problems.data import load_rows
 from common.problems.prompts import load_template, make_problems
@@ -96,14 +98,15 @@ def terminal_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
     rewards (B,), mask (B, T) bool. Reward 1 and mask [True, True, False] -> [0, 1, 0].
     """
     columns = torch.arange(mask.shape[1], device=mask.device)
-    last = mask & (columns == (mask.sum(dim=1, keepdim=True) - 1))  # in a row, all True come first
+    last = mask & (columns == (columns * mask).amax(dim=1, keepdim=True))  # the last True of each row
     return torch.where(last, rewards[:, None], 0.0)
 
 
 def gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, *, gamma: float = 1.0, lam: float = 1.0) -> tuple[Tensor, Tensor]:
     """(advantages, returns), (B, T) each, 0 where masked. GAE (arXiv 1506.02438) equation 16.
 
-    delta = r + gamma V' - V, A = delta + gamma lam A', return = A + V. V' and A' are those of the next token, and 0 after the last.
+    delta = r + gamma V' - V, A = delta + gamma lam A', return = A + V. V' and A' are those of the next token in the mask, and 0 after
+    the last one.
     rewards (B, T): r of each token. values (B, T): V before each token is chosen. completion_mask (B, T) bool.
     rewards [0, 0, 1], values [0.5, 0.6, 0.8]: A = [0.5, 0.4, 0.2]. With lam 0.95: A = [0.4705, 0.39, 0.2].
     """
@@ -111,10 +114,11 @@ def gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, *, gamma: floa
     advantages = torch.zeros_like(values)
     advantage = next_value = values.new_zeros(len(values))
     for t in range(values.shape[1] - 1, -1, -1):
-        # the loop starts in the masked positions after the last token, where everything is 0
+        present = completion_mask[:, t]  # tokens that are not in the mask are passed over
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantage, next_value = delta + gamma * lam * advantage, values[:, t]
-        advantages[:, t] = advantage
+        advantage = torch.where(present, delta + gamma * lam * advantage, advantage)
+        next_value = torch.where(present, values[:, t], next_value)
+        advantages[:, t] = torch.where(present, advantage, 0.0)
     return advantages, advantages + values
 
 
@@ -157,14 +161,15 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def logps_before(policy: Policy, batch: Batch, rows: Tensor, config: Config) -> tuple[Tensor | None, Tensor | None]:
+def logps_before(policy: Policy, batch: Batch, rows: Tensor, config: Config, run: Run) -> tuple[Tensor | None, Tensor | None]:
     """(old log-probs, reference log-probs) of the given rows, (B, T) each, nats. None in place of log-probs that are not needed."""
     old_logps = ref_logps = None
-    if config.num_iterations * config.num_minibatches > 1 or config.kl_in_reward:  # else the update gives them
-        old_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
-    if config.beta > 0:
-        with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
-            ref_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
+    with run.timer("update"):
+        if config.num_iterations * config.num_minibatches > 1 or config.kl_in_reward:  # else the update gives them
+            old_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
+        if config.beta > 0:
+            with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
+                ref_logps = all_logps(policy, batch, rows, config.max_tokens_per_microbatch)
     return old_logps, ref_logps
 
 
@@ -182,12 +187,13 @@ def train(config: Config) -> None:
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     critic = Critic(policy, config.seed)
     critic_optimizer = make_optimizer(critic.parameters(), config.critic_learning_rate, config.optim)
-    sampler = ProblemSampler(problems, config, engine, reward, run)  # chooses the problems of each step
+    fill = partial(sample, engine=engine, config=config)  # samples the completions that groups still lack
+    sampler = ProblemSampler(problems, config, fill, reward, run)  # chooses the problems of each step
     run.start(policy, {"optimizer": optimizer, "critic_optimizer": critic_optimizer, "sampler": sampler}, critic)
     connect(engine, policy)  # the engine now samples from the policy; a check compares their log-probs
     preflight(engine, policy, config, problems + held_out, critic)
     if config.eval_steps and run.step == 0:  # step 0: the model before training
-        run.log(evaluate(engine, held_out, config, reward))
+        run.log(evaluate(fill, held_out, config, reward))
 
     for step in run.steps():
         # 1 choose problems
@@ -195,7 +201,7 @@ def train(config: Config) -> None:
 
         # 2 sample completions
         with run.timer("sample"):
-            run.count(sample(chosen, engine, config))  # samples the completions that the groups still lack
+            run.count(fill(chosen))  # samples the completions that the groups still lack
             batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])  # B completions
 
         # 3 verify
@@ -211,69 +217,69 @@ def train(config: Config) -> None:
         old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
         token_rewards = terminal_rewards(rewards, mask)  # (B, T)
         if config.kl_in_reward:  # these rewards need the log-probs of phase 5 now
-            with run.timer("update"):
-                old_logps, ref_logps = logps_before(policy, batch, rows, config)
+            old_logps, ref_logps = logps_before(policy, batch, rows, config, run)
             token_rewards -= config.beta * kl_estimate(old_logps, ref_logps, "k1")
         with run.timer("value"):
             old_values = critic.all_values(batch, rows, config.max_tokens_per_microbatch)  # (B, T)
         advantages, returns = gae(token_rewards, old_values, mask, gamma=config.gamma, lam=config.lam)  # (B, T)
         run.log_completions(batch, rewards, torch.where(mask, advantages, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1),
                             token_advantages=advantages, token_values=old_values)
-        if config.whiten_advantages:  # after the log, which keeps advantages in units of reward
-            advantages = whiten(advantages, mask)
+        advantages = whiten(advantages, mask) if config.whiten_advantages else advantages  # after the log, which is in units of reward
         kl_weight = 0.0 if config.kl_in_reward else config.beta
         # without a KL term a completion whose advantages are all 0 has gradient 0: it gets no pass, but counts in the loss divisor
         needs_pass = mask.any(dim=1) & ((advantages != 0).any(dim=1) | (kl_weight > 0))  # (B,)
 
         # 5 log-probs before the update
         if not config.kl_in_reward and step > config.critic_warmup_steps:  # else already there, or not used
-            with run.timer("update"):
-                old_logps, ref_logps = logps_before(policy, batch, needs_pass.nonzero()[:, 0], config)
+            old_logps, ref_logps = logps_before(policy, batch, needs_pass.nonzero()[:, 0], config, run)
 
         # 6 update
+        def loss_of(micro: MicroBatch, divisor: float, sequences: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+            """The loss of b completions, and numbers (b, T) to log. It may use all of phase 4, and entropy and kl with their gradients."""
+            logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, both with a gradient
+            old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
+            token_loss = ppo_token_loss(logps, old, micro.take(advantages), epsilon=config.epsilon)  # (b, T)
+            if config.importance_cap > 0:
+                token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
+            kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
+            loss = aggregate(token_loss, micro.mask, config.loss_aggregation, divisor) + kl_weight * aggregate(
+                kl.clamp(max=MAX_KL), micro.mask, "seq-mean-token-sum", sequences)
+            return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),
+                          "clipped": clipped_tokens(logps, old, micro.take(advantages), epsilon=config.epsilon)}
+
         with run.timer("update"):
+            check_skipped(loss_of, policy, batch, mask, needs_pass, step)
             means, value_means, norms = TokenMeans(), TokenMeans(), []
             rate = learning_rate_at(step, config)
             # one optimiser step per minibatch; a minibatch is cut into micro-batches of b completions that fit in memory
             for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
-                # first the critic, then the policy: forward, backward and step of one adapter end before the other is switched on
-                with critic.active():
+                with critic.active():  # its forward, backward and step end before the policy's adapter is switched on
                     divisor, losses = loss_divisor(mask[minibatch], "token-mean"), []
-                    present = minibatch[mask[minibatch].any(dim=1)]  # rows with tokens in the loss
-                    for micro in microbatches(batch, present, config.max_tokens_per_microbatch, policy):
-                        token_loss = value_token_loss(critic.values(micro), micro.take(old_values), micro.take(returns),
-                                                      epsilon=config.cliprange_value)
-                        loss = aggregate(token_loss, micro.completion_mask, "token-mean", divisor)
+                    for micro in microbatches(batch, minibatch[mask[minibatch].any(dim=1)], config.max_tokens_per_microbatch, policy, mask):
+                        before = micro.take(old_values), micro.take(returns)  # (b, T) each
+                        token_loss = value_token_loss(critic.values(micro), *before, epsilon=config.cliprange_value)
+                        loss = aggregate(token_loss, micro.mask, "token-mean", divisor)
                         loss.backward()
                         losses.append((micro.rows, loss.detach()))
-                        value_means.add(micro.completion_mask, loss=token_loss)
+                        value_means.add(micro.mask, loss=token_loss)
                     run.stop_if_not_finite(losses, clip_gradients(critic_optimizer, config.max_grad_norm, len(losses)), batch)
                     take_step(critic_optimizer, config.critic_learning_rate * rate / config.learning_rate)
                 if step <= config.critic_warmup_steps:  # only the critic learns
                     continue
                 divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)  # of all micro-batches
                 sequences, losses = loss_divisor(mask[minibatch], "seq-mean-token-sum"), []  # sequences: divisor of the KL term
-                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy):
-                    logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, of b completions; logps has a gradient
-                    old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
-                    token_loss = ppo_token_loss(logps, old, micro.take(advantages), epsilon=config.epsilon)  # (b, T)
-                    if config.importance_cap > 0:
-                        token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
-                    kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
-                    loss = aggregate(token_loss, micro.completion_mask, config.loss_aggregation, divisor) + kl_weight * aggregate(
-                        kl.clamp(max=MAX_KL), micro.completion_mask, "seq-mean-token-sum", sequences)
+                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy, mask):
+                    loss, numbers = loss_of(micro, divisor, sequences)
                     loss.backward()
                     losses.append((micro.rows, loss.detach()))
-                    means.add(micro.completion_mask, entropy=entropy, kl=kl, difference=(old - micro.sampling_logps).abs(),
-                              clipped=clipped_tokens(logps, old, micro.take(advantages), epsilon=config.epsilon))
+                    means.add(micro.mask, **numbers)
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
                 run.stop_if_not_finite(losses, norms[-1], batch)  # ends the run before NaN can reach the weights
                 take_step(optimizer, rate)
             metrics = {
                 "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
                 "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item() if norms else None,
-                "learning_rate": learning_rate_at(step, config),
-                "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                "learning_rate": rate, "sampling/sampling_logp_difference/mean": means.mean("difference"),
                 "sampling/sampling_logp_difference/max": means.max("difference"),
                 "value/loss": value_means.mean("loss"), "value/mean": old_values[mask].mean().item() if len(rows) else None,
                 "value/explained_variance": explained_variance(old_values, returns, mask) if len(rows) else None}
@@ -284,7 +290,7 @@ def train(config: Config) -> None:
 
         # 8 evaluate, log, save
         with run.timer("evaluate"):  # every --eval_steps and after the last step, on held-out problems
-            evaluation = evaluate(engine, held_out, config, reward) if run.due_for_evaluation else {}
+            evaluation = evaluate(fill, held_out, config, reward) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
         run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
 

@@ -1,9 +1,9 @@
 """Log-probs in bounded chunks of the vocabulary beside log-probs from all logits at once: error, peak memory and time.
 
-    python benchmarks/logprobs.py [--tokens 2048] [--hidden 896] [--vocabulary 151936]
+    python benchmarks/logprobs.py [--tokens 2048] [--hidden 896] [--vocabulary 151936] [--entropy]
 
 Each variant goes forward and backward in a process of its own. Peak memory is what the process holds above the head and the hidden
-states. The defaults are the sizes of Qwen2.5-0.5B's head.
+states. The defaults are the sizes of Qwen2.5-0.5B's head. With --entropy the loss also holds the mean entropy of the policy.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def inputs(arguments: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, t
     return hidden, weight, torch.randint(arguments.vocabulary, (arguments.tokens,), generator=generator)
 
 
-def run(variant: str, hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs (N,) and the gradient of their mean for the hidden states (N, H)."""
+def run(variant: str, hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor, entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs (N,), and the gradient for the hidden states (N, H) of their mean, plus the mean entropy if asked for."""
     if variant == "chunked":
-        logps, _ = selected_logps(hidden, weight, tokens, temperature=1.0)
+        logps, entropies = selected_logps(hidden, weight, tokens, temperature=1.0, entropy=entropy)
     else:
-        logps = torch.log_softmax(hidden @ weight.T, -1).gather(-1, tokens[:, None])[:, 0]
-    logps.mean().backward()
+        every = torch.log_softmax(hidden @ weight.T, -1)
+        logps, entropies = every.gather(-1, tokens[:, None])[:, 0], -(every.exp() * every).sum(-1) if entropy else None
+    (logps.mean() + (entropies.mean() if entropies is not None else 0.0)).backward()
     gradient, hidden.grad = hidden.grad, None
     return logps.detach(), gradient
 
@@ -45,19 +46,20 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=2048)
     options.add_argument("--hidden", type=int, default=896)
     options.add_argument("--vocabulary", type=int, default=151_936)
+    options.add_argument("--entropy", action="store_true")
     options.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = options.parse_args()
     data = inputs(arguments)
     if arguments.variant:  # one of the two processes
         before, began = resident_gb("VmRSS"), time.perf_counter()
-        run(arguments.variant, *data)
+        run(arguments.variant, *data, arguments.entropy)
         print(json.dumps({"seconds": time.perf_counter() - began, "peak GB": resident_gb("VmHWM") - before}))
         return
     print(f"{arguments.tokens} tokens, hidden {arguments.hidden}, vocabulary {arguments.vocabulary}, float32\n")
     full, chunked = (result_of([sys.executable, __file__, *sys.argv[1:], "--variant", variant]) for variant in VARIANTS)
     for name in full:
         print(f"{name}: full {full[name]:.4g}, chunked {chunked[name]:.4g}, ratio {chunked[name] / full[name]:.4g}")
-    (expected, expected_gradient), (logps, gradient) = (run(variant, *data) for variant in VARIANTS)
+    (expected, expected_gradient), (logps, gradient) = (run(variant, *data, arguments.entropy) for variant in VARIANTS)
     print(f"largest error of a log-prob: {(logps - expected).abs().max():.4g} nats")
     print(f"largest error of the gradient, relative to its largest entry: "
           f"{(gradient - expected_gradient).abs().max() / expected_gradient.abs().max():.4g}")

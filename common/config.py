@@ -69,10 +69,13 @@ class SamplingConfig:
         "auto", "data", "chat, plain, math_task, question, or a text file with {question}. auto: chat if the tokenizer has it, else plain.")
     enable_thinking: Literal["auto", "true", "false"] = flag(
         "auto", "data", "Value of enable_thinking in the chat template. auto: not set.")
+    system_prompt: str | None = flag(
+        None, "data", r"Text of the system message in the chat template, or a text file. It replaces our request for oxed{}.")
     prompt_column: str | None = flag(None, "data", "Name of the question column. Default: the first found of question, problem, prompt.")
     answer_column: str | None = flag(None, "data", "Name of the answer column. Default: the first found of answer, solution, reference.")
 
-    max_completion_length: int = flag(1024, "completions", "Longest completion, in tokens. A completion cut off there has reward 0.")
+    max_completion_length: int = flag(
+        1024, "completions", "Longest completion, in tokens. One cut off there has reward 0 (with --reward: that of a failed call).")
     temperature: float = flag(1.0, "completions", "Sampling temperature. The trainer divides its logits by it as well.")
     top_p: float = flag(1.0, "completions", "Nucleus sampling: share of probability kept. Below 1 the importance weights are biased.")
     stop: list[str] | None = flag(
@@ -126,6 +129,10 @@ class CommonConfig(SamplingConfig):
         None, "data", "Held-out problems, named as in --dataset. Default: the test split of --dataset, else a tenth of its rows.")
 
     reward: str | None = flag(None, "data", "path/to/file.py:function that scores completions, in place of the built-in verifier.")
+    reward_timeout: float = flag(10.0, "data", "Longest call of the --reward function, in seconds. A slower call has failed.")
+    reward_workers: int | None = flag(None, "data", "Processes that call the --reward function. Default: one per processor, at most 8.")
+    reward_failed: str = flag(
+        "lowest", "data", "Reward of a failed call, and of a completion cut off at the length limit: a number, or lowest (of the batch).")
 
     problems_per_step: int = flag(16, "problems", "Number of problems in a step.")
     num_generations: int = flag(8, "completions", "Completions per problem.")
@@ -177,7 +184,7 @@ class CommonConfig(SamplingConfig):
     resumable: ClassVar[set[str]] = {
         "output_dir", "config", "resume_from_checkpoint", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
         "eval_steps", "eval_problems", "save_steps", "save_total_limit", "max_tokens_per_microbatch", "gradient_checkpointing",
-        "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "report_to"}
+        "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "report_to", "reward_timeout", "reward_workers"}
 
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
@@ -191,6 +198,7 @@ class CommonConfig(SamplingConfig):
         for name in ("learning_rate", "max_grad_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         self._check_sampling()
+        self._check_reward()
         completions = self.problems_per_step * self.num_generations
         _require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches,
                  f"at most the {completions} completions of a step")
@@ -211,6 +219,19 @@ class CommonConfig(SamplingConfig):
     def candidates_per_step(self) -> int:
         """Number of candidates that are tried at once to choose the problems of a step. `--sampling uniform` has no candidates."""
         return self.problems_per_step * (self.candidate_factor or {"adaptive": 2, "dynamic": 1}.get(self.sampling, 4))
+
+    def _check_reward(self) -> None:
+        """Raises UserError for values of the flags about --reward that cannot work."""
+        for name, default in (("reward_timeout", 10.0), ("reward_workers", None), ("reward_failed", "lowest")):
+            if self.reward is None and getattr(self, name) != default:
+                raise UserError(f"--{name} does nothing without --reward: leave it out, or give --reward path/to/file.py:function")
+        _require(self.reward_timeout > 0, "reward_timeout", self.reward_timeout, "a number of seconds above 0")
+        _require(self.reward_workers is None or self.reward_workers >= 1, "reward_workers", self.reward_workers, "a whole number from 1 up")
+        try:
+            usable = self.reward_failed == "lowest" or math.isfinite(float(self.reward_failed))
+        except ValueError:
+            usable = False
+        _require(usable, "reward_failed", self.reward_failed, "lowest or a number, as -1")
 
     def _check_sampling(self) -> None:
         """Raises UserError for values of --sampling and its further flags that cannot work together."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,12 +35,18 @@ def hash_seeds(seeds: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `answer` is the reference answer without its solution. `prompt_ids` are the tokens that the sampler continues."""
+    """One question. `answer` is the reference answer without its solution. `prompt_ids` are the tokens that the sampler continues.
+
+    `question` is the text of the question as the data has it, without a prompt template. `row` is the whole row of the data. Rewards of
+    the user read these two. They do not count when two problems are compared.
+    """
 
     id: str
     prompt: str
     prompt_ids: tuple[int, ...]
     answer: str
+    question: str = field(default="", compare=False, repr=False)
+    row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # column -> value
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,21 @@ class Completion:
     """One sampled completion of a prompt.
 
     A stop string cuts `text` but not `ids`: `text` ends before the stop string, `ids` ends with the token that completes it.
+
+    A completion may hold tokens that the policy did not sample: the second question of a dialogue, the output of a tool, a beginning
+    that was given. `sampled` tells them apart. They are read by the model, but they are in no loss, weight, mean or count.
     """
 
-    ids: list[int]  # the sampled tokens; the end token is among them if it was sampled
-    logps: list[float]  # log-prob of each token by the sampler, at the sampling temperature, nats
+    ids: list[int]  # the tokens after the prompt; the end token is among them if it was sampled
+    logps: list[float]  # log-prob of each token by the sampler, at the sampling temperature, nats; any number where not sampled
     finish_reason: Literal["stop", "length"]  # length: cut off at the length limit
     text: str
+    sampled: tuple[bool, ...] | None = None  # for each token whether the policy sampled it; None: all tokens
+
+    @property
+    def num_sampled(self) -> int:
+        """The number of tokens that the policy sampled."""
+        return len(self.ids) if self.sampled is None else sum(self.sampled)
 
 
 SUCCESS_ABOVE = 0.5  # a reward above this counts as a success; the built-in verifier gives 0 or 1
@@ -82,6 +97,7 @@ class Group:
     problem: Problem
     wanted: int  # number of completions that the group should have
     seed: int  # seed of the first request; a later request uses a hash of it and of the number of completions so far
+    temperature: float | None = None  # of sampling; None: as `--temperature`
     completions: list[Completion] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)  # rewards[i] belongs to completions[i]; shorter until all are verified
     scores: list[float] = field(default_factory=list)  # rewards of all completions ever verified; keeps those of dropped completions
@@ -126,8 +142,13 @@ class Batch:
 
     @property
     def lengths(self) -> Tensor:
-        """(B,) int64: the length of each completion in tokens, the end token included."""
+        """(B,) int64: the length of each completion in tokens, the end token and tokens that were not sampled included."""
         return torch.tensor([len(completion.ids) for completion in self.completions])
+
+    @property
+    def num_sampled(self) -> Tensor:
+        """(B,) int64: the number of sampled tokens of each completion."""
+        return torch.tensor([completion.num_sampled for completion in self.completions])
 
     @property
     def truncated(self) -> Tensor:
@@ -140,6 +161,9 @@ class Batch:
         Lengths 2 and 3, drop None: [[True, True, False], [True, True, True]].
         """
         mask = torch.arange(int(self.lengths.max()))[None] < self.lengths[:, None]
+        for row, completion in enumerate(self.completions):
+            if completion.sampled is not None:
+                mask[row, :len(completion.ids)] = torch.tensor(completion.sampled, dtype=torch.bool)
         return mask if drop is None else mask & ~drop[:, None]
 
 

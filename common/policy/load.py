@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -31,10 +32,25 @@ def with_adapter(base: PreTrainedModel, config: CommonConfig) -> PeftModel:
                                            exclude_modules=NOT_LANGUAGE if sees else None))
 
 
-def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig) -> Policy:
+def check_plain_lora(model: PeftModel) -> None:
+    """Raises UserError for an adapter whose merged weights would not be base + scale * B A, or that trains more than A and B."""
+    for name, settings in model.peft_config.items():
+        kind = str(getattr(settings.peft_type, "value", settings.peft_type))
+        extras = [key for key in ("lora_dropout", "use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens")
+                  if getattr(settings, key, None)]
+        if getattr(settings, "bias", "none") != "none":
+            extras.append("bias")
+        if kind != "LORA" or extras:
+            raise UserError(f"the adapter {name!r} is {kind} with {', '.join(extras) or 'no extras'}: sampling, saving and resuming are "
+                            "made for plain LoRA (no dropout, DoRA, bias or further modules). Leave the extras out")
+
+
+def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, *,
+                policy_class: type[Policy] = Policy, adapt: Callable[[PreTrainedModel, CommonConfig], PeftModel] = with_adapter) -> Policy:
     """The policy of a run: the base in `--dtype` or 4 bits, with a fresh adapter or the adapter of `--adapter`.
 
-    Raises UserError for weights that cannot be read.
+    A fork may hand over its own class of policy, and its own function that puts a fresh adapter on the base. Raises UserError for
+    weights that cannot be read, and for adapters that are not plain LoRA.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32")
@@ -56,8 +72,9 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
         if config.beta > 0:
             model.load_adapter(config.adapter, REFERENCE)
     else:
-        model = with_adapter(base, config)
-    policy = Policy(model, tokenizer, config.temperature, config.gradient_checkpointing)
+        model = adapt(base, config)
+    check_plain_lora(model)
+    policy = policy_class(model, tokenizer, config.temperature, config.gradient_checkpointing)
     policy.activate("default")
     check_head(policy)
     policy.packs = policy.packs and keeps_packed_rows_apart(policy)

@@ -83,11 +83,13 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 def selected_logps(hidden: Tensor, weight: Tensor, tokens: Tensor, *, temperature: float, softcap: float | None = None,
                    entropy: bool = False, chunk_elements: int = CHUNK_ELEMENTS) -> tuple[Tensor, Tensor | None]:
-    """log softmax(logits / temperature) of one token per row: (N,) float32, nats; and the entropy (N,), without gradient.
+    """log softmax(logits / temperature) of one token per row: (N,) float32, nats; and, if asked for, the entropy (N,), nats.
 
     hidden (N, H), weight (V, H) of the output head, tokens (N,) int64; logits = hidden @ weight.T, soft-capped if the
     model does (Gemma 2). Logits exist only for `chunk_elements` / V rows at a time, and again in the backward pass: no
     (N, V) tensor is ever made. The head is frozen and gets no gradient.
+
+    Both results have a gradient. That of the entropy is computed only if a loss uses the entropy; it then needs one more chunk.
     """
     if weight.requires_grad:
         raise ValueError("the output head must be frozen: no gradient is computed for it")
@@ -110,24 +112,35 @@ class _SelectedLogps(torch.autograd.Function):
             if entropy:  # log Z - E[logit]
                 mean = torch.softmax(logits, -1).mul_(logits.clamp_(min=torch.finfo(torch.float32).min)).sum(-1)
                 entropies[part] = normalisers[part] - mean
-        ctx.save_for_backward(hidden, weight, tokens, normalisers)
+        ctx.save_for_backward(hidden, weight, tokens, normalisers, entropies)
         ctx.options = temperature, softcap, rows
-        ctx.mark_non_differentiable(entropies)
+        ctx.set_materialize_grads(False)  # the gradient of a result that no loss uses is None instead of zeros
+        if not entropy:
+            ctx.mark_non_differentiable(entropies)
         return logps, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, tokens, normalisers = ctx.saved_tensors
+    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, tokens, normalisers, entropies = ctx.saved_tensors
         temperature, softcap, rows = ctx.options
+        if grad_logps is None:
+            grad_logps = torch.zeros_like(normalisers)
         grad_hidden = torch.empty_like(hidden)
         for i in range(0, len(hidden), rows):
             part = slice(i, i + rows)
             logits = head_logits(hidden[part], weight, softcap).div_(temperature)
             slope = 1 - (logits * (temperature / softcap)).square_() if softcap else None  # of the soft-cap
-            probs = logits.sub_(normalisers[part, None]).exp_()  # in place: one (rows, V) tensor at a time
-            grads = probs.neg_()
-            grads[torch.arange(len(grads), device=grads.device), tokens[part]] += 1  # d logp / d logits = onehot - p
-            grads.mul_((grad[part] / temperature)[:, None])
+            log_probs = logits.sub_(normalisers[part, None])
+            if grad_entropies is None:
+                grads = log_probs.exp_().neg_()  # in place: one (rows, V) tensor at a time
+                grads[torch.arange(len(grads), device=grads.device), tokens[part]] += 1  # d logp / d logits = onehot - p
+                grads.mul_((grad_logps[part] / temperature)[:, None])
+            else:  # and d entropy / d logits = -p (log p + entropy)
+                grads = log_probs.exp()
+                log_probs.clamp_(min=torch.finfo(torch.float32).min).add_(entropies[part, None])
+                grads.mul_(log_probs.mul_(grad_entropies[part, None]).add_(grad_logps[part, None])).neg_()
+                grads[torch.arange(len(grads), device=grads.device), tokens[part]] += grad_logps[part]
+                grads.div_(temperature)
             if slope is not None:
                 grads.mul_(slope)
             grad_hidden[part] = grads.to(weight.dtype) @ weight

@@ -33,8 +33,9 @@ class MicroBatch:
     before: Tensor  # (N,) int64, into the flattened input_ids: the token before each of the N completion tokens, row by row
     tokens: Tensor  # (N,) int64: the completion tokens
     places: Tensor  # (N,) int64: where each completion token stands in a flattened (b, T)
-    completion_mask: Tensor  # (b, T) bool
-    sampling_logps: Tensor  # (b, T) float32, 0 where masked
+    completion_mask: Tensor  # (b, T) bool: the tokens of the completions
+    mask: Tensor  # (b, T) bool: the tokens in the loss, as phase 4 made the mask
+    sampling_logps: Tensor  # (b, T) float32, 0 where there is no token
 
     def take(self, per_row: Tensor) -> Tensor:
         """The micro-batch's part of a (B,) or (B, T of the batch) tensor, on its device: (b,) or (b, T)."""
@@ -54,17 +55,20 @@ class Placement(Protocol):
     packs: bool  # whether its attention can tell packed rows apart
 
 
-def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Placement) -> Iterator[MicroBatch]:
+def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Placement, mask: Tensor | None = None) -> Iterator[MicroBatch]:
     """Micro-batches over `rows` of the batch, the longest first, each of at most `max_tokens` tokens (or of one row).
+
+    mask (B, T) bool: the tokens in the loss; None: all sampled tokens.
 
     If the policy packs, rows stand without padding, and a prompt is computed once for all its completions in the micro-batch. If it
     does not, rows are padded, and the padding counts. The longest come first, so that what does not fit in memory fails at once.
     """
     prompts = [problem.prompt_ids for problem in batch.problems]
     new = [len(completion.ids) for completion in batch.completions]
+    mask = batch.loss_mask() if mask is None else mask
     parts = _packed_parts if policy.packs else _padded_parts
     for part in parts(rows.tolist(), prompts, new, max_tokens):
-        yield _microbatch(batch, part, policy)
+        yield _microbatch(batch, part, policy, mask)
 
 
 def _padded_parts(rows: list[int], prompts: list[Ids], new: list[int], max_tokens: int) -> Iterator[list[int]]:
@@ -99,15 +103,15 @@ def _packed_parts(rows: list[int], prompts: list[Ids], new: list[int], max_token
         yield part
 
 
-def _microbatch(batch: Batch, rows: list[int], policy: Placement) -> MicroBatch:
+def _microbatch(batch: Batch, rows: list[int], policy: Placement, mask: Tensor) -> MicroBatch:
     prompts, completions = [batch.problems[row].prompt_ids for row in rows], [batch.completions[row] for row in rows]
-    mask = np.arange(max(len(c.ids) for c in completions)) < np.array([[len(c.ids)] for c in completions])  # (b, T)
-    logps = np.zeros(mask.shape, dtype=np.float32)
-    logps[mask] = np.concatenate([c.logps for c in completions])
+    present = np.arange(max(len(c.ids) for c in completions)) < np.array([[len(c.ids)] for c in completions])  # (b, T)
+    logps = np.zeros(present.shape, dtype=np.float32)
+    logps[present] = np.concatenate([c.logps for c in completions])
     ids = [c.ids for c in completions]
     input_ids, before, inputs = pack(prompts, ids, policy.device) if policy.packs else (*_pad(prompts, ids), {})
-    arrays = {"input_ids": input_ids, "before": np.concatenate(before), "tokens": np.concatenate(ids), "places": np.flatnonzero(mask),
-              "completion_mask": mask, "sampling_logps": logps}
+    arrays = {"input_ids": input_ids, "before": np.concatenate(before), "tokens": np.concatenate(ids), "places": np.flatnonzero(present),
+              "completion_mask": present, "mask": mask[rows, :present.shape[1]].numpy(), "sampling_logps": logps}
     return MicroBatch(rows=torch.tensor(rows), inputs=inputs,
                       **{name: on_device(torch.from_numpy(array), policy.device) for name, array in arrays.items()})
 

@@ -67,7 +67,7 @@ class Policy:
     def logps(self, batch: MicroBatch, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probs (B, T) of a MicroBatch's completion tokens at the sampling temperature, nats; 0 where masked.
 
-        With `entropy`, the second result is the policy's entropy (B, T), nats, without gradient; else it is None.
+        With `entropy`, the second result is the policy's entropy (B, T), nats; else it is None. Both results have a gradient.
         """
         hidden, tokens = self.states_before(batch)
         chosen, entropies = selected_logps(hidden, self.base.get_output_embeddings().weight, tokens,
@@ -82,9 +82,16 @@ class Policy:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the model is the reference policy, and no gradients are computed."""
+        """Inside, the model is the reference policy, and no gradients are computed.
+
+        Raises RuntimeError if weights of the base are trained: with the adapter off they are not the reference.
+        """
         with torch.no_grad():
             if REFERENCE not in self.model.peft_config:
+                trained = [name for name, p in self.model.named_parameters() if p.requires_grad and "lora_" not in name]
+                if trained:
+                    raise RuntimeError(f"{trained[0]} is trained, so the model without its adapter is not the reference policy: "
+                                       "a policy that trains more than adapters must override reference()")
                 with self.adapters_off():
                     yield
                 return

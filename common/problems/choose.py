@@ -17,8 +17,7 @@ import numpy as np
 
 from common.config import CommonConfig
 from common.records import Group, Problem, derive_seed
-from common.rollout.engine import Engine
-from common.rollout.rounds import sample, verify
+from common.rollout.rounds import Fill, verify
 from common.run.run import Run
 from common.verify.rewards import Reward
 
@@ -123,8 +122,9 @@ class ProblemSampler:
     A step calls `choose` in phase 1, then `record` when all completions are verified, then `metrics`.
     """
 
-    def __init__(self, problems: list[Problem], config: CommonConfig, engine: Engine, reward: Reward, run: Run) -> None:
-        self.config, self.engine, self.reward, self.run = config, engine, reward, run
+    def __init__(self, problems: list[Problem], config: CommonConfig, fill: Fill, reward: Reward, run: Run) -> None:
+        """`fill`: the function that samples for groups. lilo, adaptive and dynamic reach a fork's own way of sampling through it."""
+        self.config, self.fill, self.reward, self.run = config, fill, reward, run
         self.by_id = {problem.id: problem for problem in problems}
         self.epochs = Epochs(problems, config.seed)
         self.buffer: list[str] = []  # problem ids, with `--sampling buffer`
@@ -252,7 +252,7 @@ class ProblemSampler:
     def _sample_and_verify(self, groups: list[Group]) -> list[Group]:
         """The same groups, after their missing completions were sampled and verified."""
         with self.run.timer("sample"):
-            self.run.count(sample(groups, self.engine, self.config))
+            self.run.count(self.fill(groups))
         with self.run.timer("verify"):
             verify(groups, self.reward)
         self._note_first_learnability()

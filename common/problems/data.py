@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,14 @@ class Row:
     id: str  # "gsm8k/train/12": data set, split, and number of the row
     question: str | None
     answer: str | None
+    earlier: tuple[dict[str, Any], ...] = ()  # if the question is a chat: the messages before the last one, with "role" and "content"
+    table: Sequence[dict[str, Any]] = field(default=(), compare=False, repr=False)  # of the split
+    place: int = 0  # number of the row in the table
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The value of every column. It is read from the table at each call, because a large data set does not fit in memory as rows."""
+        return dict(self.table[self.place])
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -37,17 +45,18 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     """(training rows, held-out rows) of `--dataset` and `--eval_dataset`. No model is needed for this.
 
     If there is no test split, a tenth of the rows is held out, and at most `--eval_problems` rows. A hash of the question chooses them.
-    Raises UserError if a data set or a column does not exist.
+    With `--reward` no row needs an answer. Raises UserError if a data set or a column does not exist.
     """
-    splits = _rows_of(config.dataset, config.prompt_column, config.answer_column, _train_and_test)
+    columns, any_answer = (config.prompt_column, config.answer_column), config.reward is not None
+    splits = _rows_of(config.dataset, *columns, _train_and_test, any_answer=any_answer)
     train, held_out = splits["train"], splits.get("test")
     if config.eval_dataset:
-        splits = _rows_of(config.eval_dataset, config.prompt_column, config.answer_column, _train_and_test, columns_needed=False)
+        splits = _rows_of(config.eval_dataset, *columns, _train_and_test, columns_needed=False, any_answer=any_answer)
         held_out = splits.get("test", splits["train"])
     if held_out is None:
         train = in_fixed_order(train)
         # rows with the same question count once
-        different = list({row.question: row for row in train if row.question and row.answer}.values())
+        different = list({row.question: row for row in train if row.question and row.answer is not None}.values())
         held_out = different[:min(config.eval_problems, len(different) // 10)]
         print(f"data: {config.dataset} has no test split; {len(held_out)} of its {len(train)} rows are held out")
         taken = {row.question for row in held_out}
@@ -79,10 +88,11 @@ def in_fixed_order(rows: Iterable[Row]) -> list[Row]:
 
 
 def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Any]], dict[str, Any]],
-             columns_needed: bool = True) -> dict[str, list[Row]]:
+             columns_needed: bool = True, any_answer: bool = False) -> dict[str, list[Row]]:
     """The rows of the data set `name`, by split. `pick` chooses among all its splits.
 
     question, answer: columns that a flag names, or None. columns_needed False: if the data has no such column, the usual names count.
+    any_answer: no row has the answer None, and the data may have no answer column.
     """
     base, _, settings = name.partition(":")
     if base == "arithmetic":
@@ -99,12 +109,12 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
         if not all(_has_column(columns, column) for column in (*source.question, source.answer or columns[0])):
             source = Source(name)  # a local folder with the same name as a registered data set, but other columns
         questions = (question,) if question else source.question or (_find_column(name, columns, QUESTION_COLUMNS, "prompt_column"),)
-        answer_column = answer or source.answer or _find_column(name, columns, ANSWER_COLUMNS, "answer_column")
-    missing = [column for column in (*questions, answer_column) if not _has_column(columns, column)]
+        answer_column = answer or source.answer or _find_column(name, columns, ANSWER_COLUMNS, None if any_answer else "answer_column")
+    missing = [column for column in (*questions, answer_column) if column and not _has_column(columns, column)]
     if missing:
         raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
     label = base if base in (*REGISTERED, "arithmetic") else Path(name).name
-    return {split: [_make_row(f"{label}/{split}/{i}", raw, questions, answer_column) for i, raw in enumerate(table)]
+    return {split: [_make_row(f"{label}/{split}/{i}", table, i, raw, questions, answer_column, any_answer) for i, raw in enumerate(table)]
             for split, table in tables.items()}
 
 
@@ -156,12 +166,17 @@ def _read_files(files: set[Path], name: str) -> datasets.Dataset:
     return datasets.load_dataset(FORMATS[suffixes.pop()], data_files=sorted(map(str, files)), split="train")
 
 
-def _find_column(name: str, columns: list[str], candidates: tuple[str, ...], flag: str) -> str:
-    """The first of the `candidates` that is a column, in capital or small letters. Raises UserError if there is none."""
+def _find_column(name: str, columns: list[str], candidates: tuple[str, ...], flag: str | None) -> str:
+    """The first of the `candidates` that is a column, in capital or small letters.
+
+    If there is none: raises UserError and names `flag`. With flag None the result is then "".
+    """
     lower = {column.lower(): column for column in reversed(columns)}
     for candidate in candidates:
         if candidate in lower:
             return lower[candidate]
+    if flag is None:
+        return ""
     raise UserError(f"{name} has no column {', '.join(candidates)}; it has {', '.join(columns)}: name one with --{flag}")
 
 
@@ -178,15 +193,26 @@ def _cell(raw: dict[str, Any], column: str) -> Any:
     return value
 
 
-def _make_row(id: str, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str) -> Row:
-    """The row with the texts of the `questions` columns, joined by a space, and the reference answer from `answer_column`."""
+def _make_row(id: str, table: Sequence[dict[str, Any]], place: int, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str,
+              any_answer: bool) -> Row:
+    """The row with the texts of the `questions` columns, joined by a space, and the reference answer from `answer_column`.
+
+    `raw` is the row of `table` at `place`. any_answer: in place of None the answer is the text of the column as it stands, or "".
+    """
     parts = [part for part in (_text(_cell(raw, column)) for column in questions) if part]
     question = " ".join(parts) if len(parts) == len(questions) else None
+    cell = _cell(raw, questions[0])
+    chat = cell if len(questions) == 1 and isinstance(cell, list) and cell and isinstance(cell[-1], dict) else []
+    if chat and chat[-1].get("role") == "assistant":
+        question = None  # the chat ends with an answer and asks nothing
     text = _text(_cell(raw, answer_column))
     # The reference answer is extracted here, once. A column "solution" holds a worked solution: if no answer is marked in it, there is
     # no reference. Another column without a mark is the answer as it stands.
     answer = text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
-    return Row(id, question, answer if answer and len(answer) <= MAX_ANSWER_LENGTH else None)
+    if not answer or len(answer) > MAX_ANSWER_LENGTH:
+        answer = (text or "") if any_answer else None
+    earlier = tuple({key: value for key, value in message.items() if value is not None} for message in chat[:-1])
+    return Row(id, question, answer, earlier, table, place)
 
 
 def _text(value: Any) -> str | None:

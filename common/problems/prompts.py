@@ -1,10 +1,12 @@
 """Prompt templates, and the way from rows of text to problems with token ids. Rows that cannot be used are left out here."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from common.config import CommonConfig, SamplingConfig
@@ -18,10 +20,14 @@ ASK = "Reason step by step, and put your final answer within \\boxed{}."
 
 @dataclass(frozen=True)
 class Template:
-    """The way to turn a question into a prompt."""
+    """The way to turn a question into a prompt.
+
+    `render(question)` is the text of the prompt. The chat template also takes `render(question, earlier)`, where `earlier` are the
+    messages before the question. The other templates ignore them.
+    """
 
     name: str
-    render: Callable[[str], str]  # question -> text of the prompt
+    render: Callable[..., str]
     add_special_tokens: bool  # whether the tokenizer adds its special tokens; False if the text of the prompt has them already
     stop: tuple[str, ...] = ()  # strings that end a completion, for models that write on after the answer
 
@@ -34,18 +40,16 @@ def load_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) ->
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "plain"
     if name == "chat":
-        if not tokenizer.chat_template:
-            raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a template "
-                            "file of your own")
-        thinking = {} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking == "true"}
-        return Template(name, lambda question: tokenizer.apply_chat_template(
-            [{"role": "user", "content": f"{question}\n\n{ASK}"}], tokenize=False, add_generation_prompt=True, **thinking), False)
+        return _chat_template(config, tokenizer)
+    if config.system_prompt is not None:
+        raise UserError(f"--system_prompt needs --prompt_template chat, and this run has {name}; write the text into a template file with "
+                        "{question}, and give that file as --prompt_template")
     if name == "plain":
-        return Template(name, lambda question: f"Problem: {question}\n{ASK}\nSolution:", True, ("\nProblem:",))
+        return Template(name, lambda question, _=(): f"Problem: {question}\n{ASK}\nSolution:", True, ("\nProblem:",))
     if name == "math_task":  # the template of the VinePPO paper
-        return Template(name, lambda question: f"[MATH_TASK] Problem:\n{question}\n\nSolution:", True, ("\n\n\nProblem:",))
+        return Template(name, lambda question, _=(): f"[MATH_TASK] Problem:\n{question}\n\nSolution:", True, ("\n\n\nProblem:",))
     if name == "question":
-        return Template(name, lambda question: question + "\n", True)
+        return Template(name, lambda question, _=(): question + "\n", True)
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -53,7 +57,45 @@ def load_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) ->
     if "{question}" not in text:
         raise UserError(f"--prompt_template {name}: the file must hold {{question}} at the place of the question")
     has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    return Template(name, lambda question: text.replace("{question}", question), not has_bos)
+    return Template(name, lambda question, _=(): text.replace("{question}", question), not has_bos)
+
+
+def _chat_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The chat template of the tokenizer. Raises UserError if there is none, or if it has no place for the text of `--system_prompt`."""
+    if not tokenizer.chat_template:
+        raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a template "
+                        "file of your own")
+    system = None if config.system_prompt is None else system_text(config.system_prompt)
+    thinking = {} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking == "true"}
+
+    def render(question: str, earlier: Sequence[dict[str, Any]] = ()) -> str:
+        messages = [*earlier, {"role": "user", "content": f"{question}\n\n{ASK}" if system is None else question}]
+        if system is not None:  # in place of a system message of the data
+            messages = [{"role": "system", "content": system}, *(message for message in messages if message.get("role") != "system")]
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **thinking)
+        except TemplateError as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise UserError(f"the chat template of {config.model} cannot write the messages {roles}: {error}; give --prompt_template a "
+                            f"file of your own{', without --system_prompt' if system is not None else ''}") from error
+
+    if system is not None and system.strip() not in render("?"):
+        raise UserError(f"--system_prompt: the chat template of {config.model} has no place for a system message; write the text into a "
+                        "template file with {question}, and give that file as --prompt_template")
+    return Template("chat", render, False)
+
+
+def system_text(given: str) -> str:
+    """The text of `--system_prompt`, which is a text or the path of a text file. Raises UserError for a file that cannot be read."""
+    try:
+        if Path(given).is_file():
+            return Path(given).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        if len(given) < 256:  # a longer text is no path; the system says so with an OSError
+            raise UserError(f"--system_prompt {given}: the file cannot be read: {error}") from error
+    if Path(given).suffix in (".txt", ".md") and len(given.split()) == 1:
+        raise UserError(f"--system_prompt {given}: there is no such file; give the path of a text file, or the text itself")
+    return given
 
 
 def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, template: Template,
@@ -105,25 +147,32 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
     Rows with such a prompt are left out, and the prompts of this call are added to `seen`. None: repeated prompts stay.
     """
     left_out: dict[str, list[str]] = {}
-    kept = []
+    kept, lost = [], []  # lost: rows whose chat is not whole in the prompt
     for row in rows:
         if row.question is None or row.answer is None:
             left_out.setdefault(f"without a usable {'question' if row.question is None else 'answer'}", []).append(row.id)
             continue
-        prompt = template.render(row.question)
+        prompt = template.render(row.question, row.earlier)
         if seen is not None and prompt in seen:
             left_out.setdefault("with a prompt seen before", []).append(row.id)
             continue
         if seen is not None:
             seen.add(prompt)
         kept.append((row, prompt))
+        if not all(str(message.get("content") or "").strip() in prompt for message in row.earlier):
+            lost.append(row.id)
     encoded = tokenizer([prompt for _, prompt in kept], add_special_tokens=template.add_special_tokens)["input_ids"] if kept else []
     problems = []
     for (row, prompt), ids in zip(kept, encoded, strict=True):
         if not 0 < len(ids) <= longest:
             left_out.setdefault(f"with a prompt longer than the {longest} tokens that the completion leaves", []).append(row.id)
         else:
-            problems.append(Problem(row.id, prompt, tuple(ids), row.answer))
+            problems.append(Problem(row.id, prompt, tuple(ids), row.answer, row.question, row.raw))
+    if lost:
+        why = "--system_prompt or the chat template dropped them" if template.name == "chat" else \
+            f"--prompt_template {template.name} writes the last message only, and chat writes all"
+        print(f"data: the prompts of {len(lost)} {kind} rows lack system messages or earlier turns of their chats ({why}): "
+              f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}")
     for reason, ids in left_out.items():
         print(f"data: left out {len(ids)} {kind} rows {reason}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
     return problems

@@ -26,7 +26,7 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
     if config.top_p < 1:
         print("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
               "the importance weights are biased")
-    return TransformersEngine() if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
+    return TransformersEngine(prompts) if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
 
 
 def choose_engine(config: SamplingConfig) -> tuple[str, str]:
@@ -43,7 +43,7 @@ def choose_engine(config: SamplingConfig) -> tuple[str, str]:
 def connect(engine: Engine, policy: Policy) -> None:
     """Makes the engine sample from this policy, and checks that it does. Raises UserError if it does not.
 
-    The check runs again whenever the engine has been asleep. An engine that samples from the trainer's own model needs none.
+    The check runs again whenever the engine has been asleep.
     """
     engine.connect(policy)
     if engine.probe_prompts:

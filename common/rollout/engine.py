@@ -17,7 +17,7 @@ class Engine(Protocol):
     """
 
     chunk: int  # completions that keep the engine busy
-    probe_prompts: Sequence[tuple[int, ...]]  # prompts on which sampler and trainer are compared; none if they are one model
+    probe_prompts: Sequence[tuple[int, ...]]  # prompts on which sampler and trainer are compared
     on_wake: Callable[[], object]  # called after each wake-up, before the first sample
 
     def connect(self, policy: Policy) -> None:

@@ -1,13 +1,18 @@
 """What a step does with its groups of completions: sample, verify. And the evaluation on held-out problems."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from common.config import CommonConfig, SamplingConfig
 from common.records import Completion, Group, Problem, Request, derive_seed
 from common.rollout.engine import Engine
-from common.verify.rewards import Reward
+from common.verify.rewards import Reward, VerifierReward
+
+# Samples the completions that groups still lack, adds them to the groups, and returns the new completions
+Fill = Callable[[list[Group]], list[Completion]]
 
 
 def sample(groups: list[Group], engine: Engine, config: SamplingConfig) -> list[Completion]:
@@ -15,8 +20,8 @@ def sample(groups: list[Group], engine: Engine, config: SamplingConfig) -> list[
     lacking = [group for group in groups if len(group.completions) < group.wanted]
     requests = [
         Request(group.problem.prompt_ids, derive_seed(group.seed, "more", len(group.completions)) if group.completions else group.seed,
-                group.wanted - len(group.completions), config.max_completion_length, config.temperature, config.top_p,
-                tuple(config.stop or ()))
+                group.wanted - len(group.completions), config.max_completion_length,
+                config.temperature if group.temperature is None else group.temperature, config.top_p, tuple(config.stop or ()))
         for group in lacking]
     new = engine.generate(requests) if requests else []
     for group, completions in zip(lacking, new, strict=True):
@@ -40,14 +45,16 @@ def make_requests(problems: list[Problem], config: SamplingConfig, purpose: str,
                     temperature, config.top_p, tuple(config.stop or ())) for place, p in enumerate(problems)]
 
 
-def evaluate(engine: Engine, problems: list[Problem], config: CommonConfig, reward: Reward) -> dict[str, float]:
+def evaluate(fill: Fill, problems: list[Problem], config: CommonConfig, reward: Reward) -> dict[str, float]:
     """`eval/pass@1` (one sample a problem at the training temperature, the same seeds every time) and `eval/greedy`.
 
-    With `--reward` both are means of that reward.
+    `fill` samples for the groups, as in training. Any reward but the verifier gives `eval/reward` and `eval/reward_greedy`: means of that
+    reward, which are not shares.
     """
-    sampled = make_requests(problems, config, "evaluation", 0, 1, config.temperature)
-    greedy = make_requests(problems, config, "evaluation", 0, 1, 0.0)
-    completions = [group[0] for group in engine.generate(sampled + greedy)]
-    scores = reward(problems + problems, completions).double()
-    return {"eval/pass@1": scores[:len(problems)].mean().item(), "eval/greedy": scores[len(problems):].mean().item(),
-            "eval/problems": len(problems)}
+    groups = [Group(problem, 1, derive_seed(config.seed, "evaluation", 0, problem.id, place), temperature)
+              for temperature in (config.temperature, 0.0) for place, problem in enumerate(problems)]
+    fill(groups)
+    scores = reward([group.problem for group in groups], [group.completions[0] for group in groups]).double()
+    names = ("eval/pass@1", "eval/greedy") if isinstance(reward, VerifierReward) else ("eval/reward", "eval/reward_greedy")
+    means = scores[:len(problems)].mean().item(), scores[len(problems):].mean().item()
+    return {**dict(zip(names, means, strict=True)), "eval/problems": len(problems)}

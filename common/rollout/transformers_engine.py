@@ -46,7 +46,9 @@ class TransformersEngine:
     their keys and values. Rows that are finished are dropped.
     """
 
-    probe_prompts: tuple[tuple[int, ...], ...] = ()  # there is nothing to compare: sampler and trainer are one model
+    def __init__(self, prompts: list[tuple[int, ...]] | None = None) -> None:
+        """`prompts`: all prompts of the run. Two short ones show whether the merged adapter is the one that is trained."""
+        self.probe_prompts = sorted(prompts or [], key=len)[:2]
 
     def connect(self, policy: Policy) -> None:
         """Samples from this policy's model."""

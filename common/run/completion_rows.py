@@ -8,15 +8,20 @@ from transformers import PreTrainedTokenizerBase
 
 from common.records import Batch
 from common.rollout.text import token_offsets
+from common.verify.answers import MAX_ANSWER_LENGTH
 
 SHOWN = 16  # completions of an evaluated step that are kept token by token
 
 
 def completion_rows(step: int, batch: Batch, rewards: Tensor, advantages: Tensor, more: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """One row for each completion. rewards, advantages (B,); `more`: further fields, one value for each row."""
+    """One row for each completion. rewards, advantages (B,); `more`: further fields, one value for each row.
+
+    A reference answer for a custom reward may be a long text. The rows have its beginning.
+    """
     return [
-        {"step": step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer, "reward": r, "advantage": a,
-         "finish_reason": c.finish_reason, "tokens": len(c.ids), **{name: values[i] for name, values in more.items()}}
+        {"step": step, "problem": p.id, "prompt": p.prompt, "completion": c.text, "answer": p.answer[:MAX_ANSWER_LENGTH],
+         "reward": r, "advantage": a, "finish_reason": c.finish_reason, "tokens": len(c.ids),
+         **{name: values[i] for name, values in more.items()}}
         for i, (p, c, r, a) in enumerate(zip(batch.problems, batch.completions, rewards.tolist(), advantages.tolist(), strict=True))]
 
 

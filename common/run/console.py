@@ -9,10 +9,12 @@ from tqdm import tqdm
 
 from common.config import CommonConfig
 from common.records import Batch
+from common.run.folder import evaluation_names
 
 # key in metrics.jsonl -> how the console shows it
-SHOWN = {"eval/pass@1": "pass@1 {:.3f}", "eval/greedy": "greedy {:.3f}", "reward": "reward {:.3f}",
-         "frac_reward_zero_std": "zero_std {:.2f}",
+SHOWN = {"eval/pass@1": "pass@1 {:.3f}", "eval/greedy": "greedy {:.3f}",
+         "eval/reward": "eval_reward {:.3f}", "eval/reward_greedy": "eval_greedy {:.3f}",
+         "reward": "reward {:.3f}", "frac_reward_zero_std": "zero_std {:.2f}",
          "completions/mean_length": "mean_length {:.1f}", "entropy": "entropy {:.3f}", "kl": "kl {:.4f}", "grad_norm": "grad_norm {:.3f}",
          "step_time": "{:.2f} s"}
 
@@ -30,15 +32,17 @@ def step_line(row: dict[str, Any]) -> str:
 
 def sample_line(batch: Batch, reward: float) -> str:
     """The first completion of a step on one line: the end of its prompt, the beginning of its text, its reward."""
-    prompt, text = (" | ".join(text.strip().split("\n")) for text in (batch.problems[0].prompt, batch.completions[0].text))
-    return f"  {prompt[-100:]}  ->  {text[:160]}  (reward {reward:g}, reference {batch.problems[0].answer})"
+    problem = batch.problems[0]
+    prompt, text, answer = (" | ".join(text.strip().split("\n")) for text in (problem.prompt, batch.completions[0].text, problem.answer))
+    return f"  {prompt[-100:]}  ->  {text[:160]}  (reward {reward:g}, reference {answer[:160]})"
 
 
 def result_line(evaluations: list[dict[str, Any]], seconds: float, resumed: bool, adapter: Any) -> str:
     """The run in one line: its first and its last evaluation, its time, and where the adapter is."""
     first, last = evaluations[0], evaluations[-1]
-    return (f"pass@1 {first['eval/pass@1']:.3f} -> {last['eval/pass@1']:.3f}, greedy {first['eval/greedy']:.3f} -> "
-            f"{last['eval/greedy']:.3f} on unseen problems; {seconds:.0f} s{' since the resume' if resumed else ''}; "
+    sampled, greedy = evaluation_names(last)
+    return (f"{sampled.removeprefix('eval/')} {first[sampled]:.3f} -> {last[sampled]:.3f}, greedy {first[greedy]:.3f} -> "
+            f"{last[greedy]:.3f} on unseen problems; {seconds:.0f} s{' since the resume' if resumed else ''}; "
             f"the adapter is in {adapter}")
 
 

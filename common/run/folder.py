@@ -12,6 +12,22 @@ from common.run.files import write_atomically
 from common.run.resume import checkpoints
 
 CONFIG, METRICS, COMPLETIONS = "config.json", "metrics.jsonl", "completions.jsonl"
+# metrics of an evaluation: (of one sample per problem, of greedy decoding). Shares of right answers, or means of a custom reward
+EVALUATIONS = (("eval/pass@1", "eval/greedy"), ("eval/reward", "eval/reward_greedy"))
+
+
+def evaluation_names(row: dict[str, Any]) -> tuple[str, str] | None:
+    """The pair of EVALUATIONS that a row of metrics.jsonl has, or None if the row has no evaluation."""
+    return next((names for names in EVALUATIONS if names[0] in row), None)
+
+
+def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have an evaluation, with the same metrics as the last one.
+
+    Older versions called the mean of a custom reward pass@1. So a run that was resumed since then may have both.
+    """
+    evaluated = [row for row in rows if evaluation_names(row)]
+    return [row for row in evaluated if evaluation_names(row) == evaluation_names(evaluated[-1])]
 
 
 def claim_folder(wanted: Path, named: bool, resume: str | None) -> Path:

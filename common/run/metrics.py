@@ -1,6 +1,8 @@
 """The numbers of a step: means over the tokens that were trained on, and the statistics of the rollout batch."""
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,7 @@ def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
     spread = torch.stack([group.std(correction=0) if group.min() < group.max() else torch.tensor(0.0) for group in groups])
     return {"reward": rewards.mean().item(), "reward_std": spread.mean().item(),
             "frac_reward_zero_std": (spread == 0).float().mean().item(),
-            "completions/mean_length": batch.lengths.float().mean().item(),
+            "completions/mean_length": batch.num_sampled.float().mean().item(),
             "completions/clipped_ratio": batch.truncated.float().mean().item(),
-            "neg_logp": -sum(sum(completion.logps) for completion in batch.completions) / int(batch.lengths.sum())}
+            "neg_logp": -sum(sum(itertools.compress(c.logps, c.sampled) if c.sampled else c.logps) for c in batch.completions)
+            / int(batch.num_sampled.sum())}

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from common.config import REGISTERED, CommonConfig, resolve
+from common.run.folder import EVALUATIONS, evaluation_names
 
 LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to")  # flags that have no influence on the model
 
@@ -29,11 +30,6 @@ def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evalu
                          library_name="peft", pipeline_tag="text-generation",
                          tags=["lora", "reinforcement-learning", "reasoning", "vinery", script.stem])
     about = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem).split("\n\n")
-    results = ["| step | pass@1 | greedy |", "|---|---|---|"]
-    results += [f"| {row['step']} | {row['eval/pass@1']:.3f} | {row['eval/greedy']:.3f} |"
-                for row in evaluations[:1] + evaluations[1:][-1:]]
-    scored = (f"On {config.eval_problems} held-out problems at most; pass@1 from one sample each at temperature {config.temperature:g}:\n\n"
-              + "\n".join(results)) if evaluations else "Not evaluated during training."
     use = f"""```
 python eval.py --dataset {shlex.quote(data)} --adapter path/of/this/folder
 ```""" if tiny else f"""```python
@@ -57,7 +53,7 @@ model.load_adapter("path/of/this/folder")  # needs peft
 
 ## Results
 
-{scored}
+{results(config, evaluations)}
 
 ## Training
 
@@ -75,6 +71,18 @@ Seed {config.seed}; {versions}; {record['hardware']['gpu'] or 'CPU'}.
 """
 
 
+def results(config: CommonConfig, evaluations: list[dict[str, Any]]) -> str:
+    """The first and the last evaluation as a table, and a line that says what the numbers are."""
+    if not evaluations:
+        return "Not evaluated during training."
+    sampled, greedy = evaluation_names(evaluations[-1]) or EVALUATIONS[0]
+    score = sampled.removeprefix("eval/")
+    meaning = f"; both are means of the reward function `{Path(config.reward).name}`" if config.reward else ""
+    rows = [f"| {row['step']} | {row[sampled]:.3f} | {row[greedy]:.3f} |" for row in evaluations[:1] + evaluations[1:][-1:]]
+    return (f"On {config.eval_problems} held-out problems at most; {score} from one sample each at temperature {config.temperature:g}"
+            f"{meaning}:\n\n" + "\n".join([f"| step | {score} | greedy |", "|---|---|---|", *rows]))
+
+
 def command(config: CommonConfig, script: Path) -> str:
     """The command line that gives this config: every flag that is not at its default. Folders appear by their last name."""
     defaults = resolve(type(config), {}, {"model": config.model, "dataset": config.dataset})
@@ -83,7 +91,9 @@ def command(config: CommonConfig, script: Path) -> str:
         value = getattr(config, spec.name)
         if spec.name in LOCAL or value in (None, []) or (value == getattr(defaults, spec.name) and spec.name not in ("model", "dataset")):
             continue
-        if isinstance(value, bool):
+        if spec.name == "system_prompt":  # a text may be long, have lines, and be no path
+            words.append(f"--system_prompt {shlex.quote(value if len(value) > 200 else _folderless(value))}")
+        elif isinstance(value, bool):
             words.append(f"--{spec.name}" if value else f"--no_{spec.name}")
         else:
             words.append(" ".join([f"--{spec.name}", *(_word(str(one)) for one in (value if isinstance(value, list) else [value]))]))
@@ -92,4 +102,9 @@ def command(config: CommonConfig, script: Path) -> str:
 
 def _word(text: str) -> str:
     """The text quoted for a shell, on one line."""
-    return shlex.quote((Path(text).name if Path(text).exists() else text).replace("\n", "\\n"))
+    return shlex.quote(_folderless(text).replace("\n", "\\n"))
+
+
+def _folderless(text: str) -> str:
+    """The last name of a path that exists, else the text."""
+    return Path(text).name if Path(text).exists() else text

@@ -20,6 +20,7 @@ from typing import Any
 from common.config import short_name
 from common.errors import UserError
 from common.run.files import write_atomically
+from common.run.folder import EVALUATIONS, evaluation_names
 from common.run.report_charts import IMPORTANT, MIX, OTHERS, PAGE_POINTS, PHASES, POINTS, X, line_chart, metrics_to_chart, stacked_chart
 from common.run.report_runs import PALETTE, Group, RunData, differences, group_runs, read_run, shown
 
@@ -88,8 +89,9 @@ def summary(group: Group) -> str:
     words = [f"{record['script']}.py, {short_name(flags['model'])} on {short_name(flags['dataset'])}, seed{'s' * many} {seeds}"]
     if group.evaluations:
         first, final = group.evaluations[0], group.evaluations[-1]
-        words.append(f"{f'mean of {len(group.runs)} runs: ' if many else ''}pass@1 {first['eval/pass@1']:.3f} → "
-                     f"{final['eval/pass@1']:.3f}, greedy {final['eval/greedy']:.3f} after step {final['steps']:g}")
+        sampled, greedy = evaluation_names(final)
+        words.append(f"{f'mean of {len(group.runs)} runs: ' if many else ''}{sampled.removeprefix('eval/')} {first[sampled]:.3f} → "
+                     f"{final[sampled]:.3f}, greedy {final[greedy]:.3f} after step {final['steps']:g}")
     if last:
         words.append(f"{last['tokens']:,.0f} tokens, {last['seconds']:,.0f} s, peak memory {last['memory/peak_gb']:.1f} GB"
                      f"{' each' if many else ''}")
@@ -151,20 +153,32 @@ def stacks(groups: list[Group]) -> str:
     for group in groups:
         for title, parts, sentence in (("Seconds per step", times, timed), ("Problems", MIX, mixed)):
             own = {name: part for name, part in parts.items() if any(name in row for row in group.steps)}
-            if own:
+            # with graded rewards, completions that all count as wrong may still differ, so that the parts are no shares of a whole
+            if own and not (parts is MIX and any(sum(row.get(name, 0.0) for name in own) > 1.001 for row in group.steps)):
                 full = title if len(groups) == 1 else f"{title}, {group.name}"
                 legend = key([*own.values()][::-1])  # from the top of the stack to its bottom
                 charts.append(figure(full, stacked_chart(group.steps, own, full), sentence if group is groups[0] else "", legend))
     return "".join(charts)
 
 
+def main_metrics(groups: list[Group]) -> tuple[str, str]:
+    """The metrics of the first chart, sampled and greedy: those of pass@1 if a group has them, else those of a custom reward."""
+    found = {evaluation_names(row) for group in groups for row in group.evaluations}
+    return next((names for names in EVALUATIONS if names in found), EVALUATIONS[0])
+
+
 def learning(groups: list[Group], most: int) -> str:
-    """The chart of pass@1, for each x-axis."""
+    """The chart of pass@1, or of a custom reward, on held-out problems, for each x-axis."""
     lone = len(groups) == 1 and len(groups[0].runs) == 1
-    charts = "".join(f'<div class="x {x}">' + line_chart(groups, x, "eval/pass@1", "pass@1 on held-out problems", most, band=True,
-                                                        dashed="eval/greedy" if lone else "") + "</div>" for x in X)
-    text = "Share of the held-out problems that the model solves. "
-    if lone:
+    sampled, greedy = main_metrics(groups)
+    share = sampled == "eval/pass@1"  # else a mean of rewards, for which there is no band
+    title = "pass@1 on held-out problems" if share else "Reward on held-out problems"
+    charts = "".join(f'<div class="x {x}">' + line_chart(groups, x, sampled, title, most, band=share, dashed=greedy if lone else "")
+                     + "</div>" for x in X)
+    text = "Share of the held-out problems that the model solves. " if share else "Mean of your reward over the held-out problems. "
+    if lone and not share:
+        text += "Solid line: one sampled completion per problem. Dashed line: greedy decoding."
+    elif lone:
         text += "Solid line: one sampled completion per problem, with a band for its 95 % interval over problems (Wilson). Dashed line: " \
                 "greedy decoding. A rise counts if it is larger than the band. The band does not include the spread between seeds."
     else:
@@ -172,13 +186,13 @@ def learning(groups: list[Group], most: int) -> str:
         if any(len(group.runs) > 1 for group in groups):
             text += "Thick line: mean of a group, up to the last step that all its runs have done. Thin lines: its runs. A difference " \
                     "between groups counts if it is larger than the spread of their thin lines. "
-        if any(len(group.runs) == 1 for group in groups):
+        if share and any(len(group.runs) == 1 for group in groups):
             text += "Band: 95 % interval over problems (Wilson) of a group with one run. It does not include the spread between seeds."
     text += " Tokens and seconds are those of training, evaluation apart."
     legend = '<p class="key"><span><i class="solid"></i>sampled</span><span><i class="broken"></i>greedy</span></p>' if lone else ""
     choice = "".join(f'<label><input type="radio" name="x" value="{x}"{" checked" * (x == "steps")}>{label}</label>'
                      for x, label in zip(X, ("steps", "tokens", "seconds"), strict=True))
-    head = f'<div class="top"><h3>pass@1 on held-out problems</h3>{legend}<div class="choice" role="radiogroup" aria-label="x-axis">'
+    head = f'<div class="top"><h3>{title}</h3>{legend}<div class="choice" role="radiogroup" aria-label="x-axis">'
     return f'<figure class="main">{head}{choice}</div></div>{charts}<figcaption>{escape(text)}</figcaption></figure>'
 
 
@@ -187,9 +201,9 @@ def page(runs: list[RunData]) -> str:
     if not any(run.rows for run in runs):
         raise UserError("nothing to show yet: metrics.jsonl is empty")
     groups = group_runs(runs)
-    first, others = metrics_to_chart(row for run in runs for row in run.rows)
-    if len(runs) == 1 and "eval/greedy" in first:
-        first.remove("eval/greedy")  # the first chart shows it
+    sampled, greedy = main_metrics(groups)
+    shown_first = (sampled, greedy) if len(runs) == 1 else (sampled,)  # the first chart has the greedy curve of a lone run only
+    first, others = metrics_to_chart((row for run in runs for row in run.rows), shown_first)
     most = min(POINTS, max(20, PAGE_POINTS // (len(runs) + len(groups)) // (len(first) + len(others) + 8)))
     charts = {}
     for name in first + others:

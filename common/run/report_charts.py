@@ -26,6 +26,10 @@ IMPORTANT = {
         "Mean reward of the completions that a step trains on. It should rise over the run, although single steps are noisy."),
     "eval/greedy": ("Greedy accuracy",
         "Share of the held-out problems that greedy decoding solves. The gap to pass@1 closes as the model becomes sure of its answers."),
+    "eval/reward": ("Reward on held-out problems",
+        "Mean reward of one sampled completion per problem. It should rise with the reward of the training problems."),
+    "eval/reward_greedy": ("Greedy reward on held-out problems",
+        "Mean reward of the greedy completion. It comes near the sampled reward as the model becomes sure of its answers."),
     "entropy": ("Entropy, nats per token",
         "Entropy of the policy over the vocabulary, averaged over the tokens that the update runs on. It usually falls. "
         "Near 0, all samples of a problem are alike, and comparing them teaches nothing."),
@@ -87,7 +91,7 @@ OTHERS = {
         "Largest use of memory since the start: on the GPU if there is one, else in the process."),
 }
 # Names with a chart or a place of their own, and counters
-ELSEWHERE = {"step", *X, *MIX, "eval/pass@1", "eval/problems", "num_tokens", "num_completions"}
+ELSEWHERE = {"step", *X, *MIX, "eval/problems", "num_tokens", "num_completions"}
 
 
 @dataclass
@@ -172,7 +176,7 @@ def thin(rows: list[Row], x: str, y: str, most: int = POINTS) -> tuple[list[floa
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share of `count` problems, one sample each (Wilson 1927). .5 of 100 -> .404, .596; 1 of 400 -> .990, 1.
 
-    The interval also holds for the mean of rewards between 0 and 1. It is then wider than necessary, because rewards of 0 and 1 vary most.
+    It is for shares. The mean of a custom reward has no such interval, because nothing is known about the spread of the rewards.
     """
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * (max(share * (1 - share), 0.0) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
@@ -218,10 +222,13 @@ def stacked_chart(rows: list[Row], parts: dict[str, tuple[str, str]], title: str
     return plot.html(shapes, "steps", title)
 
 
-def metrics_to_chart(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
-    """Names of all numeric metrics in the rows: those to show at once, and the others. Metrics that only a fork has come early."""
+def metrics_to_chart(rows: Iterable[Row], main: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of all numeric metrics in the rows: those to show at once, and the others. Metrics that only a fork has come early.
+
+    `main`: metrics that the first chart of the page shows. They are left out.
+    """
     seen = dict.fromkeys(name for row in rows for name, value in row.items() if type(value) in (int, float))
-    names = [name for name in seen if name not in ELSEWHERE and not name.startswith("time/")]
+    names = [name for name in seen if name not in (*ELSEWHERE, *main) and not name.startswith("time/")]
     unknown = [name for name in names if name not in IMPORTANT and name not in OTHERS]
     first = [name for name in IMPORTANT if name in names] + unknown[:6]
     return first, unknown[6:] + [name for name in OTHERS if name in names]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.run.folder import comparable
 
 PALETTE = ("#2588cf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")  # legible on white and on black
 Row = dict[str, Any]  # of a jsonl file
@@ -43,7 +44,7 @@ class Group:
 
     @property
     def evaluations(self) -> list[Row]:
-        return [row for row in self.rows if "eval/pass@1" in row]
+        return comparable(self.rows)
 
     @property
     def steps(self) -> list[Row]:

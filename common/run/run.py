@@ -25,7 +25,7 @@ from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpo
 from common.run.completion_rows import add_tokens, completion_rows
 from common.run.console import Forecast, result_line, sample_line, say, step_line
 from common.run.files import write_atomically
-from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, claim_folder, cut_back
+from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, claim_folder, comparable, cut_back, evaluation_names
 from common.run.model_card import model_card
 from common.run.record import config_record
 from common.run.report import try_report
@@ -106,12 +106,13 @@ class Run:
     def log(self, metrics: dict[str, float | None]) -> None:
         """Writes the step's row to metrics.jsonl, the tracker and the console. A value of None was not measured and is left out."""
         row: dict[str, Any] = {"step": self.step, **{name: value for name, value in metrics.items() if value is not None}}
-        if "eval/pass@1" in row:
+        evaluated = evaluation_names(row) is not None
+        if evaluated:
             self.evaluations.append(row)
         if self.step > 0:
-            evaluated = self.seconds.get("evaluate", 0.0)  # not part of the step's time
+            evaluation_s = self.seconds.get("evaluate", 0.0)  # not part of the step's time
             row |= {"num_tokens": self.num_tokens, "num_completions": self.num_completions,
-                    "step_time": time.perf_counter() - self.step_started - evaluated,
+                    "step_time": time.perf_counter() - self.step_started - evaluation_s,
                     **{f"time/{phase}": seconds for phase, seconds in self.seconds.items()}, "memory/peak_gb": peak_gb()}
         append_rows(self.folder / METRICS, [row])
         if self.tracker is not None:
@@ -123,7 +124,7 @@ class Run:
         if self.step > 0:
             self.progress.update(1)
             self.forecast.after_step(row)
-        if "eval/pass@1" in row and (problem := try_report(self.folder)):
+        if evaluated and (problem := try_report(self.folder)):
             say(problem)
 
     def say(self, text: str) -> None:
@@ -132,7 +133,7 @@ class Run:
 
     def count(self, completions: list[Completion]) -> None:
         """Adds completions that were generated to learn from, in whatever way, to the run's completions and tokens."""
-        self.num_tokens += sum(len(completion.ids) for completion in completions)
+        self.num_tokens += sum(completion.num_sampled for completion in completions)
         self.num_completions += len(completions)
 
     def log_completions(self, batch: Batch, rewards: Tensor, advantages: Tensor, token_advantages: Tensor | None = None,
@@ -189,7 +190,7 @@ class Run:
         """Puts models, optimisers and files back to the checkpoint that the run is resumed from."""
         self.saved = Path(self.config.resume_from_checkpoint or "")
         load_checkpoint(self.saved, self.models, self.parts)  # sets self.step
-        self.evaluations = [row for row in cut_back(self.folder / METRICS, self.step) if "eval/pass@1" in row]
+        self.evaluations = [row for row in cut_back(self.folder / METRICS, self.step) if evaluation_names(row)]
         cut_back(self.folder / COMPLETIONS, self.step)
         for later in checkpoints(self.folder):
             if int(later.name.split("-")[1]) > self.step:
@@ -201,7 +202,7 @@ class Run:
         say(f"resumed {self.saved} after step {self.step}")
 
     def _save(self) -> None:
-        card = model_card(self.config, self.file, self.record, self.evaluations, self.step)
+        card = model_card(self.config, self.file, self.record, comparable(self.evaluations), self.step)
         self.saved = save_checkpoint(self.folder, self.step, self.models, self.parts, self.config.save_total_limit, card)
         write_atomically(self.folder / "README.md", card)
         self.saved_step = self.step
@@ -214,8 +215,8 @@ class Run:
         if self.stop_signal is not None and self.step < self.config.max_steps:
             say(f"stopped after step {self.step}; go on with: python {self.script}.py --resume_from_checkpoint {self.saved}")
             sys.exit(128 + self.stop_signal)
-        if len(self.evaluations) > 1:
-            say(result_line(self.evaluations, self.forecast.seconds, self.resumed, self.saved))
+        if len(evaluations := comparable(self.evaluations)) > 1:
+            say(result_line(evaluations, self.forecast.seconds, self.resumed, self.saved))
         if (self.folder / "report.html").exists():
             say(f"curves and completions: {self.folder / 'report.html'}")
 

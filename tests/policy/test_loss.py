@@ -67,7 +67,22 @@ def test_chunked_logps_match_the_full_computation(softcap, rows):
     assert_close(logps, expected, atol=1e-5, rtol=0)
     assert_close(entropy, expected_entropy, atol=1e-5, rtol=1e-5)
     assert_close(grad, expected_grad, atol=1e-5, rtol=1e-5)
-    assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_entropy_has_the_gradient_of_the_full_computation(softcap, rows, alone):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(10, 16, generator=generator, requires_grad=True)
+    weight, tokens = torch.randn(50, 16, generator=generator), torch.randint(50, (10,), generator=generator)
+    weights = torch.randn(2, 10, generator=generator)
+    ours = selected_logps(hidden, weight, tokens, temperature=0.7, softcap=softcap, entropy=True, chunk_elements=50 * rows)
+    gradients = []
+    for logps, entropy in (ours, _full(hidden, weight, tokens, 0.7, softcap)):
+        loss = (entropy * weights[0]).sum() + (0.0 if alone else (logps * weights[1]).sum())
+        gradients += torch.autograd.grad(loss, hidden)
+    assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
 def test_no_tensor_of_all_rows_by_the_vocabulary_is_made():

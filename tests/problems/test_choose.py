@@ -1,6 +1,7 @@
 import io
 import random
 from contextlib import nullcontext
+from functools import partial
 from math import comb
 
 import numpy as np
@@ -69,14 +70,17 @@ def problems_of(count):
 def make(rates, **flags):
     config = CommonConfig(**{"problems_per_step": 4, "num_generations": 8, **flags})
     config.check()
-    return ProblemSampler(problems_of(len(rates)), config, Engine(rates), Reward(), Run())
+    engine = Engine(rates)
+    sampler = ProblemSampler(problems_of(len(rates)), config, partial(sample, engine=engine, config=config), Reward(), Run())
+    sampler.engine = engine  # for the tests to look at
+    return sampler
 
 
 def step(sampler, number=1):
     """Phases 1 to 3. Returns the groups, and the requests and rewards that phases 2 and 3 asked for on top of phase 1's."""
     chosen = sampler.choose(number)
     asked, scored = len(sampler.engine.calls), len(sampler.reward.calls)
-    sampler.run.count(sample(chosen, sampler.engine, sampler.config))
+    sampler.run.count(sampler.fill(chosen))
     rewards = verify(chosen, sampler.reward)
     sampler.record()
     assert rewards.tolist() == [float(c.text == "right") for group in chosen for c in group.completions]

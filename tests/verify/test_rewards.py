@@ -46,18 +46,18 @@ def batch(texts, reason="stop"):
 def test_the_function_scores_and_what_it_prints_disturbs_nothing(file):
     reward = CustomReward(f"{file}:length", seconds=10)
     assert reward(*batch(["", "12345", "\u2028\u00e9\ud800" * 10])).tolist() == pytest.approx([0.0, 0.5, 3.0])
-    assert reward(*batch(["12345"], "length")).tolist() == [0.0]  # one rule for all rewards
+    assert reward(*batch(["12345"], "length")).tolist() == [0.0]  # the lowest of none
     assert set(reward.failures.values()) == {0}
 
 
-def test_calls_that_fail_score_0_are_counted_and_named(file, capsys):
-    reward = CustomReward(f"{file}:naughty", seconds=0.7)
+def test_calls_that_fail_are_counted_and_named(file, capsys):
+    reward = CustomReward(f"{file}:naughty", seconds=0.7, failed=0.0)
     texts = ["fine", "raise", "hang", "die", "nan", "fine", "spin", "text", "exit", "fine"]
     began = time.monotonic()
     scores = reward(*batch(texts))
     assert scores.tolist() == [float(text == "fine") for text in texts] and time.monotonic() - began < 30
     assert reward.failures == {"reward/errors": 5, "reward/timeouts": 2}
-    assert "the reward of p1 is 0: naughty: ValueError: no 7 (mine.py, line 10)" in capsys.readouterr().out
+    assert "the reward of p1 failed and is 0: naughty: ValueError: no 7 (mine.py, line 10)" in capsys.readouterr().out
     assert reward(*batch(["fine"] * 20)).tolist() == [1.0] * 20  # every process is ready again
     assert reward.failures == {"reward/errors": 5, "reward/timeouts": 2}
 
