@@ -27,6 +27,7 @@ def check_skipped(loss_of: Callable[[MicroBatch, float], tuple[Tensor, Any]], po
     loss, _ = loss_of(micro, 1.0)
     parameters = list(policy.parameters_of().values())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
-    if any(gradient is not None and gradient.any() for gradient in gradients):
+    # NaN and infinities are left to `Run.stop_if_not_finite`
+    if any(gradient is not None and gradient.nan_to_num(0.0, 0.0, 0.0).any() for gradient in gradients):
         raise UserError(f"step {step}: the loss has a gradient for a completion that needs_pass leaves out of the update. Widen needs_pass "
                         "in phase 4, for example to mask.any(dim=1), which trains on all completions")

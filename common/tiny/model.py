@@ -101,7 +101,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix after five Newton-Schulz steps, which bring all singular values near 1 (between 0.7 and 1.2)."""
+    """The matrix after five Newton-Schulz steps, which bring its singular values near 1: to 0.7 - 1.2, unless they are nearly 0."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=1e-7)  # now no singular value is above 1; the steps need this
     for _ in range(5):
