@@ -237,7 +237,9 @@ def train(config: Config) -> None:
             starts = [step_starts(c.text, token_offsets(tokenizer, c.ids), config.step_split) for c in batch.completions]
             most = [config.mc_max_states if used else 1 for used in mask.any(dim=1).tolist()]  # not in the loss: only V(prompt)
             # states[i][j]: before step j of completion i; state_values has the same shape
-            states = [states_of(p, c.ids, s, m) for p, c, s, m in zip(batch.problems, batch.completions, starts, most, strict=True)]
+            # a fork's completion may be longer than a continuation can reach: no value is sampled there
+            reached = [[x for x in s if x < config.max_completion_length] for s in starts]
+            states = [states_of(p, c.ids, s, m) for p, c, s, m in zip(batch.problems, batch.completions, reached, most, strict=True)]
             known = others_mean(rewards, batch.group_ids).tolist() if config.v0 == "group" else None  # V(prompt)
             unknown = [state for row in states for state in row[known is not None:]]  # if V(prompt) is known, skip the first state
             values = estimate_values(unknown, engine, reward, tokenizer, config, run)

@@ -228,7 +228,7 @@ class CommonConfig(SamplingConfig):
         _require(self.reward_timeout > 0, "reward_timeout", self.reward_timeout, "a number of seconds above 0")
         _require(self.reward_workers is None or self.reward_workers >= 1, "reward_workers", self.reward_workers, "a whole number from 1 up")
         try:
-            usable = self.reward_failed == "lowest" or math.isfinite(float(self.reward_failed))
+            usable = self.reward_failed == "lowest" or abs(float(self.reward_failed)) < 3e38  # finite in float32
         except ValueError:
             usable = False
         _require(usable, "reward_failed", self.reward_failed, "lowest or a number, as -1")

@@ -190,3 +190,41 @@ def test_a_fix_travels_to_the_other_scripts_and_to_a_private_copy(tmp_path):
     done = subprocess.run([*carry, "--to", "mine.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "1 conflicts" in done.stdout and "<<<<<<<" in mine.read_text()
     assert own in script.read_text()
+
+
+def test_numbers_of_tokens_that_were_not_sampled_reach_no_gradient_and_no_mean(random_models, tokenizer):
+    from helpers import make_policy
+
+    from common.policy.loss import aggregate, truncated_importance_weights
+    from common.policy.micro_batches import microbatches
+    from common.records import Completion, Problem, make_batch
+    from common.run.metrics import batch_metrics
+
+    policy = make_policy(random_models["llama"], tokenizer)
+    problem, nan = Problem("p", "", (4, 5), ""), float("nan")
+    batch = make_batch([problem], [[Completion([6, 7, 8], [-1.0, nan, -1.0], "stop", "x", (True, False, True))]])
+    (micro,) = microbatches(batch, torch.arange(1), 100, policy)
+    logps, _ = policy.logps(micro)
+    weights = truncated_importance_weights(logps.detach(), micro.sampling_logps, 2.0)
+    aggregate(-(logps - logps.detach()).exp() * weights, micro.mask, "token-mean", 2.0).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters_of().values())
+    assert batch_metrics(batch, torch.zeros(1))["neg_logp"] == 1.0
+    none = make_batch([problem], [[Completion([6, 7], [-1.0, -1.0], "stop", "x", (False, False))]])
+    assert batch_metrics(none, torch.zeros(1))["completions/mean_length"] == 0
+
+
+@pytest.mark.parametrize("setting", [{"init_lora_weights": "pissa"}, {"trainable_token_indices": [3, 4]}])
+def test_adapters_that_change_more_than_a_and_b_are_refused(setting, random_models, tokenizer):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig
+
+    from common.config import CommonConfig
+    from common.errors import UserError
+    from common.policy.load import load_policy
+
+    def adapt(base, config):
+        return get_peft_model(base, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear", **setting))
+
+    folder = random_models["llama"]
+    with pytest.raises(UserError, match=next(iter(setting))):
+        load_policy(CommonConfig(model=str(folder)), tokenizer, AutoConfig.from_pretrained(folder), adapt=adapt)

@@ -15,11 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def old_version(script: Path, since: str) -> str:
     """The text of a script in an earlier commit. Exits if git does not have it."""
+    if not script.resolve().is_relative_to(ROOT):
+        sys.exit(f"error: {script} is no script of {ROOT}; name the changed script first, and your copy with --to")
     name = script.resolve().relative_to(ROOT).as_posix()
     shown = subprocess.run(["git", "-C", str(ROOT), "show", f"{since}:{name}"], capture_output=True, text=True)
     if shown.returncode:

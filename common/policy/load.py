@@ -36,10 +36,13 @@ def check_plain_lora(model: PeftModel) -> None:
     """Raises UserError for an adapter whose merged weights would not be base + scale * B A, or that trains more than A and B."""
     for name, settings in model.peft_config.items():
         kind = str(getattr(settings.peft_type, "value", settings.peft_type))
-        extras = [key for key in ("lora_dropout", "use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens")
-                  if getattr(settings, key, None)]
+        beyond = ("lora_dropout", "use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens", "trainable_token_indices",
+                  "target_parameters", "layer_replication")
+        extras = [key for key in beyond if getattr(settings, key, None)]
         if getattr(settings, "bias", "none") != "none":
             extras.append("bias")
+        if getattr(settings, "init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
+            extras.append(f"init_lora_weights={settings.init_lora_weights!r}, which changes the base")
         if kind != "LORA" or extras:
             raise UserError(f"the adapter {name!r} is {kind} with {', '.join(extras) or 'no extras'}: sampling, saving and resuming are "
                             "made for plain LoRA (no dropout, DoRA, bias or further modules). Leave the extras out")

@@ -108,6 +108,9 @@ def _microbatch(batch: Batch, rows: list[int], policy: Placement, mask: Tensor) 
     present = np.arange(max(len(c.ids) for c in completions)) < np.array([[len(c.ids)] for c in completions])  # (b, T)
     logps = np.zeros(present.shape, dtype=np.float32)
     logps[present] = np.concatenate([c.logps for c in completions])
+    for row, completion in enumerate(completions):
+        if completion.sampled is not None:  # whatever stands there must not reach a gradient
+            logps[row, :len(completion.ids)][~np.array(completion.sampled, dtype=bool)] = 0.0
     ids = [c.ids for c in completions]
     input_ids, before, inputs = pack(prompts, ids, policy.device) if policy.packs else (*_pad(prompts, ids), {})
     arrays = {"input_ids": input_ids, "before": np.concatenate(before), "tokens": np.concatenate(ids), "places": np.flatnonzero(present),

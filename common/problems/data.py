@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,11 +57,11 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     if held_out is None:
         train = in_fixed_order(train)
         # rows with the same question count once
-        different = list({row.question: row for row in train if row.question and row.answer is not None}.values())
+        different = list({asked(row): row for row in train if row.question and row.answer is not None}.values())
         held_out = different[:min(config.eval_problems, len(different) // 10)]
         print(f"data: {config.dataset} has no test split; {len(held_out)} of its {len(train)} rows are held out")
-        taken = {row.question for row in held_out}
-        train = [row for row in train if row.question not in taken]
+        taken = {asked(row) for row in held_out}
+        train = [row for row in train if asked(row) not in taken]
     return train, held_out
 
 
@@ -82,9 +83,14 @@ def _train_and_test(tables: dict[str, Any]) -> dict[str, Any]:
     return {"train": tables[train]} | ({"test": tables[test]} if test else {})
 
 
+def asked(row: Row) -> str:
+    """The whole question as one text: of a chat, with its earlier messages. Two rows with the same text ask the same."""
+    return json.dumps([row.earlier, row.question], default=str) if row.earlier else row.question or ""
+
+
 def in_fixed_order(rows: Iterable[Row]) -> list[Row]:
     """The rows in the order of a hash of their questions. This order is the same in every run, so all runs use the same problems."""
-    return sorted(rows, key=lambda row: hashlib.sha256((row.question or "").encode()).digest())
+    return sorted(rows, key=lambda row: hashlib.sha256(asked(row).encode()).digest())
 
 
 def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Any]], dict[str, Any]],
@@ -211,15 +217,26 @@ def _make_row(id: str, table: Sequence[dict[str, Any]], place: int, raw: dict[st
     answer = text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
     if not answer or len(answer) > MAX_ANSWER_LENGTH:
         answer = (text or "") if any_answer else None
-    earlier = tuple({key: value for key, value in message.items() if value is not None} for message in chat[:-1])
+    earlier = tuple({key: plain(value) if key == "content" else value for key, value in message.items() if value is not None}
+                    for message in chat[:-1])
+    if any(not isinstance(message.get("content"), str) for message in earlier):
+        question = None  # a message with an image or a tool call, which text templates cannot show
     return Row(id, question, answer, earlier, table, place)
+
+
+def plain(content: Any) -> Any:
+    """The text of a chat message. A content that is a list of text parts is joined; another content stays as it is, or is None."""
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+    return content
 
 
 def _text(value: Any) -> str | None:
     """The text of a cell, or None if it is empty. 3.0 gives "3", a list of answers is joined by commas, a chat gives its last message."""
     if isinstance(value, list):
         chat = bool(value) and isinstance(value[-1], dict)
-        value = value[-1].get("content") if chat else ", ".join(str(part) for part in value if part is not None)
+        value = plain(value[-1].get("content")) if chat else ", ".join(str(part) for part in value if part is not None)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value).strip()

@@ -54,7 +54,9 @@ def evaluate(fill: Fill, problems: list[Problem], config: CommonConfig, reward: 
     groups = [Group(problem, 1, derive_seed(config.seed, "evaluation", 0, problem.id, place), temperature)
               for temperature in (config.temperature, 0.0) for place, problem in enumerate(problems)]
     fill(groups)
-    scores = reward([group.problem for group in groups], [group.completions[0] for group in groups]).double()
+    # in two calls: a reward that compares the completions of a problem must not compare the greedy one with the sampled one
+    halves = groups[:len(problems)], groups[len(problems):]
+    scores = torch.cat([reward([g.problem for g in half], [g.completions[0] for g in half]) for half in halves]).double()
     names = ("eval/pass@1", "eval/greedy") if isinstance(reward, VerifierReward) else ("eval/reward", "eval/reward_greedy")
     means = scores[:len(problems)].mean().item(), scores[len(problems):].mean().item()
     return {**dict(zip(names, means, strict=True)), "eval/problems": len(problems)}

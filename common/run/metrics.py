@@ -51,4 +51,4 @@ def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
             "completions/mean_length": batch.num_sampled.float().mean().item(),
             "completions/clipped_ratio": batch.truncated.float().mean().item(),
             "neg_logp": -sum(sum(itertools.compress(c.logps, c.sampled) if c.sampled else c.logps) for c in batch.completions)
-            / int(batch.num_sampled.sum())}
+            / max(1, int(batch.num_sampled.sum()))}

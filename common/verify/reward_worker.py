@@ -78,7 +78,7 @@ def kind_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 def serve(function: Callable[..., Any], batch: bool, calls: TextIO, reply: Callable[[dict[str, Any]], None], seconds: float) -> None:
     """Runs the calls one after the other, for ever. The process ends when the caller has gone."""
-    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    me, waiting = os.getpid(), queue.SimpleQueue()
     threading.Thread(target=read_calls, args=(calls, waiting.put), daemon=True).start()
     while True:
         job = waiting.get()
@@ -90,6 +90,7 @@ def serve(function: Callable[..., Any], batch: bool, calls: TextIO, reply: Calla
                 value = asyncio.run(value)
             found = scores_of(value, len(completions)) if batch else [score_of(value)]
         except BaseException as error:  # the function is the user's and may raise anything
+            end_child(me)
             found = [{"error": describe(error)}] * len(job["calls"])
         faulthandler.cancel_dump_traceback_later()
         reply({"id": job["id"], "answers": found})
@@ -97,16 +98,18 @@ def serve(function: Callable[..., Any], batch: bool, calls: TextIO, reply: Calla
 
 async def serve_concurrently(function: Callable[..., Any], calls: TextIO, reply: Callable[[dict[str, Any]], None], seconds: float) -> None:
     """As `serve`, for an `async def` function: a call begins as soon as it is read. The caller limits how many there are at once."""
-    loop, waiting, running = asyncio.get_running_loop(), asyncio.Queue(), set()
+    me, loop, waiting, running = os.getpid(), asyncio.get_running_loop(), asyncio.Queue(), set()
     loop.set_default_executor(ThreadPoolExecutor(AT_ONCE))  # for asyncio.to_thread; by default it has a few threads only
     threading.Thread(target=read_calls, args=(calls, lambda job: loop.call_soon_threadsafe(waiting.put_nowait, job)), daemon=True).start()
 
     async def run(job: dict[str, Any]) -> None:
+        limit = None
         try:
             async with asyncio.timeout(seconds) as limit:
                 answer = score_of(await function(*arguments(job["calls"][0])))
         except BaseException as error:  # as above
-            answer = {"timeout": True} if limit.expired() else {"error": describe(error)}
+            end_child(me)
+            answer = {"timeout": True} if limit is not None and limit.expired() else {"error": describe(error)}
         reply({"id": job["id"], "answers": [answer]})
 
     while True:
@@ -116,6 +119,12 @@ async def serve_concurrently(function: Callable[..., Any], calls: TextIO, reply:
         running.add(task)  # the loop itself keeps weak references only
         task.add_done_callback(running.discard)
         task.add_done_callback(lambda _: None if running else faulthandler.cancel_dump_traceback_later())
+
+
+def end_child(process: int) -> None:
+    """Ends a process that the function forked and that came back here with an error: only `process` may answer calls."""
+    if os.getpid() != process:
+        os._exit(1)
 
 
 def read_calls(calls: TextIO, put: Callable[[dict[str, Any]], Any]) -> None:
@@ -147,14 +156,14 @@ def score_of(value: Any) -> dict[str, Any]:
 
 def scores_of(values: Iterable[Any], count: int) -> list[dict[str, Any]]:
     """The answers to a call that returned the list `values` for `count` completions. Raises ValueError if the length is another."""
-    values = list(values)
+    values = [] if isinstance(values, (str, bytes)) else list(values)
     if len(values) != count:
         raise ValueError(f"it returned {len(values)} rewards for {count} completions")
     answers = []
     for value in values:
         try:
             answers.append(score_of(value))
-        except (TypeError, ValueError) as error:  # None, for example, of one completion; the others count
+        except (TypeError, ValueError, OverflowError) as error:  # None, for example, of one completion; the others count
             answers.append({"error": describe(error)})
     return answers
 
