@@ -55,6 +55,7 @@ if __name__ == "__main__":  # the flags are read before torch is imported, so th
 import torch
 from tqdm import tqdm
 
+from common.files import sha256, write_file
 from common.policy.load import load_policy
 from common.policy.pretrained import context_length, load_tokenizer
 from common.problems.data import load_split
@@ -63,7 +64,7 @@ from common.records import Completion, Problem
 from common.rollout.choose_engine import choose_engine, connect, make_engine
 from common.rollout.rounds import make_requests
 from common.rollout.transformers_engine import TransformersEngine
-from common.run.files import sha256, write_atomically
+from common.run.folder import append_rows
 from common.run.record import config_record
 from common.verify.answers import answers_equal, extract_answer, is_correct
 from common.verify.rewards import CustomReward
@@ -200,15 +201,14 @@ def evaluate_model(config: Config) -> dict[str, Any]:
                 found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
                 if opinion:
                     add_opinion(opinion, problems[part], groups, found)
-                with open(folder / PROBLEMS, "a", encoding="utf-8") as file:
-                    file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+                append_rows(folder / PROBLEMS, found)
                 done += found
                 progress.update(count)
                 progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
     left_out = len(rows) - len(problems) if not config.max_problems else 0
     k = sorted(set(config.k or [4**i for i in range(20) if 4**i <= config.num_samples]))
     summary = summarise(done, k, left_out)
-    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_file(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     print(table(summary, config), f"\nwritten to {folder / SUMMARY}", sep="")
     return summary
 
@@ -260,8 +260,8 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
             print(f"{folder} holds {len(done)} of {len(problems)} problems")
         elif (folder / PROBLEMS).exists():
             raise UserError(f"--output_dir {folder} has a {PROBLEMS} that is not of an evaluation; name another folder")
-        write_atomically(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done))
-        write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+        write_file(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done))
+        write_file(folder / "config.json", json.dumps(record, indent=2) + "\n")
     except (OSError, ValueError) as error:
         raise UserError(f"--output_dir {folder} cannot be used: {error}; name another folder") from error
     return folder, done

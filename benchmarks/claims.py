@@ -29,6 +29,8 @@ from curves import Run, binned, dots, height, listed, minus, save, shown, t_inte
 from learnability import TASK, sooner
 from sweep import ROOT, is_done, note_of, run_all
 
+from common.files import write_file
+
 RATES, MOST_RATES = [3e-4, 6e-4, 1.2e-3], 5
 CRITICS = [2.5, 10.0]  # PPO's critic learning rate, in multiples of the policy's
 TUNED_ON, SEEDS = [100, 101], [0, 1, 2, 3, 4]
@@ -429,7 +431,7 @@ def write(out: Path, page: Path) -> None:
     for kind, new in tables.items():
         for old, one in zip(tables_in(text, kind, len(new)), new, strict=True):
             text = text.replace(old, f"{one}\n", 1)
-    page.write_text(text)
+    write_file(page, text)
     print(f"wrote {page}: {len(rows)} verdicts; revision of the code: {', '.join(sorted(revisions))}")
     figures(page)
 

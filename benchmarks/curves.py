@@ -20,6 +20,7 @@ import mpmath
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.files import write_file
 from common.run.report_runs import PALETTE
 
 if TYPE_CHECKING:
@@ -282,5 +283,5 @@ def save(figure: Figure, path: Path) -> None:
     head, _, body = svg(figure, path.stem).partition(">")
     path.parent.mkdir(parents=True, exist_ok=True)
     body = re.sub(r"font-family: [^;\"]*", "font-family: sans-serif", body)
-    path.write_text(f'{head} width="480">{STYLE}{body}\n', encoding="utf-8")
+    write_file(path, f'{head} width="480">{STYLE}{body}\n')
     print(f"wrote {path}")

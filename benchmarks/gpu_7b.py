@@ -29,6 +29,7 @@ from gpu_smoke import ON_GPU, SHAPES, random_model, random_task, run_on_coin_fli
 from measure import ROOT, parser, read_rows, run_logged, table
 from transformers import AutoConfig
 
+from common.files import write_file
 from common.launch import parse_config
 from common.run.memory_plan import GB, Plan, make_plan
 from common.run.model_shape import shape_of
@@ -122,7 +123,7 @@ def main(words: list[str] | None = None) -> None:
     for card in arguments.cards:
         for script in arguments.scripts:
             results.append(measure(script, card, arguments, model))
-            (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
+            write_file(arguments.out / "results.json", json.dumps(results, indent=1))
             print(f"{script} {card:g} GB: {results[-1]['result']}", flush=True)
     print(f"\n{arguments.shape}, {torch.cuda.get_device_name() if ON_GPU else 'no GPU: a rehearsal, memory not measured'}\n")
     header = ["script", "card", "plan, GB", "peak, GB", "sampled/s", "trained/s", "step, s", *PARTS, "result"]

@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from common.config import CommonConfig
 from common.errors import UserError
+from common.files import write_file
 from common.launch import parse_command_line, run_script
 from common.policy.load import load_policy
 from common.policy.micro_batches import microbatches
@@ -99,7 +100,7 @@ def random_task(model: Path, folder: Path) -> list[str]:
     rng = random.Random(0)
     rows = [{"question": " + ".join(str(rng.randint(1, 20)) for _ in range(50)), "answer": "1"} for _ in range(300)]
     path = folder / "problems.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
     return ["--model", str(model), "--dataset", str(path), "--prompt_template", "question"]
 
 
@@ -362,7 +363,7 @@ def main() -> None:
     arguments = options.parse_args()
     out = arguments.out = arguments.out.resolve()
     if arguments.check:
-        (out / f"{arguments.check}.txt").write_text(CHECKS[arguments.check][0](arguments))
+        write_file(out / f"{arguments.check}.txt", CHECKS[arguments.check][0](arguments))
         return
     out.mkdir(parents=True, exist_ok=True)
     where, gb = "CPU (a rehearsal at a toy shape, without the checks that need a GPU)", 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import json
 import os
 import statistics
@@ -16,8 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.files import write_file
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 INK = "#1c1e21"  # text and axes of a figure; a pale colour in dark mode
 
 
@@ -84,7 +87,8 @@ def stacked_panels(count: int) -> Any:
 
 def save_svg(figure: Any, path: str) -> None:
     """Writes a figure as SVG without a background. Text stays text, and its colour follows the reader's light or dark mode."""
-    figure.savefig(path, format="svg", transparent=True, metadata={"Creator": None, "Date": None})
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg", transparent=True, metadata={"Creator": None, "Date": None})
     style = f"<style>svg{{color:{INK}}} @media (prefers-color-scheme: dark){{svg{{color:#e8eaed}}}}</style>"
-    head, tag, body = Path(path).read_text().partition("<defs>")
-    Path(path).write_text(head + style + tag + body.replace(INK, "currentColor"))
+    head, tag, body = drawing.getvalue().partition("<defs>")
+    write_file(Path(path), head + style + tag + body.replace(INK, "currentColor"))

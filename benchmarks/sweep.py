@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import fcntl
+import io
 import json
 import os
 import re
@@ -35,6 +36,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.files import write_file
+
 ROOT = Path(__file__).parents[1]
 NOTE = "command.json"  # in each run's folder: its command, whether it is finished, seconds, revision of the code
 OURS = ("seed", "output_dir", "resume_from_checkpoint")  # flags that the sweep gives
@@ -48,9 +52,8 @@ def note_of(folder: Path) -> dict[str, Any]:
 
 
 def write_note(folder: Path, **note: Any) -> None:
-    """Writes NOTE under another name and renames it, so that it is whole or not there."""
-    (folder / f"{NOTE}.tmp").write_text(json.dumps(note))
-    (folder / f"{NOTE}.tmp").replace(folder / NOTE)
+    """Writes NOTE."""
+    write_file(folder / NOTE, json.dumps(note))
 
 
 def is_begun(folder: Path) -> bool:
@@ -256,9 +259,10 @@ def write_results(cells: dict[str, list[str]], folders: dict[str, list[Path]], o
         results.append({"cell": name, "command": cells[name], "seeds": seeds, **summary, "curves": points})
         lines.append([name, *(shown(values[key], form) for key, form in FORMS.items())])
         sheet += [[name, seed, *row] for seed, row in zip(seeds, each, strict=True)]
-    (out / "results.json").write_text(json.dumps({"metric": metric, "cells": results}, indent=1) + "\n")
-    with open(out / "results.csv", "w", newline="") as file:
-        csv.writer(file).writerows(sheet)
+    write_file(out / "results.json", json.dumps({"metric": metric, "cells": results}, indent=1) + "\n")
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows(sheet)
+    write_file(out / "results.csv", table.getvalue())
     tags = ["th", *["td"] * len(runs)]
     rows = [f"<tr>{''.join(f'<{tag}>{escape(word)}</{tag}>' for word in line)}</tr>" for tag, line in zip(tags, lines, strict=True)]
     commands = [shlex.join(["python", *command, "--seed", "SEED", "--output_dir", "FOLDER"]) for command in cells.values()]
@@ -269,7 +273,7 @@ def write_results(cells: dict[str, list[str]], folders: dict[str, list[Path]], o
                                for i, chart in enumerate(charts)),
              "commands": escape("\n".join(commands)), "command": escape(shlex.join(["python", *sys.argv])),
              "revision": ", ".join(sorted(revisions))}
-    (out / "sweep.html").write_text(PAGE.format_map(parts), encoding="utf-8")
+    write_file(out / "sweep.html", PAGE.format_map(parts))
     print(f"{out / 'sweep.html'}: curves, table and commands; the same numbers are in results.json and results.csv beside it")
     if asked.plot:
         save(picture(charts, parts["title"]), asked.plot)

@@ -22,6 +22,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from common.files import write_file
 from common.verify.answers import is_correct
 
 
@@ -72,7 +73,7 @@ def main() -> None:
         "peak_gb": resident_gb("VmHWM"),
         "versions": versions(),
     }
-    Path(sys.argv[2]).write_text(json.dumps(result))
+    write_file(Path(sys.argv[2]), json.dumps(result))
 
 
 if __name__ == "__main__":

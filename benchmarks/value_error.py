@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 sys.path.insert(0, str(ROOT))
 import train_ppo
 from common.errors import UserError
+from common.files import write_file
 from common.launch import parse_config
 from common.policy.critic import Critic
 from common.policy.load import load_policy
@@ -44,7 +45,6 @@ from common.rollout.engine import Engine
 from common.rollout.rounds import make_requests
 from common.rollout.text import join, token_offsets
 from common.run.checkpoint import load_checkpoint
-from common.run.files import write_atomically
 from common.verify.rewards import Reward, make_reward
 from train_vineppo import State, step_starts
 
@@ -174,7 +174,7 @@ def measured(folder: Path, asked: argparse.Namespace) -> dict[int, dict[str, Any
     for step in missing:
         began = time.perf_counter()
         results[step] = {"settings": settings, **measure(run, folder / f"checkpoint-{step}", asked)}
-        write_atomically(files[step], json.dumps(results[step]) + "\n")
+        write_file(files[step], json.dumps(results[step]) + "\n")
         print(f"{folder.name}, step {step}: measured in {time.perf_counter() - began:.0f} s", flush=True)
     return results
 
@@ -256,7 +256,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     summaries = {step: [summarise(result[step]) for result in results] for step in asked.steps}
     record = {"command": command, "seeds": asked.seeds, "steps": summaries}
-    write_atomically(asked.out / "value_error.json", json.dumps(record, indent=1) + "\n")
+    write_file(asked.out / "value_error.json", json.dumps(record, indent=1) + "\n")
     print("\n" + report(summaries))
     if asked.plot:
         errors = {name: [{step: seeds[i]["mean absolute error"][name] for step, seeds in summaries.items()} for i in range(len(results))]

@@ -29,6 +29,8 @@ from typing import Any
 
 from measure import ROOT, parser, read_rows, resident_gb, run_logged, spread, table, versions
 
+from common.files import write_file
+
 TRL = "1.16.0"
 WARM_UP = 2  # steps at the beginning of a run that are not counted
 CALIBRATION_STEPS = 6  # counted steps in each run of the calibration
@@ -105,7 +107,7 @@ def be_ours(folder: Path, steps: str, seed: str) -> None:
         "peak_gb": resident_gb("VmHWM"),
         "versions": versions(),
     }
-    folder.with_suffix(".json").write_text(json.dumps(result))
+    write_file(folder.with_suffix(".json"), json.dumps(result))
 
 
 def run_ours(folder: Path, steps: int, seed: int, threads: int, how: str = "--ours") -> Result:
@@ -171,7 +173,7 @@ def run_trl(python: Path, job: dict[str, Any], setting: dict[str, Any], path: Pa
     own = {"attention": job["attention"], **setting}
     job = {**job, "attention": own.pop("attention"), "config": {**job["config"], **own, "output_dir": str(path)}}
     source = path.with_suffix(".job.json")
-    source.write_text(json.dumps(job))
+    write_file(source, json.dumps(job))
     return start([str(python), "benchmarks/trl_side.py", str(source), str(path.with_suffix(".json"))], path, threads)
 
 
@@ -273,7 +275,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         sides[THEIRS].append(theirs)
         seconds = [statistics.median(counted_seconds(run)) for run in (ours, theirs)]
         print(f"round {i} of {arguments.rounds}: {OURS} {seconds[0]:.3f} s a step, {THEIRS} {seconds[1]:.3f} s", flush=True)
-    (folder / "result.json").write_text(json.dumps({"setting": setting, "sides": sides}))
+    write_file(folder / "result.json", json.dumps({"setting": setting, "sides": sides}))
     print(f"\n{arguments.threads} threads, float32, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs a side, TRL {TRL}, "
           f"{versions()}\n\n{report(sides)}")
 
@@ -306,7 +308,7 @@ def be_profiled(folder: Path, steps: str, seed: str) -> None:
 
     Run.timer = profiled
     train(folder, steps, seed)
-    folder.with_suffix(".json").write_text(json.dumps({"steps": [], **{phase: list(own.items()) for phase, own in found.items()}}))
+    write_file(folder.with_suffix(".json"), json.dumps({"steps": [], **{phase: list(own.items()) for phase, own in found.items()}}))
 
 
 def seconds_of(shape: Shape) -> float:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from common.errors import UserError
-from common.run.files import sha256, write_atomically
+from common.files import new_folder, sha256, write_file
 from common.run.resume import MANIFEST, TRAINER_STATE, checkpoints, what_is_missing
 
 
@@ -43,30 +43,22 @@ def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dic
 
     With `keep` 0 no checkpoint is deleted. Raises OSError if it cannot be written; older checkpoints stay.
     """
-    final, temporary = run_folder / f"checkpoint-{step}", run_folder / f"checkpoint-{step}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    final = run_folder / f"checkpoint-{step}"  # may be there, from an earlier run of the same step
+    with new_folder(final) as folder:
         try:
             for model in models:
-                model.save(temporary)
+                model.save(folder)
         except SafetensorError as error:  # it has the error of the operating system in its text only
             found = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(found[1]) if found else errno.EIO, str(error), str(temporary)) from error
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(final)) from error
+        write_file(folder / "README.md", card)
         state = io.BytesIO()  # torch.save to a path would hide a full disk in a RuntimeError
         torch.save({"step": step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}, state)
-        (temporary / TRAINER_STATE).write_bytes(state.getbuffer())
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
-        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
-        for path in [*files, *{path.parent for path in files}]:
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)  # of an earlier run of the same step
-        temporary.rename(final)
-        _flush(run_folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # there is nothing left to delete when the rename worked
+        write_file(folder / TRAINER_STATE, state.getbuffer())
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+        write_file(folder / MANIFEST, json.dumps(manifest, indent=1))
     for old in checkpoints(run_folder)[:-keep or None] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -84,12 +76,3 @@ def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return state["step"]
-
-
-def _flush(path: Path) -> None:
-    """Makes sure that the file or folder is on disk. Otherwise a rename could reach the disk before the content does."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.run.files import write_atomically
+from common.files import append, write_file
 from common.run.resume import checkpoints
 
 CONFIG, METRICS, COMPLETIONS = "config.json", "metrics.jsonl", "completions.jsonl"
@@ -52,7 +52,7 @@ def claim_folder(wanted: Path, named: bool, resume: str | None) -> Path:
                 if named:
                     raise
                 folder = folder.with_name(f"{folder.name}-2")
-        write_atomically(folder / "probe", "")
+        write_file(folder / "probe", "")
         (folder / "probe").unlink()
         for name in (METRICS, COMPLETIONS) if starts_over else ():
             (folder / name).unlink(missing_ok=True)
@@ -63,8 +63,7 @@ def claim_folder(wanted: Path, named: bool, resume: str | None) -> Path:
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Adds rows to the end of a jsonl file."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    append(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
@@ -78,5 +77,5 @@ def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
         if isinstance(row, dict) and row.get("step", math.inf) <= step:
             rows.append(row)
             lines.append(line.decode() + "\n")
-    write_atomically(path, "".join(lines))
+    write_file(path, "".join(lines))
     return rows

@@ -19,7 +19,7 @@ from typing import Any
 
 from common.config import short_name
 from common.errors import UserError
-from common.run.files import write_atomically
+from common.files import write_file
 from common.run.folder import EVALUATIONS, evaluation_names
 from common.run.report_charts import IMPORTANT, MIX, OTHERS, PAGE_POINTS, PHASES, POINTS, X, line_chart, metrics_to_chart, stacked_chart
 from common.run.report_runs import PALETTE, Group, RunData, differences, group_runs, read_run, shown
@@ -230,7 +230,7 @@ def write_report(folders: list[Path], path: Path) -> None:
         depth += 1
     for run, own in zip(runs, parts, strict=True):
         run.name = "/".join(own[-depth:])
-    write_atomically(path, page(runs))
+    write_file(path, page(runs))
 
 
 def try_report(folder: Path) -> str | None:

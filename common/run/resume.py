@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from common.errors import UserError
-from common.run.files import sha256
+from common.files import sha256
 
 MANIFEST = "manifest.json"  # every file of a checkpoint, with its size and hash
 TRAINER_STATE = "trainer_state.pt"

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from common.config import CommonConfig, run_prefix
 from common.errors import UserError
+from common.files import write_file
 from common.policy.policy import Policy
 from common.records import Batch, Completion
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
 from common.run.completion_rows import add_tokens, completion_rows
 from common.run.console import Forecast, result_line, sample_line, say, step_line
-from common.run.files import write_atomically
 from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, claim_folder, comparable, cut_back, evaluation_names
 from common.run.model_card import model_card
 from common.run.record import config_record
@@ -70,7 +70,7 @@ class Run:
         if self.config.report_to != "none":
             self.tracker = Tracker(self.config, self.folder, self.step)
         self.record = config_record(self.config, self.script)
-        write_atomically(self.folder / CONFIG, json.dumps(self.record, indent=2) + "\n")
+        write_file(self.folder / CONFIG, json.dumps(self.record, indent=2) + "\n")
         say(f"writing {self.folder}")
 
     def steps(self) -> Iterator[int]:
@@ -169,7 +169,7 @@ class Run:
         bad = [rows for rows, loss in losses if not torch.isfinite(loss)] or [rows for rows, _ in losses]
         rows = torch.cat(bad).tolist()
         path = self.folder / f"nonfinite-step-{self.step}.json"
-        write_atomically(path, json.dumps([
+        write_file(path, json.dumps([
             {"problem": batch.problems[i].id, "prompt": batch.problems[i].prompt, "completion": batch.completions[i].text,
              "ids": batch.completions[i].ids, "sampling_logps": batch.completions[i].logps} for i in rows], indent=1))
         names = sorted({batch.problems[i].id for i in rows})
@@ -204,7 +204,7 @@ class Run:
     def _save(self) -> None:
         card = model_card(self.config, self.file, self.record, comparable(self.evaluations), self.step)
         self.saved = save_checkpoint(self.folder, self.step, self.models, self.parts, self.config.save_total_limit, card)
-        write_atomically(self.folder / "README.md", card)
+        write_file(self.folder / "README.md", card)
         self.saved_step = self.step
 
     def _end(self) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from common.errors import UserError
+from common.files import new_folder, write_file
 from common.tiny.task import ITEMS, NAMES, VERBS, WORDS, Arithmetic, Generator
 
 RECIPE = 2  # raise this number whenever a change of the code changes the model; it is part of the name of the folder
@@ -175,17 +175,10 @@ def make_model(settings: Arithmetic, folder: Path) -> None:
     """Does the warm start, and writes model, tokenizer and recipe to the new `folder`. An interruption leaves no folder behind."""
     tokenizer = build_tokenizer(settings)
     model = warm_start(settings, tokenizer)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
-    try:
+    with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "recipe.json").write_text(recipe_of(settings) + "\n")
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # some files can be read only by their owner
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is nothing to remove
+        write_file(temporary / "recipe.json", recipe_of(settings) + "\n")
 
 
 def ship() -> Path:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import make_policy
 
+import common.files as files
 import common.run.checkpoint as checkpoint
 from common.errors import UserError
 from common.policy.optim import make_optimizer
@@ -88,7 +89,7 @@ def test_a_save_that_breaks_off_leaves_the_older_one(where, policy, tmp_path, mo
     owner, name = {
         "save": (policy, "save"),
         "torch.save": (torch, "save"),
-        "_flush": (checkpoint, "_flush"),
+        "_flush": (files, "_flush"),
         "rename": (checkpoint.Path, "rename"),
     }[where]
     monkeypatch.setattr(owner, name, full)

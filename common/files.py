@@ -1,0 +1,156 @@
+"""Files and folders that are whole or not there. No link leads their writer, or their reader, to another place.
+
+Whoever may write into a folder could lay a link there under a name that a program is about to write. So everything is written under a
+new name that nobody can know before, and then renamed into place.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the names of files and folders that are being written. A kill leaves them behind
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor waits for the other end of a pipe. Windows has neither
+
+
+def write_file(path: Path, content: str | bytes | memoryview) -> None:
+    """Writes a file so that it always holds either its old content or all of `content`. Raises OSError with `path` as its file name.
+
+    A link at `path` is replaced, and the file that it leads to stays as it is.
+    """
+    with _named(path):
+        temporary = _unfinished(path)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
+        try:
+            with open(handle, "wb") as file:
+                file.write(_bytes(content))
+                file.flush()
+                os.fsync(handle)
+            os.replace(temporary, path)
+        except BaseException:
+            remove(temporary)
+            raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill. At the end of the `with` block it is flushed to disk and takes the place of `path`.
+
+    An error or an interruption leaves `path` as it was. Raises OSError. Files get the rights of the folder: some libraries write files
+    that nobody else can read.
+    """
+    temporary = _unfinished(path)
+    try:
+        with _named(path):
+            os.mkdir(temporary)
+        yield temporary
+        with _named(path):
+            entries = sorted(temporary.rglob("*"))
+            rights = temporary.stat().st_mode & 0o666
+            for entry in entries:
+                if entry.is_file():
+                    entry.chmod(rights)
+                _flush(entry)
+            _flush(temporary)
+            old = _unfinished(path)
+            if os.path.lexists(path):
+                path.rename(old)
+            temporary.rename(path)
+            remove(old)
+            _flush(path.parent)
+    finally:
+        remove(temporary)  # there is nothing left to remove when the rename worked
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, as far as that is possible. Of a link it removes the link alone."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def append(path: Path, text: str) -> None:
+    """Adds `text` to the end of a plain file, or makes the file. Adds nothing if an OSError is raised."""
+    with _named(path):
+        handle = open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            size = os.fstat(handle).st_size
+            rest = memoryview(_bytes(text))
+            try:
+                while rest:
+                    rest = rest[os.write(handle, rest):]
+            except OSError:
+                os.ftruncate(handle, size)  # half a line would be in the way of the next
+                raise
+        finally:
+            os.close(handle)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a plain file. Raises OSError."""
+    with open(open_plain(path), "rb") as file:
+        return file.read()
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a plain file's content, hexadecimal. Raises OSError."""
+    with open(open_plain(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A handle of a plain file. Raises OSError for a link, a pipe, a device or a folder, which could hang or lead elsewhere."""
+    try:
+        handle = os.open(path, flags | NO_LINK | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP or (error.errno == errno.ENXIO and path.exists()):  # ENXIO: a pipe without a reader, or a socket
+            raise OSError(errno.EINVAL, what_it_is(path), str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, what_it_is(path), str(path))
+    return handle
+
+
+def what_it_is(path: Path) -> str:
+    """What is at `path` instead of a plain file, in words."""
+    mode = os.lstat(path).st_mode
+    kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    return f"it is {next((name for test, name in kinds if test(mode)), 'a device')} and not a plain file"
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Gives an OSError from inside the name of the file that is meant, in place of a temporary name or of none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{secrets.token_hex(8)}.tmp")
+
+
+def _bytes(content: str | bytes | memoryview) -> bytes | memoryview:
+    """Half a surrogate pair, which text of a model or of a data file may hold, becomes the escape that JSON has for it."""
+    return content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that the file or folder is on disk. Otherwise a rename could reach the disk before the content does."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
