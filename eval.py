@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.config import CommonConfig, SamplingConfig, flag, run_prefix
+from common.console import bar, say
 from common.errors import UserError
 from common.launch import parse_command_line, run_script
 
@@ -53,7 +54,6 @@ if __name__ == "__main__":  # the flags are read before torch is imported, so th
     CONFIG = parse_command_line(Config, __file__)
 
 import torch
-from tqdm import tqdm
 
 from common.files import sha256, write_file
 from common.policy.load import load_policy
@@ -180,7 +180,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
     greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
     if len(done) < len(problems):
-        print(f"writing {folder}; after an interruption, the same command with --output_dir {folder} continues")
+        say(f"writing {folder}; after an interruption, the same command with --output_dir {folder} continues")
         engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems])
         if isinstance(engine, TransformersEngine):  # vLLM loads the model and the adapter itself
             shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
@@ -189,14 +189,14 @@ def evaluate_model(config: Config) -> dict[str, Any]:
             if config.second_opinion != "none" else None
         size = max(1, engine.chunk // (config.num_samples + 1))  # problems in a part; a part is sampled in one call and then written
         parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]
-        with tqdm(total=len(problems), initial=len(done), desc="problems", unit="problem", dynamic_ncols=True) as progress:
+        with bar(total=len(problems), initial=len(done), desc="problems", unit="problem", disable=False) as progress:
             for part in parts:
                 count = len(problems[part])
                 try:
                     groups = engine.generate(greedy[part] + sampled[part])
                 except KeyboardInterrupt:
-                    progress.write(f"interrupted: {len(done)} problems are in {folder}; with --output_dir {folder} the same command "
-                                   "continues")
+                    say(f"interrupted: {len(done)} problems are in {folder}; with --output_dir {folder} the same command "
+                        "continues")
                     raise
                 found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
                 if opinion:
@@ -209,7 +209,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     k = sorted(set(config.k or [4**i for i in range(20) if 4**i <= config.num_samples]))
     summary = summarise(done, k, left_out)
     write_file(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    print(table(summary, config), f"\nwritten to {folder / SUMMARY}", sep="")
+    say(*table(summary, config), f"written to {folder / SUMMARY}")
     return summary
 
 
@@ -257,7 +257,7 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
             asked = [(problem.id, problem.prompt, problem.answer) for problem in problems[:len(done)]]
             if [(row["problem"], row["prompt"], row["reference"]) for row in done] != asked:
                 raise UserError(f"--output_dir {folder} holds an evaluation of other problems or prompts; name another folder")
-            print(f"{folder} holds {len(done)} of {len(problems)} problems")
+            say(f"{folder} holds {len(done)} of {len(problems)} problems")
         elif (folder / PROBLEMS).exists():
             raise UserError(f"--output_dir {folder} has a {PROBLEMS} that is not of an evaluation; name another folder")
         write_file(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done))
@@ -267,8 +267,8 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
     return folder, done
 
 
-def table(summary: dict[str, Any], config: Config) -> str:
-    """The summary as a table for the console."""
+def table(summary: dict[str, Any], config: Config) -> list[str]:
+    """The lines of a table of the summary, for the console."""
     lines = [f"{'':10} {'value':>7}   95 % interval over {summary['problems']} problems"]
     for name, entry in summary.items():
         if isinstance(entry, dict):
@@ -279,7 +279,7 @@ def table(summary: dict[str, Any], config: Config) -> str:
                  f"{config.max_completion_length} tokens)")
     if summary["left_out"]:
         lines.append(f"{summary['left_out']} rows could not be used and are not in these numbers")
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from common.config import GROUPS, C, CommonConfig, SamplingConfig, resolve, run_prefix
+from common.console import fail, guard, say
 from common.errors import UserError
 from common.run.resume import newest_checkpoint
 
@@ -126,7 +127,7 @@ def _resumed_config(config_class: type[C], checkpoint: Path, given: dict[str, An
         raise UserError(f"--{fixed[0]} {changed[fixed[0]]} differs from the resumed run's {saved[fixed[0]]}; leave it out, "
                         f"or start a new run from its adapter: --adapter {checkpoint}")
     for name in sorted(set(changed) - set(START_FLAGS)):
-        print(f"changed on resume: --{name} {saved[name]} -> {changed[name]}")
+        say(f"changed on resume: --{name} {saved[name]} -> {changed[name]}")
     config.output_dir, config.resume_from_checkpoint = str(folder), str(checkpoint)
     return config
 
@@ -145,6 +146,7 @@ def read_config(path: Path, config_class: type[SamplingConfig]) -> dict[str, Any
 
 def parse_command_line(config_class: type[C], file: str) -> C:
     """The config of the command line of the script `file`. Ends the process with one line if a flag is wrong."""
+    guard()
     with _errors_in_one_line():
         return parse_config(config_class, sys.argv[1:], Path(file).stem)
 
@@ -154,6 +156,7 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
 
     Errors that the user can put right end the process with one line and without a stack trace.
     """
+    guard()
     keep_freed_memory()
     with _errors_in_one_line(config):
         if isinstance(config, CommonConfig):
@@ -161,7 +164,7 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
 
             plan = plan_run(config)
             if plan is not None:
-                print(table(plan, config), flush=True)
+                say(*table(plan, config))
                 if config.plan_memory is not None:
                     sys.exit(0 if plan.settings is not None else 1)
         run(config)
@@ -178,7 +181,7 @@ def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
     except UserError as error:
         with contextlib.suppress(OSError):  # removes the run folder if it is empty
             Path(config.output_dir if config and config.output_dir else "").rmdir()
-        sys.exit(f"error: {error}")
+        fail(*error.lines)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
@@ -186,7 +189,7 @@ def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
             raise
         remedy = ("earlier checkpoints are complete: free some space and continue with --resume_from_checkpoint auto"
                   if hasattr(config, "resume_from_checkpoint") else "free some space; the same command with this --output_dir continues")
-        sys.exit(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")
+        fail(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")
 
 
 def keep_freed_memory() -> None:

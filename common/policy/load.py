@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from common.config import CommonConfig
+from common.console import say
 from common.errors import UserError
 from common.policy.attention import register
 from common.policy.policy import REFERENCE, Policy
@@ -71,7 +72,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     if config.adapter:
         model = PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
         config.lora_r, config.lora_alpha = model.peft_config["default"].r, model.peft_config["default"].lora_alpha
-        print(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
+        say(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
         if config.beta > 0:
             model.load_adapter(config.adapter, REFERENCE)
     else:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from peft import PeftModel
@@ -12,6 +11,7 @@ from transformers import (
 )
 
 from common.config import CommonConfig
+from common.console import fail, guard, say
 from common.errors import UserError
 from common.policy.pretrained import load_tokenizer, model_folder
 
@@ -23,10 +23,11 @@ def merge(model: str, adapter: str, out: str) -> None:
     merged = PeftModel.from_pretrained(base.float(), adapter).merge_and_unload().to(stored)
     merged.save_pretrained(out)
     AutoTokenizer.from_pretrained(model).save_pretrained(out)
-    print(f"wrote {out} ({stored})")
+    say(f"wrote {out} ({stored})")
 
 
 def main() -> None:
+    guard()
     parser = argparse.ArgumentParser(prog="python -m common.policy", allow_abbrev=False)
     command = parser.add_subparsers(required=True).add_parser("merge", help="write base + adapter as one model")
     command.add_argument("--model", required=True, help="hub id or folder of the base; tiny: the embedded model")
@@ -40,4 +41,4 @@ def main() -> None:
         load_tokenizer(config)  # checks model and adapter
         merge(model_folder(config), arguments.adapter, arguments.out)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(*error.lines)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.console import say
 from common.errors import UserError
 from common.policy.loss import selected_logps
 from common.policy.packing import pack
@@ -40,7 +41,7 @@ def keeps_packed_rows_apart(policy: Policy) -> bool:
     try:
         packed = _states_and_gradient(policy, torch.from_numpy(ids), np.concatenate(before), **inputs)
     except Exception as error:  # a kernel or a model that does not know these inputs raises whatever it likes
-        print(f"note: rows are padded and prompts not shared in the update: {type(error).__name__}: {error}", flush=True)
+        say(f"note: rows are padded and prompts not shared in the update: {type(error).__name__}: {error}")
         return False
     alone = [_states_and_gradient(policy, torch.tensor([[*prompt, *completion]]), len(prompt) - 1 + np.arange(len(completion)))
              for prompt, completion in rows]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config import REGISTERED, CommonConfig, SamplingConfig, Source
+from common.console import say
 from common.errors import UserError
 from common.tiny.task import Arithmetic, Generator
 from common.verify.answers import MAX_ANSWER_LENGTH, extract_answer
@@ -59,7 +60,7 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
         # rows with the same question count once
         different = list({asked(row): row for row in train if row.question and row.answer is not None}.values())
         held_out = different[:min(config.eval_problems, len(different) // 10)]
-        print(f"data: {config.dataset} has no test split; {len(held_out)} of its {len(train)} rows are held out")
+        say(f"data: {config.dataset} has no test split; {len(held_out)} of its {len(train)} rows are held out")
         taken = {asked(row) for row in held_out}
         train = [row for row in train if asked(row) not in taken]
     return train, held_out

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from common.config import CommonConfig, SamplingConfig
+from common.console import say
 from common.errors import UserError
 from common.problems.data import Row, in_fixed_order
 from common.records import Problem
@@ -171,8 +172,8 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
     if lost:
         why = "--system_prompt or the chat template dropped them" if template.name == "chat" else \
             f"--prompt_template {template.name} writes the last message only, and chat writes all"
-        print(f"data: the prompts of {len(lost)} {kind} rows lack system messages or earlier turns of their chats ({why}): "
-              f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}")
+        say(f"data: the prompts of {len(lost)} {kind} rows lack system messages or earlier turns of their chats ({why}): "
+            f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}")
     for reason, ids in left_out.items():
-        print(f"data: left out {len(ids)} {kind} rows {reason}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
+        say(f"data: left out {len(ids)} {kind} rows {reason}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
     return problems

@@ -8,6 +8,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.config import SamplingConfig
+from common.console import say
 from common.policy.policy import Policy
 from common.rollout.engine import Engine
 from common.rollout.parity import check_parity, probes
@@ -22,10 +23,10 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
     Called before the trainer's model is loaded, as vLLM measures the free memory of the GPU and takes its share.
     """
     name, why = choose_engine(config)
-    print(f"engine: {name} on {'cuda' if torch.cuda.is_available() else 'cpu'} ({why})", flush=True)
+    say(f"engine: {name} on {'cuda' if torch.cuda.is_available() else 'cpu'} ({why})")
     if config.top_p < 1:
-        print("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
-              "the importance weights are biased")
+        say("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
+            "the importance weights are biased")
     return TransformersEngine(prompts) if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
 
 
@@ -48,5 +49,5 @@ def connect(engine: Engine, policy: Policy) -> None:
     engine.connect(policy)
     if engine.probe_prompts:
         check = functools.partial(check_parity, engine, policy, probes(engine.probe_prompts, policy.temperature))
-        print(check(), flush=True)
+        say(check())
         engine.on_wake = check

@@ -46,7 +46,7 @@ def check_parity(engine: Engine, policy: Policy, requests: list[Request]) -> str
         raise UserError(f"the sampler does not sample from the policy that is trained: their log-probs differ by {measured} nats. Allowed "
                         f"in {kind}: {'at most' if kind == 'float32' else 'a mean of'} {ALLOWED[kind]}, and a tenth of the difference "
                         "without the adapter. With vLLM, use --engine transformers; in a fork, look at Policy.merged_weights")
-    note = "\nnote: 4-bit weights are not quite the same in sampler and trainer: keep --importance_cap above 0" if kind == "4-bit" else ""
+    note = "; 4-bit weights are not quite the same in sampler and trainer: keep --importance_cap above 0" if kind == "4-bit" else ""
     return f"parity: |sampler - trainer| over {len(on)} tokens in {kind}, nats: {measured}{note}"
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from common.config import CommonConfig
+from common.console import say
 from common.errors import UserError
 from common.policy.loss import CHUNK_ELEMENTS
 from common.policy.pretrained import adapter_settings, load_model_config
@@ -171,8 +172,8 @@ def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) 
     return alone or ([" ".join(several)] if several else [])
 
 
-def table(plan: Plan, config: CommonConfig) -> str:
-    """The plan as text: each part in GB (10^9 bytes), the total, and the flags or remedies."""
+def table(plan: Plan, config: CommonConfig) -> list[str]:
+    """The lines of the plan: each part in GB (10^9 bytes), the total, and the flags or remedies."""
     sleep = plan.settings is not None and plan.settings.vllm_enable_sleep_mode
     lines = [f"memory plan: {config.model} on a card of {plan.card / GB:.1f} GB"]
     for title, part in (("all the time", plan.parts.always), ("sampling", plan.parts.sampling), ("update", plan.parts.update)):
@@ -180,15 +181,15 @@ def table(plan: Plan, config: CommonConfig) -> str:
     lines.append(f"  {'':<14}{'what the allocator cannot use':<44}{plan.card * WASTE / GB:7.2f} GB  assumed")
     lines.append(f"  {'at once, at most' + (' (sampling and update in turn)' if sleep else ''):<58}{plan.peak / GB:7.2f} GB")
     if plan.settings is None:
-        lines.append("does not fit" + "".join(f"\n  would fit with {remedy}" for remedy in plan.remedies))
+        lines += ["does not fit", *(f"  would fit with {remedy}" for remedy in plan.remedies)]
         if not plan.remedies:
             lines.append("  nor with any of 4 bits, half the length, an 8-bit optimiser, no vLLM: take a smaller model or a larger card")
     else:
         flags = [f"--{name}" if value is True else f"--{name} {value}" for name, value in dataclasses.asdict(plan.settings).items()
                  if value is not False and (uses_vllm(config) or "vllm" not in name)]
-        lines.append(f"fits, with {plan.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time, under\n"
-                     f"  {' '.join(flags)}")
-    return "\n".join(lines)
+        lines += [f"fits, with {plan.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time, under",
+                  f"  {' '.join(flags)}"]
+    return lines
 
 
 def plan_run(config: CommonConfig) -> Plan | None:
@@ -209,13 +210,13 @@ def plan_run(config: CommonConfig) -> Plan | None:
         cause = f"the memory of {config.model} could not be worked out ({type(error).__name__}: {str(error).splitlines()[0][:100]})"
         if asked:
             raise UserError(f"--plan_memory: {cause}; plans are for decoder models such as Llama, Qwen, Mistral, Gemma") from error
-        print(f"note: {cause}; going on without a plan", flush=True)
+        say(f"note: {cause}; going on without a plan")
         return None
     free, whole = (config.plan_memory * GB,) * 2 if asked else torch.cuda.mem_get_info()
     plan = make_plan(wanted, shape, free, config.given)
     if not asked:
         if plan.settings is None:
-            raise UserError(table(plan, wanted))
+            raise UserError(*table(plan, wanted))
         for name, value in dataclasses.asdict(plan.settings).items():
             setattr(config, name, value)
         if "vllm_gpu_memory_utilization" not in config.given:  # vLLM counts in shares of the whole card, whatever is free of it

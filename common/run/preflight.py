@@ -7,6 +7,7 @@ import math
 import torch
 
 from common.config import CommonConfig
+from common.console import say
 from common.errors import UserError
 from common.policy.critic import Critic
 from common.policy.micro_batches import microbatches
@@ -33,11 +34,11 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
     except torch.OutOfMemoryError as error:
         plan = make_plan(config, shape_of(policy.base.config, config), before[1], {spec.name for spec in dataclasses.fields(Settings)})
         raise UserError(f"out of memory in a trial at full length: {torch.cuda.max_memory_allocated() / GB:.1f} GB were in use by the "
-                        f"trainer, {before[0] / GB:.1f} of {before[1] / GB:.1f} GB were free before it. The plan was:\n"
-                        f"{table(plan, config)}") from error
+                        f"trainer, {before[0] / GB:.1f} of {before[1] / GB:.1f} GB were free before it. The plan was:",
+                        *table(plan, config)) from error
     del state  # it stood for the optimiser's state, which is made at the first step
-    print(f"the largest micro-batch takes {torch.cuda.max_memory_allocated() / GB:.1f} GB in the trainer; "
-          f"{torch.cuda.mem_get_info()[0] / GB:.1f} GB stay free", flush=True)
+    say(f"the largest micro-batch takes {torch.cuda.max_memory_allocated() / GB:.1f} GB in the trainer; "
+        f"{torch.cuda.mem_get_info()[0] / GB:.1f} GB stay free")
 
 
 def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None = None) -> None:

@@ -11,13 +11,13 @@ import argparse
 import json
 import math
 import re
-import sys
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from common.config import short_name
+from common.console import fail, guard, say
 from common.errors import UserError
 from common.files import write_file
 from common.run.folder import EVALUATIONS, evaluation_names
@@ -243,6 +243,7 @@ def try_report(folder: Path) -> str | None:
 
 
 def main() -> None:
+    guard()
     program = argparse.ArgumentParser(prog="python -m common.run", allow_abbrev=False)
     parser = program.add_subparsers(required=True).add_parser("report", help="one page of one or several runs", description=__doc__,
                                                               formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -253,5 +254,5 @@ def main() -> None:
     try:
         write_report(arguments.runs, out)
     except UserError as error:
-        sys.exit(f"error: {error}")
-    print(out)
+        fail(*error.lines)
+    say(str(out))

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from common.console import say
 from common.errors import UserError
 from common.files import sha256
 
@@ -53,6 +54,6 @@ def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path 
         problem = what_is_missing(folder)
         if problem is None:
             return folder
-        print(f"skipping {folder}: not a whole checkpoint ({problem})")
-    print(f"nothing to resume in {run}: a new run starts")
+        say(f"skipping {folder}: not a whole checkpoint ({problem})")
+    say(f"nothing to resume in {run}: a new run starts")
     return None

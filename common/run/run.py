@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.config import CommonConfig, run_prefix
+from common.console import bar, say
 from common.errors import UserError
 from common.files import write_file
 from common.policy.policy import Policy
 from common.records import Batch, Completion
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
 from common.run.completion_rows import add_tokens, completion_rows
-from common.run.console import Forecast, result_line, sample_line, say, step_line
 from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, claim_folder, comparable, cut_back, evaluation_names
+from common.run.lines import Forecast, result_line, sample_line, step_line
 from common.run.model_card import model_card
 from common.run.record import config_record
 from common.run.report import try_report
@@ -64,7 +64,7 @@ class Run:
         `others`: models besides the policy that have files of their own in a checkpoint, such as a critic.
         """
         self.models, self.parts = [policy, *others], {"run": self, **parts}
-        self.progress = tqdm(total=self.config.max_steps, desc=self.script, dynamic_ncols=True, file=sys.stderr, disable=None)
+        self.progress = bar(total=self.config.max_steps, desc=self.script)
         if self.resumed:
             self._go_back()
         if self.config.report_to != "none":
@@ -224,7 +224,8 @@ class Run:
         if self.stop_signal is not None:
             os._exit(128 + number)
         self.stop_signal = number
-        os.write(2, b"\nstopping after this step (once more: stop now)\n")  # print is not for signal handlers
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step (once more: stop now)\n")  # print is not for signal handlers
 
 
 def peak_gb() -> float:

@@ -8,9 +8,9 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
-from tqdm import tqdm
 
 from common.config import CommonConfig
+from common.console import say
 from common.errors import UserError
 
 ROWS = 32  # completions in a sample table; completions.jsonl has all
@@ -87,7 +87,7 @@ class Tracker:
             call()
         except Exception as error:  # a full disk or a lost service must not end the run
             self.failed = True
-            tqdm.write(f"note: --report_to {self.name} failed and gets no more of this run ({error}); metrics.jsonl has everything")
+            say(f"note: --report_to {self.name} failed and gets no more of this run ({error}); metrics.jsonl has everything")
 
 
 def as_markdown(row: list[Any]) -> str:

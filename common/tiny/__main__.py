@@ -1,4 +1,6 @@
 """python -m common.tiny: makes the shipped model again, by the warm start with the default settings. Prints its folder."""
+from common.console import guard, say
 from common.tiny.model import ship
 
-print(ship())
+guard()
+say(str(ship()))

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from common.console import bar
 from common.errors import UserError
 from common.files import new_folder, write_file
 from common.tiny.task import ITEMS, NAMES, VERBS, WORDS, Arithmetic, Generator
@@ -120,7 +120,8 @@ def warm_start(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast) -> Qwen
     optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0)]
     # The rate rises for 20 steps and then falls to 5 %. Most of the gain comes while it falls.
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: min((i + 1) / 20, 1 - 0.95 * i / settings.warm_steps)) for o in optimizers]
-    for ids, labels in tqdm(_batches(generator, tokenizer), total=settings.warm_steps, desc="warm start (first use of these settings)"):
+    batches = bar(_batches(generator, tokenizer), total=settings.warm_steps, desc="warm start (first use of these settings)", disable=False)
+    for ids, labels in batches:
         # no attention mask is needed: padding stands on the right, and no label depends on it
         hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
         wanted = labels[:, 1:] != -100

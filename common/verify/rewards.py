@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.config import CommonConfig
+from common.console import say
 from common.errors import UserError
 from common.records import Completion, Problem
 from common.verify.answers import is_correct
@@ -129,7 +129,7 @@ class CustomReward:
             self.failures["reward/timeouts" if "timeout" in answer else "reward/errors"] += 1
             if number < MAX_FAILURES_SHOWN:
                 cause = answer.get("error", f"no result within {self.seconds:g} s (--reward_timeout)")
-                tqdm.write(f"note: the reward of {problem.id} failed and is {failed:g}: {self.name}: {cause}")
+                say(f"note: the reward of {problem.id} failed and is {failed:g}: {self.name}: {cause}")
 
 
 def _call(problem: Problem, completion: Completion) -> dict[str, Any]:

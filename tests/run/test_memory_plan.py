@@ -108,12 +108,12 @@ def test_every_remedy_is_one(tmp_path):
     for remedy, change in changes.items():
         changed = make_plan(dataclasses.replace(config, **change), found, 24 * GB, set())
         assert (changed.settings is not None) == (remedy in plan.remedies)
-    assert "would fit with --load_in_4bit" in table(plan, config)
+    assert "would fit with --load_in_4bit" in " ".join(table(plan, config))
     wide = dataclasses.replace(config, max_tokens_per_microbatch=65536)
     plan = make_plan(wide, found, 48 * GB, {"max_tokens_per_microbatch"})
     assert plan.remedies == ["the plan's own --max_tokens_per_microbatch"]  # what was typed stays: nothing else is enough
     hopeless = make_plan(config, found, 4 * GB, set())
-    assert hopeless.remedies == [] and "a smaller model" in table(hopeless, config)
+    assert hopeless.remedies == [] and "a smaller model" in " ".join(table(hopeless, config))
 
 
 def test_flags_that_were_given_stay(tmp_path):

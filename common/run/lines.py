@@ -1,13 +1,11 @@
-"""What a run shows on the console."""
+"""The lines that a run shows on the console."""
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
-from tqdm import tqdm
-
 from common.config import CommonConfig
+from common.console import say
 from common.records import Batch
 from common.run.folder import evaluation_names
 
@@ -17,12 +15,6 @@ SHOWN = {"eval/pass@1": "pass@1 {:.3f}", "eval/greedy": "greedy {:.3f}",
          "reward": "reward {:.3f}", "frac_reward_zero_std": "zero_std {:.2f}",
          "completions/mean_length": "mean_length {:.1f}", "entropy": "entropy {:.3f}", "kl": "kl {:.4f}", "grad_norm": "grad_norm {:.3f}",
          "step_time": "{:.2f} s"}
-
-
-def say(text: str) -> None:
-    """Prints a line and leaves the progress bar whole."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
 
 
 def step_line(row: dict[str, Any]) -> str:
