@@ -173,7 +173,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     rows = load_split(config, config.split)  # everything that can fail without a model comes before the model
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)
-    config.stop = config.stop or list(template.stop)
+    config.derive(stop=config.stop or list(template.stop))
     problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
     folder, done = open_folder(config, problems)  # done: the lines of problems.jsonl that are already there
     # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples

@@ -137,7 +137,7 @@ def train(config: Config) -> None:
     rows = load_rows(config)  # (training rows, held-out rows): questions and reference answers as text
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)  # turns a question into a prompt
-    config.stop = config.stop or list(template.stop)  # strings that end a completion
+    config.derive(stop=config.stop or list(template.stop))  # strings that end a completion
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)  # the frozen base, and the LoRA adapter "default" that is trained

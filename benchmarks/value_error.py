@@ -92,7 +92,7 @@ def rebuild(folder: Path) -> Rebuilt:
     reward = make_reward(config)
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)
-    config.stop = config.stop or list(template.stop)
+    config.derive(stop=config.stop or list(template.stop))
     problems, held_out = make_problems(load_rows(config), config, template, tokenizer, context_length(model_config))
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)

@@ -9,12 +9,14 @@ import importlib.util
 import math
 import re
 from collections.abc import Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
 from common.errors import UserError
 from common.tiny.task import Arithmetic, Generator
 
+# flags that the memory plan sets if nobody typed them; they do not change what a run computes
+PLANNED = ("max_tokens_per_microbatch", "gradient_checkpointing", "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization")
 GROUPS = ("model", "data", "problems", "completions", "update", "algorithm", "run")  # the order of the flag groups in --help
 
 
@@ -90,7 +92,25 @@ class SamplingConfig:
 
     # defaults that hold with --model tiny, for flags that the user did not give
     tiny_defaults: ClassVar[dict[str, Any]] = {"prompt_template": "question"}
-    given: ClassVar[Set[str]] = frozenset()  # names of the flags that were typed or come from a saved config.json
+    given: ClassVar[Set[str]] = frozenset()  # names of the flags that were typed, here or for the saved config.json
+    derived: ClassVar[dict[str, Any]] = {}  # values that the run worked out itself, by name; config.json has them apart from the flags
+    before_derived: ClassVar[dict[str, Any]] = {}  # the values of these flags before that
+
+    def derive(self, **values: Any) -> None:
+        """Sets values that the run works out itself, as the stop strings of the template. A name may be that of a flag, or a new one for a
+        text.
+
+        A rerun of the saved config.json works them out anew. A resumed run gets those of its checkpoint, all but the planned ones.
+        """
+        values = {name: value for name, value in values.items() if name not in self.given or getattr(self, name) != value}
+        self.before_derived = {**{name: getattr(self, name) for name in values if hasattr(self, name)}, **self.before_derived}
+        self.derived = {**self.derived, **values}
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def flags(self) -> dict[str, Any]:
+        """The value of every flag, by name, as typed, as in the file of --config, or its default: without derived values."""
+        return {spec.name: self.before_derived.get(spec.name, getattr(self, spec.name)) for spec in fields(self)}
 
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
@@ -273,17 +293,22 @@ def _require(condition: bool, name: str, value: object, wanted: str) -> None:
 C = TypeVar("C", bound=SamplingConfig)
 
 
-def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any]) -> C:
+def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any], given: Set[str] | None = None) -> C:
     """The config that has `typed` flags, else `saved` flags, else the defaults of the embedded model, else those of the script.
 
-    saved: flags of a config.json. typed: flags of the command line.
+    saved: flags of a config.json. typed: flags of the command line. given: names of the saved flags that were typed for that run; None:
+    all of them. The other saved flags are defaults of that time. They do not pass from the embedded model to another, or back.
     """
+    given = set(saved) if given is None else given & set(saved)
+    chosen = {**{name: saved[name] for name in given}, **typed}
     config = config_class(**{**saved, **typed})
+    defaults = {} if (config.model == "tiny") != (saved.get("model", config.model) == "tiny") else saved
     if config.model == "tiny":
         name, _, settings = config.dataset.partition(":")
         longest = {"max_completion_length": Generator(Arithmetic.parse(settings)).longest_solution()} if name == "arithmetic" else {}
-        config = config_class(**{**config_class.tiny_defaults, **longest, **saved, **typed})
-    config.given = frozenset({**saved, **typed})
+        defaults = {**config_class.tiny_defaults, **defaults, **longest}
+    config = config_class(**{**defaults, **chosen})
+    config.given = frozenset(chosen)
     return config
 
 

@@ -14,7 +14,6 @@ import contextlib
 import ctypes
 import difflib
 import errno
-import json
 import re
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
@@ -25,13 +24,13 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from common.config import GROUPS, C, CommonConfig, SamplingConfig, resolve, run_prefix
+from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig, resolve, run_prefix
 from common.console import fail, guard, say
 from common.errors import UserError
 from common.run.resume import newest_checkpoint
+from common.run.saved_config import START_FLAGS, Saved, read_config
 
 NOT_TYPED = object()  # the value of flags that are not on the command line
-START_FLAGS = ("config", "resume_from_checkpoint", "output_dir")  # these say how a run is started; a saved config does not pass them on
 
 
 class Formatter(ArgumentDefaultsHelpFormatter):
@@ -98,50 +97,45 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     typed = Parser(config_class).typed(argv)
     if typed.get("stop"):
         typed["stop"] = [text.replace("\\n", "\n") for text in typed["stop"]]
-    saved = read_config(Path(typed["config"]), config_class) if typed.get("config") else {}
-    config = resolve(config_class, saved, typed)
+    saved = read_config(Path(typed["config"]), config_class) if typed.get("config") else None
+    config = resolve(config_class, saved.flags, typed, saved.given) if saved else resolve(config_class, {}, typed)
     if typed.get("resume_from_checkpoint"):
         checkpoint = newest_checkpoint(typed["resume_from_checkpoint"], typed.get("output_dir"), run_prefix(config, script))
         if checkpoint is not None:
             config = _resumed_config(config_class, checkpoint, saved, typed)
-    config.check()
+            saved = read_config(checkpoint.parent / "config.json", config_class)
+    try:
+        config.check()
+    except UserError as error:
+        raise UserError(f"{error} (the flags that were not typed are those of {saved.path})" if saved else str(error)) from None
     return config
 
 
-def _resumed_config(config_class: type[C], checkpoint: Path, given: dict[str, Any], typed: dict[str, Any]) -> C:
+def _resumed_config(config_class: type[C], checkpoint: Path, given: Saved | None, typed: dict[str, Any]) -> C:
     """The config of a run that continues from `checkpoint`: the flags of that run, and typed flags that may change on resume.
 
-    given: the flags in the file of --config, if there is one. Raises UserError for a change that is not allowed.
+    given: the file of --config, if there is one. Raises UserError for a change that is not allowed.
     """
     folder = checkpoint.parent
     if typed.get("output_dir") and Path(typed["output_dir"]).resolve() != folder.resolve():
         raise UserError(f"--output_dir {typed['output_dir']}: a resumed run goes on in its own folder, {folder}; leave the flag out")
     saved = read_config(folder / "config.json", config_class)
-    other = sorted(name for name in given if name not in typed and given[name] != saved.get(name))
+    other = sorted(name for name in given.flags if name not in typed and given.flags[name] != saved.flags.get(name)) if given else []
     if other:  # --config may stay in a repeated command, but it must not bring other flags
         raise UserError(f"--config {typed['config']}: the resumed run has its own flags, and {other[0]} differs; leave --config out")
-    config = resolve(config_class, saved, typed)
-    changed = {name: value for name, value in asdict(config).items() if name in typed and name in saved and value != saved[name]}
+    config = resolve(config_class, saved.flags, typed, saved.given)
+    kept = {name: value for name, value in saved.derived.items() if name not in (*PLANNED, *typed)}  # a plan is made anew
+    config.derive(**kept)
+    before = saved.values
+    changed = {name: value for name, value in asdict(config).items() if name in typed and name in before and value != before[name]}
     fixed = sorted(set(changed) - config_class.resumable)
     if fixed:
-        raise UserError(f"--{fixed[0]} {changed[fixed[0]]} differs from the resumed run's {saved[fixed[0]]}; leave it out, "
+        raise UserError(f"--{fixed[0]} {changed[fixed[0]]} differs from the resumed run's {before[fixed[0]]}; leave it out, "
                         f"or start a new run from its adapter: --adapter {checkpoint}")
     for name in sorted(set(changed) - set(START_FLAGS)):
-        say(f"changed on resume: --{name} {saved[name]} -> {changed[name]}")
+        say(f"changed on resume: --{name} {before[name]} -> {changed[name]}")
     config.output_dir, config.resume_from_checkpoint = str(folder), str(checkpoint)
     return config
-
-
-def read_config(path: Path, config_class: type[SamplingConfig]) -> dict[str, Any]:
-    """The flags in a saved config.json, by name. Raises UserError if the file is missing or belongs to another script."""
-    try:
-        saved = json.loads(path.read_text())["flags"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not the config.json of a run; give a file that lies in a run folder") from None
-    unknown = sorted(set(saved) - {spec.name for spec in fields(config_class)})
-    if unknown:
-        raise UserError(f"{path} has flags that this script does not have ({', '.join(unknown)}): it belongs to another script")
-    return {name: value for name, value in saved.items() if name not in START_FLAGS}
 
 
 def parse_command_line(config_class: type[C], file: str) -> C:

@@ -393,7 +393,8 @@ def test_a_run_goes_on_from_the_adapter_of_another(script, tmp_path, monkeypatch
     assert run(script, tmp_path / "a", *flags, monkeypatch=monkeypatch) == 0
     flags = ["--adapter", str(tmp_path / "a" / "checkpoint-2"), "--beta", "0.1", "--num_minibatches", "1", "--max_steps", "1"]
     assert run(script, tmp_path / "b", *flags, "--eval_steps", "0", monkeypatch=monkeypatch) == 0
-    assert json.loads((tmp_path / "b" / "config.json").read_text())["flags"]["lora_r"] == 8
+    record = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert record["derived"]["lora_r"] == 8 and "lora_r" not in record["given"]
     assert metrics(tmp_path / "b")[0]["kl"] == pytest.approx(0.0, abs=1e-6)  # the reference is the adapter that the run started from
     first, second = (load_file(tmp_path / path / "adapter_model.safetensors") for path in ("a/checkpoint-2", "b/checkpoint-1"))
     assert first.keys() == second.keys()

@@ -71,7 +71,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     torch.manual_seed(config.seed)  # the adapter's first values
     if config.adapter:
         model = PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
-        config.lora_r, config.lora_alpha = model.peft_config["default"].r, model.peft_config["default"].lora_alpha
+        config.derive(lora_r=model.peft_config["default"].r, lora_alpha=model.peft_config["default"].lora_alpha)
         say(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
         if config.beta > 0:
             model.load_adapter(config.adapter, REFERENCE)

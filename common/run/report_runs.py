@@ -55,6 +55,7 @@ def read_run(folder: Path) -> RunData:
     """Raises UserError if the folder is not a run folder."""
     try:
         record = json.loads((folder / "config.json").read_text())
+        record["flags"] |= record.get("derived", {})  # the page shows the values that counted
         rows = list(whole_rows((folder / "metrics.jsonl").read_text().split("\n")))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a run folder (config.json, metrics.jsonl): {error}") from error

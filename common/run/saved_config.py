@@ -1,0 +1,143 @@
+"""Reads the config.json of a run, and checks it as the command line is checked. Needs no torch."""
+from __future__ import annotations
+
+import json
+from collections.abc import Set
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from common.config import PLANNED, SamplingConfig
+from common.errors import UserError
+
+START_FLAGS = ("config", "resume_from_checkpoint", "output_dir")  # these say how a run is started; a saved config does not pass them on
+MAX_BYTES = 10_000_000  # of a config.json; real ones have some thousand
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
+
+
+class Saved(NamedTuple):
+    """What config.json says of a run."""
+
+    path: Path
+    script: str
+    flags: dict[str, Any]  # without START_FLAGS and derived values
+    given: Set[str] = frozenset()  # names of the flags that were typed; the others are defaults of that time
+    derived: dict[str, Any] = {}  # noqa: RUF012 -- never changed. Values that the run worked out itself
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values that counted, by name."""
+        return {**self.flags, **self.derived}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The whole content of a config.json. Raises UserError if it is missing, damaged or not of a run."""
+    try:
+        if not path.is_file():  # a pipe or a device could be read for ever
+            raise ValueError("there is no such file")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
+        record = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_refused)
+        if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
+            raise ValueError("it has no flags")
+        return record
+    except (OSError, ValueError, RecursionError) as error:
+        cause = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} is not the config.json of a run ({cause}); give a file that lies in a run folder") from None
+
+
+def read_config(path: Path, config_class: type[SamplingConfig]) -> Saved:
+    """The flags in a saved config.json. Raises UserError as `read_record`, for flags of another script, and for values of a wrong type."""
+    record = read_record(path)
+    types = get_type_hints(config_class)
+    hints = {spec.name: types[spec.name] for spec in fields(config_class)}
+    unknown = sorted(set(record["flags"]) - set(hints))
+    if unknown:
+        raise UserError(f"{path} has flags that this script does not have ({', '.join(unknown)[:200]}): it belongs to another script")
+    flags = {name: _checked(path, name, value, hints[name]) for name, value in record["flags"].items() if name not in START_FLAGS}
+    derived = record.get("derived", {} if "given" in record else _worked_out_by_older_version(record, flags))
+    given = record.get("given", sorted(set(flags) - set(derived)))
+    given = set(_checked(path, "given", given, list[str])) & set(flags)
+    if not isinstance(derived, dict):
+        _refuse(path, "derived", derived, "an object")
+    derived = {name: _checked(path, name, value, hints.get(name, str)) for name, value in derived.items() if name not in START_FLAGS}
+    if "given" not in record:
+        flags = {name: value for name, value in flags.items() if name not in derived}
+    return Saved(path, str(record.get("script")), flags, given, derived)
+
+
+def _worked_out_by_older_version(record: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a config.json without "derived" that the run worked out itself, as far as its command line tells."""
+    command = record.get("command")
+    if not isinstance(command, list):
+        return {}
+    typed = {str(word).partition("=")[0].lstrip("-").replace("-", "_").removeprefix("no_") for word in command if str(word)[:2] == "--"}
+    names = [*PLANNED]
+    if not typed & {"config", "resume_from_checkpoint"}:  # else the flags may have been typed for an earlier run
+        names += ["stop", *(("lora_r", "lora_alpha") if flags.get("adapter") else ())]
+    return {name: flags[name] for name in names if name in flags and name not in typed}
+
+
+# ---- types ----------------------------------------------------------------------------------------------------------
+
+def _checked(path: Path, name: str, value: Any, hint: Any) -> Any:
+    """`value` if it is of the type that the flag has, a whole number made a float where one is wanted. Raises UserError."""
+    found = _fitting(value, hint)
+    if found is _NO:
+        _refuse(path, name, value, _in_words(hint))
+    return found
+
+
+_NO = object()  # `_fitting` found no type that the value has
+
+
+def _fitting(value: Any, hint: Any) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            if any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
+                return value
+        elif get_origin(kind) is list:
+            if isinstance(value, list):
+                items = [_fitting(item, get_args(kind)[0]) for item in value]
+                if _NO not in items:
+                    return items
+        elif kind is float and type(value) is int and abs(value) < 2**1023:
+            return float(value)
+        elif kind not in WORDS or (type(value) is kind and (kind is not str or _is_text(value))):
+            return value  # not in WORDS: a type of a fork's own, about which its check() knows more
+    return _NO
+
+
+def _is_text(value: str) -> bool:
+    """Whether the string could have been typed: it has no NUL, and no half of a surrogate pair."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_in_words(kind) for kind in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return f"a list, each {_in_words(get_args(hint)[0])}" if get_origin(hint) is list else WORDS.get(hint, str(hint))
+
+
+def _refuse(path: Path, name: str, value: Any, wanted: str) -> NoReturn:
+    shown = json.dumps(value)
+    raise UserError(f"{path}: {name} is {shown if len(shown) <= 80 else f'{shown[:80]}...'}, and must be {wanted}; correct the file, or "
+                    f"give another config.json")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these members. Raises ValueError if a name occurs twice: which value counts would be a guess."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has {name[:80]!r} twice")
+        found[name] = value
+    return found
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(f"it has the value {constant}, which is no JSON")
