@@ -18,7 +18,6 @@ import json
 import os
 import re
 import statistics
-import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from curves import Run, binned, dots, height, listed, minus, save, shown, t_inte
 from learnability import TASK, sooner
 from sweep import ROOT, is_done, note_of, run_all
 
+from common.console import fail, guard, say
 from common.files import write_file
 
 RATES, MOST_RATES = [3e-4, 6e-4, 1.2e-3], 5
@@ -134,7 +134,7 @@ def runs_of(jobs: dict[Path, list[str]]) -> list[Path]:
     """Their folders. Exits unless all runs are finished."""
     missing = [folder for folder, command in jobs.items() if not is_done(folder, command)]
     if missing:
-        sys.exit(f"error: {len(missing)} runs are missing, the first is {missing[0]}; do without --only first")
+        fail(f"error: {len(missing)} runs are missing, the first is {missing[0]}; do without --only first")
     return list(jobs)
 
 
@@ -177,7 +177,7 @@ def chosen(out: Path, testbed: str) -> dict[str, Setting]:
     """The best setting of each method. Exits before all are tuned."""
     found = {method: tuning(out, testbed, method) for method in METHODS}
     if not all(all(runs.values()) for runs in found.values()):
-        sys.exit(f"error: {testbed}: learning rates are not tuned yet; do without --only first")
+        fail(f"error: {testbed}: learning rates are not tuned yet; do without --only first")
     return {method: best_of(runs) for method, runs in found.items()}
 
 
@@ -381,7 +381,7 @@ def tables_in(text: str, kind: str, count: int = len(TESTBEDS)) -> list[str]:
     """The page's tables of a kind. Exits if there are not that many."""
     found = re.findall(rf"^{HEADERS[kind]}.*\n(?:\|.*\n)+", text, re.MULTILINE)
     if len(found) != count:
-        sys.exit(f"error: the page has {len(found)} tables that begin with {HEADERS[kind]}, and not {count}")
+        fail(f"error: the page has {len(found)} tables that begin with {HEADERS[kind]}, and not {count}")
     return found
 
 
@@ -421,7 +421,7 @@ def write(out: Path, page: Path) -> None:
                      for run in runs["PPO", "uniform"]]
         if all(explained):
             shares = drawn([statistics.mean(own) for own in explained], ".2f")
-            print(f"{name}: PPO's critic explains {shares} of the variance of the returns in the last ten steps")
+            say(f"{name}: PPO's critic explains {shares} of the variance of the returns in the last ten steps")
     columns = [(name, way) for name, bed in TESTBEDS.items() for way in bed.ways]
     heads = [f"`{name}`{f', {way}' if len(TESTBEDS[name].ways) > 1 else ''}" for name, way in columns]
     overview = [[method, *(drawn(areas(results[name][method, way])) for name, way in columns)] for method in METHODS]
@@ -432,12 +432,13 @@ def write(out: Path, page: Path) -> None:
         for old, one in zip(tables_in(text, kind, len(new)), new, strict=True):
             text = text.replace(old, f"{one}\n", 1)
     write_file(page, text)
-    print(f"wrote {page}: {len(rows)} verdicts; revision of the code: {', '.join(sorted(revisions))}")
+    say(f"wrote {page}: {len(rows)} verdicts; revision of the code: {', '.join(sorted(revisions))}")
     figures(page)
 
 
 def main() -> None:
     """The command line."""
+    guard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--testbeds", nargs="+", choices=TESTBEDS, default=list(TESTBEDS))
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2)), help="runs at a time, one thread each")

@@ -20,6 +20,7 @@ import mpmath
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.console import fail, say
 from common.files import write_file
 from common.run.report_runs import PALETTE
 
@@ -46,7 +47,7 @@ def read(folder: Path, metric: str = "eval/pass@1") -> Run:
         for axis, x in (("steps", row["step"]), ("tokens", row.get("num_tokens", 0)), ("seconds", seconds)) if metric in row else ():
             run[axis][x] = row[metric]
     if not run["steps"]:
-        sys.exit(f"error: no row of {path} has {metric}; there is {', '.join(sorted({name for row in rows for name in row})) or 'no row'}")
+        fail(f"error: no row of {path} has {metric}; there is {', '.join(sorted({name for row in rows for name in row})) or 'no row'}")
     problems = next((row["eval/problems"] for row in rows if "eval/problems" in row), None)
     return run | {"all_tokens": rows[-1].get("num_tokens", 0), "all_seconds": seconds, "problems": problems}
 
@@ -284,4 +285,4 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     body = re.sub(r"font-family: [^;\"]*", "font-family: sans-serif", body)
     write_file(path, f'{head} width="480">{STYLE}{body}\n')
-    print(f"wrote {path}")
+    say(f"wrote {path}")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from typing import Any
 
-from measure import ROOT, parser, read_rows, table
+from measure import ROOT, parser, read_rows, show, table
 
 STEPS = 5
 COMPLETIONS = 16 * 8  # of a step: the defaults
@@ -42,11 +42,11 @@ def main() -> None:
             apart = max(row["sampling/sampling_logp_difference/max"] for row in rows[1:])
             passes = f"{rows[0]['eval/pass@1']:.3f} -> {rows[-1]['eval/pass@1']:.3f}"
             lines.append([str(seed), engine, *(f"{reward:.3f}" for reward in [*rewards, own[-1]]), passes, f"{apart:.1e}"])
-    print(table(["seed", "engine", *(f"step {step + 1}" for step in range(STEPS)), "mean", "pass@1", "logp"], lines))
+    show(table(["seed", "engine", *(f"step {step + 1}" for step in range(STEPS)), "mean", "pass@1", "logp"], lines))
     # of rewards as if they were independent; completions of one problem are alike, so the real error is a little larger
     error = (2 * 0.25 / (STEPS * COMPLETIONS * len(seeds))) ** 0.5
     difference = statistics.mean(means["vllm"]) - statistics.mean(means["transformers"])
-    print(f"\nvllm - transformers: {difference:+.4f} on average, {difference / error:+.1f} standard errors of {error:.4f}")
+    show(f"\nvllm - transformers: {difference:+.4f} on average, {difference / error:+.1f} standard errors of {error:.4f}")
 
 
 if __name__ == "__main__":

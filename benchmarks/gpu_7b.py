@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 from gpu_smoke import ON_GPU, SHAPES, random_model, random_task, run_on_coin_flips, watched
-from measure import ROOT, parser, read_rows, run_logged, table
+from measure import ROOT, parser, read_rows, run_logged, show, table
 from transformers import AutoConfig
 
+from common.console import say
 from common.files import write_file
 from common.launch import parse_config
 from common.run.memory_plan import GB, Plan, make_plan
@@ -124,10 +125,10 @@ def main(words: list[str] | None = None) -> None:
         for script in arguments.scripts:
             results.append(measure(script, card, arguments, model))
             write_file(arguments.out / "results.json", json.dumps(results, indent=1))
-            print(f"{script} {card:g} GB: {results[-1]['result']}", flush=True)
-    print(f"\n{arguments.shape}, {torch.cuda.get_device_name() if ON_GPU else 'no GPU: a rehearsal, memory not measured'}\n")
+            say(f"{script} {card:g} GB: {results[-1]['result']}")
+    show(f"\n{arguments.shape}, {torch.cuda.get_device_name() if ON_GPU else 'no GPU: a rehearsal, memory not measured'}\n")
     header = ["script", "card", "plan, GB", "peak, GB", "sampled/s", "trained/s", "step, s", *PARTS, "result"]
-    print(table(header, [cells(row) for row in results]))
+    show(table(header, [cells(row) for row in results]))
     if any(row["result"].startswith("FAILED") for row in results):
         sys.exit(1)
 

@@ -28,10 +28,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from measure import ROOT, parser, read_rows, run_logged
+from measure import ROOT, parser, read_rows, run_logged, show
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from common.config import CommonConfig
+from common.console import fail, say
 from common.errors import UserError
 from common.files import write_file
 from common.launch import parse_command_line, run_script
@@ -133,7 +134,7 @@ def watched() -> Iterator[list[float]]:
 def require(condition: bool, text: str) -> None:
     """Ends the process with this message unless the condition holds."""
     if not condition:
-        sys.exit(f"FAILED: {text}")
+        fail(f"FAILED: {text}")
 
 
 def pair(arguments: argparse.Namespace, **flags: Any) -> tuple[VLLMEngine, Policy, list[Request]]:
@@ -215,7 +216,7 @@ def stopped(engine: VLLMEngine, policy: Policy) -> str:
     except UserError as error:
         require("does not sample from the policy" in str(error), f"the check stopped for another reason: {error}")
         return "noticed: " + str(error).partition("differ by ")[2].partition(" nats")[0] + " nats"
-    sys.exit("FAILED: the check did not notice it")
+    return fail("FAILED: the check did not notice it")
 
 
 def prefix_reuse(arguments: argparse.Namespace) -> str:
@@ -369,18 +370,18 @@ def main() -> None:
     where, gb = "CPU (a rehearsal at a toy shape, without the checks that need a GPU)", 0.0
     if ON_GPU:
         where, gb = torch.cuda.get_device_name(), arguments.gb or torch.cuda.mem_get_info()[1] / 1e9
-    print(f"{where}; planned for {gb:.0f} GB; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}\n", flush=True)
-    print("| check | shape | result | told | seconds | peak, GB |\n|---|---|---|---|---|---|", flush=True)
+    show(f"{where}; planned for {gb:.0f} GB; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}\n")
+    show("| check | shape | result | told | seconds | peak, GB |\n|---|---|---|---|---|---|")
     results = {}
     for name in arguments.only:
         row = run_check(name, out, gb)
         results[name] = row[1]
-        print(f"| {name} | {' | '.join(row)} |", flush=True)
+        say(f"| {name} | {' | '.join(row)} |")
     counts = ", ".join(f"{list(results.values()).count(result)} {result}" for result in ("ok", "FAILED", "not run"))
-    print(f"\n{counts}; logs in {out}")
+    show(f"\n{counts}; logs in {out}")
     failed = [name for name, result in results.items() if result == "FAILED"]
     if failed:
-        sys.exit(f"FAILED: {', '.join(failed)}")
+        fail(f"FAILED: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from measure import parser, table
+from measure import parser, show, table
 
 from eval import interval
 
@@ -45,7 +45,7 @@ def main() -> None:
                 plain += abs(scores.mean() - truth) <= 1.96 * scores.std(ddof=1) / n**0.5
             cells.append(f"{ours / draws:.3f} ({plain / draws:.3f})")
         rows.append([name, *cells])
-    print(table(["scores", *(f"{n} problems" for n in sizes)], rows))
+    show(table(["scores", *(f"{n} problems" for n in sizes)], rows))
 
 
 if __name__ == "__main__":

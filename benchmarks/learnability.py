@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from curves import AXES, Chart, Curve, Run, binned, charts_of, greedy, listed, mean_curve, minus, picture, read, save, shown, tenths, totals
+from measure import show
 from sweep import Parser, sweep
 
 TASK = "values=60,tiers=100-0-0:7:1-2/minus:2:14-16/half:1:5-8,test_tiers=half:30:5-8/half:10:9-12,warm_steps=900,habits=0.01:0.41:0.41"
@@ -107,7 +108,7 @@ def main() -> None:
                  "zero-gradient": f"{statistics.fmean(binned(run, 'frac_reward_zero_std').values()):.2f}", **totals(run)}
                 for way, own in runs.items() for seed, run in zip(arguments.seeds, own, strict=True)]
         others = [{"sampling": way, **compared(runs["uniform"], own)} for way, own in runs.items() if way != "uniform"]
-        print(f"\n## {experiment}\n\n{listed(rows)}\n\n{listed(others)}")
+        show(f"\n## {experiment}\n\n{listed(rows)}\n\n{listed(others)}")
         shares = {way: [binned(run, "frac_reward_zero_std") for run in runs[way]] for way in ("uniform", "lilo")}
         zero.append(Chart(shares, AXES["steps"], experiment))
         if arguments.plot:

@@ -14,8 +14,9 @@ import sys
 import time
 
 import torch
-from measure import parser, resident_gb, result_of
+from measure import parser, resident_gb, result_of, show
 
+from common.console import say
 from common.policy.loss import selected_logps
 
 VARIANTS = ("full", "chunked")
@@ -53,16 +54,16 @@ def main() -> None:
     if arguments.variant:  # one of the two processes
         before, began = resident_gb("VmRSS"), time.perf_counter()
         run(arguments.variant, *data, arguments.entropy)
-        print(json.dumps({"seconds": time.perf_counter() - began, "peak GB": resident_gb("VmHWM") - before}))
+        say(json.dumps({"seconds": time.perf_counter() - began, "peak GB": resident_gb("VmHWM") - before}))
         return
-    print(f"{arguments.tokens} tokens, hidden {arguments.hidden}, vocabulary {arguments.vocabulary}, float32\n")
+    show(f"{arguments.tokens} tokens, hidden {arguments.hidden}, vocabulary {arguments.vocabulary}, float32\n")
     full, chunked = (result_of([sys.executable, __file__, *sys.argv[1:], "--variant", variant]) for variant in VARIANTS)
     for name in full:
-        print(f"{name}: full {full[name]:.4g}, chunked {chunked[name]:.4g}, ratio {chunked[name] / full[name]:.4g}")
+        say(f"{name}: full {full[name]:.4g}, chunked {chunked[name]:.4g}, ratio {chunked[name] / full[name]:.4g}")
     (expected, expected_gradient), (logps, gradient) = (run(variant, *data, arguments.entropy) for variant in VARIANTS)
-    print(f"largest error of a log-prob: {(logps - expected).abs().max():.4g} nats")
-    print(f"largest error of the gradient, relative to its largest entry: "
-          f"{(gradient - expected_gradient).abs().max() / expected_gradient.abs().max():.4g}")
+    say(f"largest error of a log-prob: {(logps - expected).abs().max():.4g} nats")
+    say(f"largest error of the gradient, relative to its largest entry: "
+        f"{(gradient - expected_gradient).abs().max() / expected_gradient.abs().max():.4g}")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,21 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.console import fail, guard, say
 from common.files import write_file
 
 ROOT = Path(__file__).parents[1]
 INK = "#1c1e21"  # text and axes of a figure; a pale colour in dark mode
 
 
+def show(text: str) -> None:
+    """Prints a text of several lines."""
+    say(*text.split("\n"))
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A command line whose --help shows the script's docstring as it is."""
+    guard()
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
@@ -39,7 +46,7 @@ def result_of(command: list[str], **environment: str) -> Any:
     """The JSON in the last line that a command printed. Ends the program if the command fails."""
     process = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} ended with code {process.returncode}:\n{process.stderr.strip()}")
+        fail(f"{' '.join(command)} ended with code {process.returncode}:", *process.stderr.strip().split("\n"))
     return json.loads(process.stdout.splitlines()[-1])
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from measure import table
+from measure import show, table
 from shapes import SHAPES, write_config
 from transformers import AutoConfig
 
@@ -52,7 +52,7 @@ def main() -> None:
                     parts = [sum(part.values()) / GB for part in dataclasses.astuple(made.parts)]
                     cells = [f"{x:.1f}" for x in (*parts, made.peak / GB)]
                     rows.append([name, str(card), script, "NF4" if four_bit else "bf16", *cells, told(made)])
-    print(table(["model", "card, GB", "script", "base", "always", "sampling", "update", "at once", "plan"], rows))
+    show(table(["model", "card, GB", "script", "base", "always", "sampling", "update", "at once", "plan"], rows))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from curves import charts_of, listed, picture, read, save
+from measure import show
 from safetensors.torch import load_file
 from sweep import Parser, sweep
 
@@ -53,7 +54,7 @@ def main() -> None:
             for step in (steps[0], steps[len(steps) // 2], steps[-1]):
                 row[f"pass@1 GRPO / NFT, step {step}"] = " / ".join(f"{runs[name][i]['steps'][step]:.3f}" for name in pair)
             rows.append(row)
-    print("\n" + listed(rows))
+    show("\n" + listed(rows))
     if arguments.plot:
         charts = [charts_of({name: runs[name] for name in pair}, ["steps"])[0]._replace(wide=next(iter(pair))) for pair in PAIRS.values()]
         save(picture(charts, "Two scripts, one curve: NFT with one update per batch is GRPO"), arguments.plot)

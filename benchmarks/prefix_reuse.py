@@ -25,11 +25,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from measure import device_name, parser, spread, table
+from measure import device_name, parser, show, spread, table
 from torch import Tensor
 from transformers import DynamicCache
 
 import train_vineppo
+from common.console import fail, say
 from common.errors import UserError
 from common.launch import parse_config
 from common.policy.policy import Policy
@@ -118,7 +119,7 @@ def vllm_turn(engine: VLLMEngine, way: str) -> Iterator[Turn]:
         return outputs
 
     if not engine.llm.reset_prefix_cache():
-        sys.exit("vLLM did not empty its prefix cache")
+        fail("vLLM did not empty its prefix cache")
     with mock.patch.object(engine.llm, "generate", salted):
         yield turn
 
@@ -156,7 +157,7 @@ def measure(engine: Engine, requests: list[Request], rounds: int) -> dict[str, l
                 turn.seconds = now() - began
             turn.ids = [completion.ids for group in groups for completion in group]
             turns[way].append(turn)
-            print(f"round {i + 1}, {way}: {turn.seconds:.2f} s", flush=True)
+            say(f"round {i + 1}, {way}: {turn.seconds:.2f} s")
     return turns
 
 
@@ -181,10 +182,10 @@ def main() -> None:
         config = parse_config(Config, ["--dataset", DATASET, *flags], "train_vineppo")
         engine, requests = prepare(config)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(f"error: {error}")
     turns = measure(engine, requests, arguments.rounds)
-    print(f"\n{config.dataset}, {type(engine).__name__}, {device_name()}: {len(requests)} states, "
-          f"{len(turns[SHARED][0].ids)} continuations; {arguments.rounds} rounds\n\n{report(turns)}")
+    show(f"\n{config.dataset}, {type(engine).__name__}, {device_name()}: {len(requests)} states, "
+         f"{len(turns[SHARED][0].ids)} continuations; {arguments.rounds} rounds\n\n{report(turns)}")
     if isinstance(engine, TransformersEngine) and not torch.cuda.is_available():
         assert all(turn.ids == turns[SHARED][0].ids for own in turns.values() for turn in own), "the ways sampled different tokens"
 

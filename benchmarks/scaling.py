@@ -27,9 +27,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from measure import device_name, parser, read_rows, resident_gb, result_of, save_svg, stacked_panels, table
+from measure import device_name, parser, read_rows, resident_gb, result_of, save_svg, show, stacked_panels, table
 
 import train_grpo
+from common.console import say
 from common.launch import keep_freed_memory, parse_config
 from common.policy.policy import Policy
 from common.records import Completion, Problem
@@ -188,20 +189,20 @@ def main() -> None:
     options.add_argument("--what", help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.point:  # one of the processes
-        print(json.dumps(run_point(arguments.point, arguments.what, arguments.repeats)))
+        say(json.dumps(run_point(arguments.point, arguments.what, arguments.repeats)))
         return
     points = {axis: [{**BASE, axis: n} for n in AXES[axis]] for axis in arguments.axes}
     found: dict[str, list[dict[str, Any]]] = {json.dumps(point): [] for own in points.values() for point in own}
     for i in range(arguments.rounds):
         for k, (point, measured) in enumerate(found.items()):
             measured.append(measure(json.loads(point), arguments))
-            print(f"round {i + 1} of {arguments.rounds}, point {k + 1} of {len(found)}: {point}: {measured[-1]}", flush=True)
+            say(f"round {i + 1} of {arguments.rounds}, point {k + 1} of {len(found)}: {point}: {measured[-1]}")
     torch.set_num_threads(arguments.threads)
-    print(f"\n{device_name()}; {arguments.rounds} rounds of {arguments.repeats} repeats; prompts of 32 tokens, {GROUP} completions each; "
-          f"{MICROBATCH} tokens in a micro-batch; sizes that do not grow: {BASE}")
+    show(f"\n{device_name()}; {arguments.rounds} rounds of {arguments.repeats} repeats; prompts of 32 tokens, {GROUP} completions each; "
+         f"{MICROBATCH} tokens in a micro-batch; sizes that do not grow: {BASE}")
     for axis, own in points.items():
         rows = [{name: statistics.median(m[name] for m in found[json.dumps(point)]) for name in COLUMNS} for point in own]
-        print(f"\n{report(axis, rows)}")
+        show(f"\n{report(axis, rows)}")
         if axis == "completions" and arguments.plot:
             plot(rows, arguments.plot)
 

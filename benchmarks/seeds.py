@@ -18,7 +18,10 @@ import statistics
 from pathlib import Path
 
 from curves import AXES, Chart, binned, charts_of, greedy, listed, minus, picture, read, save, shown, table, tenths, totals
+from measure import show
 from sweep import Parser, note_of, run_all, sweep
+
+from common.console import say
 
 __all__ = ["table"]  # other benchmarks import it from here
 
@@ -58,11 +61,11 @@ def main() -> None:
                          "whole process, s": f"{wall:.0f}" if wall else "interrupted"}
             bins = {f"to step {step}": f"{value:.4f}" for step, value in binned(run, "neg_logp").items()}
             entropies.append({"method": name, "seed": str(seed), **bins})
-    print(f"\n{listed(rows)}\n\n{listed(entropies)}\n")
+    show(f"\n{listed(rows)}\n\n{listed(entropies)}\n")
     first = next(iter(cells))
     for name, own in final.items():
         apart = f"; {name} - {first}: {shown(minus(own, final[first]), '+.4f')}" if name != first else ""
-        print(f"{name}: {shown(own, '.4f')} over seeds{apart}")
+        say(f"{name}: {shown(own, '.4f')} over seeds{apart}")
     if arguments.plot:
         entropy = Chart({name: [binned(run, "neg_logp") for run in own] for name, own in runs.items()}, AXES["steps"],
                         "entropy: -log p of sampled tokens, nats per token")

@@ -34,9 +34,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from common.console import bar, fail, guard, say
 from common.files import write_file
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +64,7 @@ def is_done(folder: Path, command: list[str]) -> bool:
     """Whether the folder holds this command's finished run. Exits if it holds something else."""
     note = note_of(folder)
     if note.get("command") != command and is_begun(folder):
-        sys.exit(f"error: {folder} holds a run of another command; name another --out, or delete that folder")
+        fail(f"error: {folder} holds a run of another command; name another --out, or delete that folder")
     return note.get("command") == command and note.get("finished", False)
 
 
@@ -85,7 +84,7 @@ def start(folder: Path, command: list[str]) -> Running:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit(f"error: {folder} is in use by another sweep, or a killed sweep left its run going; wait, or end that process")
+            fail(f"error: {folder} is in use by another sweep, or a killed sweep left its run going; wait, or end that process")
         flags = ["--output_dir", str(folder)]
         if any(folder.glob("checkpoint-*")):
             flags += ["--resume_from_checkpoint", "auto"]
@@ -106,7 +105,7 @@ def finish(run: Running) -> None:
     log, code = run.folder.with_suffix(".log"), run.child.returncode
     if code:
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
-        sys.exit(f"{said[-1]}\nstopped: {shlex.join(run.command)} ended with code {code}; its whole output is in {log}")
+        fail(said[-1], f"stopped: {shlex.join(run.command)} ended with code {code}; its whole output is in {log}")
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]  # +: files differ from the revision
     revision = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     seconds = None if run.began is None else time.perf_counter() - run.began
@@ -122,7 +121,7 @@ def run_all(jobs: dict[Path, list[str]], count: int, what: str = "runs") -> None
     numbers = [signal.SIGINT, signal.SIGTERM, *([] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP])]  # nohup
     before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
     try:
-        with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc=what, dynamic_ncols=True) as bar:
+        with bar(total=len(jobs), initial=len(jobs) - len(waiting), desc=what, disable=False) as progress:
             while (waiting or running) and not signals:
                 while waiting and len(running) < count:
                     running.append(start(*waiting.pop(0)))
@@ -130,14 +129,14 @@ def run_all(jobs: dict[Path, list[str]], count: int, what: str = "runs") -> None
                 for run in [run for run in running if run.child.poll() is not None]:
                     running.remove(run)
                     finish(run)
-                    bar.update()
+                    progress.update()
     finally:
         end(running, signals)
         for number, handler in before.items():
             signal.signal(number, handler)
     if signals:
         done, again = sum(is_done(*job) for job in jobs.items()), shlex.join(["python", *sys.argv])
-        print(f"stopped with {done} of {len(jobs)} runs finished; go on with the same command: {again}", file=sys.stderr)
+        say(f"stopped with {done} of {len(jobs)} runs finished; go on with the same command: {again}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -146,7 +145,7 @@ def end(running: list[Running], signals: list[int]) -> None:
     for run in running:
         run.child.terminate()
     if running:
-        print("waiting until the runs in hand have saved (Ctrl-C: kill them)", file=sys.stderr, flush=True)
+        say("waiting until the runs in hand have saved (Ctrl-C: kill them)", file=sys.stderr)
     while alive := [run for run in running if run.child.poll() is None]:
         for run in alive if len(signals) > 1 else []:
             os.killpg(run.child.pid, signal.SIGKILL)
@@ -172,6 +171,7 @@ class Parser(argparse.ArgumentParser):
     """The flags that all scripts over seeds share. Errors are one line. What comes after -- goes to the training script."""
 
     def __init__(self, doc: str | None, out: str, seeds: str = "5") -> None:
+        guard()
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         self.add_argument("--seeds", type=seeds_of, default=seeds, help=f"how many (0, 1, ...), or which, as 7,9 (default: {seeds})")
         self.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as it has cores (default: 1)")
@@ -180,7 +180,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with the message."""
-        sys.exit(f"error: {message} (see --help)")
+        fail(f"error: {message} (see --help)")
 
     def parse(self) -> tuple[argparse.Namespace, list[str]]:
         """Our flags, and those of the training script."""
@@ -208,14 +208,14 @@ def cells_of(script: str, settings: list[str], flags: list[str]) -> dict[str, li
         name, _, listed = text.removeprefix("--").partition("=")
         own = [part for part in listed.split(";" if ";" in listed else ",") if part]
         if not name or not own or name in values or len(set(own)) < len(own):
-            sys.exit(f"error: --set {text}: give each flag once, with values that differ, as --set learning_rate=1e-5,2e-5")
+            fail(f"error: --set {text}: give each flag once, with values that differ, as --set learning_rate=1e-5,2e-5")
         values[name] = own
     given = {flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")}
     for name in (*values, *given):
         if name in OURS:
-            sys.exit(f"error: --{name} is given by the sweep itself; leave it out")
+            fail(f"error: --{name} is given by the sweep itself; leave it out")
         if name in values and name in given:
-            sys.exit(f"error: --{name} stands both in --set and after --; leave one out")
+            fail(f"error: --{name} stands both in --set and after --; leave one out")
     cells = {}
     for chosen in product(*values.values()):
         pairs = list(zip(values, chosen, strict=True))
@@ -274,7 +274,7 @@ def write_results(cells: dict[str, list[str]], folders: dict[str, list[Path]], o
              "commands": escape("\n".join(commands)), "command": escape(shlex.join(["python", *sys.argv])),
              "revision": ", ".join(sorted(revisions))}
     write_file(out / "sweep.html", PAGE.format_map(parts))
-    print(f"{out / 'sweep.html'}: curves, table and commands; the same numbers are in results.json and results.csv beside it")
+    say(f"{out / 'sweep.html'}: curves, table and commands; the same numbers are in results.json and results.csv beside it")
     if asked.plot:
         save(picture(charts, parts["title"]), asked.plot)
 

@@ -15,6 +15,7 @@ import torch
 from measure import device_name, parser
 
 from common.config import CommonConfig
+from common.console import say
 from common.policy.load import load_policy
 from common.policy.pretrained import context_length, load_tokenizer
 from common.problems.data import load_rows
@@ -38,7 +39,7 @@ def main() -> None:
         os.environ["VINERY_CACHE"] = cache
         began = time.perf_counter()
         tiny_model(settings)
-        print(f"warm start {time.perf_counter() - began:.0f} s on {device_name()}")
+        say(f"warm start {time.perf_counter() - began:.0f} s on {device_name()}")
         tokenizer, model_config = load_tokenizer(config)
         template = load_template(config, tokenizer)
         train, test = make_problems(load_rows(config), config, template, tokenizer, context_length(model_config))
@@ -51,8 +52,8 @@ def main() -> None:
         return score(repeated, [completion for group in groups for completion in group]).reshape(-1, n).mean(1)
 
     sampled, greedy, shares = success_rates(test, 8, 1.0), success_rates(test, 1, 0.0), success_rates(train[:1000], 16, 1.0)
-    print(f"sampled pass@1 {sampled.mean():.3f}, greedy {greedy.mean():.3f} ({len(test)} test problems)")
-    print(f"training problems solved in 16 of 16: {(shares == 1).float().mean():.2f}, in none: {(shares == 0).float().mean():.2f}")
+    say(f"sampled pass@1 {sampled.mean():.3f}, greedy {greedy.mean():.3f} ({len(test)} test problems)")
+    say(f"training problems solved in 16 of 16: {(shares == 1).float().mean():.2f}, in none: {(shares == 0).float().mean():.2f}")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ from typing import Any, NamedTuple
 
 import torch
 from curves import AXES, Chart, listed, picture, save
+from measure import show
 from sweep import ROOT, Parser, sweep
 from transformers import PreTrainedTokenizerBase
 
 sys.path.insert(0, str(ROOT))
 import train_ppo
+from common.console import fail, say
 from common.errors import UserError
 from common.files import write_file
 from common.launch import parse_config
@@ -175,7 +177,7 @@ def measured(folder: Path, asked: argparse.Namespace) -> dict[int, dict[str, Any
         began = time.perf_counter()
         results[step] = {"settings": settings, **measure(run, folder / f"checkpoint-{step}", asked)}
         write_file(files[step], json.dumps(results[step]) + "\n")
-        print(f"{folder.name}, step {step}: measured in {time.perf_counter() - began:.0f} s", flush=True)
+        say(f"{folder.name}, step {step}: measured in {time.perf_counter() - began:.0f} s")
     return results
 
 
@@ -253,11 +255,11 @@ def main() -> None:
     try:
         results = [measured(folder, asked) for folder in folders]
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(f"error: {error}")
     summaries = {step: [summarise(result[step]) for result in results] for step in asked.steps}
     record = {"command": command, "seeds": asked.seeds, "steps": summaries}
     write_file(asked.out / "value_error.json", json.dumps(record, indent=1) + "\n")
-    print("\n" + report(summaries))
+    show("\n" + report(summaries))
     if asked.plot:
         errors = {name: [{step: seeds[i]["mean absolute error"][name] for step, seeds in summaries.items()} for i in range(len(results))]
                   for name in ("constant", *ESTIMATORS)}

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import inspect
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, parser, read_rows, table
+from measure import ROOT, parser, read_rows, show, table
 
+from common.console import fail
 from common.verify import answers_equal, is_correct
 from common.verify.extract import reference_answer
 from common.verify.rewards import Worker
@@ -53,7 +53,7 @@ class MathVerify:
         self.worker = Worker(inspect.getfile(math_verify), "math_verify", 10.0)
         self.worker.answer()  # ready
         if self(r"\boxed{1}", "1") is not True:
-            sys.exit("math-verify does not work: pip install math-verify")
+            fail("math-verify does not work: pip install math-verify")
 
     def __call__(self, completion: str, reference: str) -> bool | None:
         problem = {"id": "", "prompt": "", "answer": reference_answer(reference)}
@@ -122,9 +122,9 @@ def main() -> None:
     rows = read_rows(arguments.corpus)
     theirs = MathVerify()
     verdicts = {"vinery": run_rows(rows, is_correct), "math-verify": run_rows(rows, theirs)}
-    print(corpus_table(rows, verdicts))
+    show(corpus_table(rows, verdicts))
     canaries = [path for path in (Path("pwned_canary"), *ROOT.rglob("pwned_canary")) if path.exists()]
-    print(f"\nfiles that executed answers left behind: {', '.join(map(str, canaries)) or 'none'}\n")
+    show(f"\nfiles that executed answers left behind: {', '.join(map(str, canaries)) or 'none'}\n")
 
     usual = [i for i, row in enumerate(rows) if row["kind"] not in HOSTILE]
     pairs = [(completion_of(rows[i]), rows[i]["reference"]) for i in usual]
@@ -135,9 +135,9 @@ def main() -> None:
         ["vinery, again and again", "", f"{speed(is_correct, pairs, 2):,.0f}"],
         ["math-verify, first time", f"{plain['math-verify']:,.0f}", f"{first['math-verify']:,.0f}"],
     ]
-    print(table(["checks a second, one process", "plain numbers", "usual rows"], lines))
-    print(f"\nplain numbers: {plain['vinery'] / plain['math-verify']:,.0f} times math-verify\n")
-    print(gold_table(arguments.data))
+    show(table(["checks a second, one process", "plain numbers", "usual rows"], lines))
+    show(f"\nplain numbers: {plain['vinery'] / plain['math-verify']:,.0f} times math-verify\n")
+    show(gold_table(arguments.data))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, parser, read_rows, resident_gb, run_logged, spread, table, versions
+from measure import ROOT, parser, read_rows, resident_gb, run_logged, show, spread, table, versions
 
+from common.console import fail, say
 from common.files import write_file
 
 TRL = "1.16.0"
@@ -113,7 +114,7 @@ def be_ours(folder: Path, steps: str, seed: str) -> None:
 def run_ours(folder: Path, steps: int, seed: int, threads: int, how: str = "--ours") -> Result:
     """train_grpo.py with its run folder in `folder`."""
     result = start([sys.executable, __file__, how, str(folder), str(steps), str(seed)], folder, threads)
-    return result or sys.exit(f"{OURS} failed; see {folder}.log")
+    return result or fail(f"{OURS} failed; see {folder}.log")
 
 
 # ---- TRL -------------------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def make_environment(folder: Path) -> Path:
     """The python of an environment with TRL and our versions of torch, transformers and peft, made on first use."""
     if not (folder / "done").exists():
         wanted = [f"trl=={TRL}", *(f"{package}=={version}" for package, version in versions().items())]
-        print(f"making {folder} with {' '.join(wanted)}", flush=True)
+        say(f"making {folder} with {' '.join(wanted)}")
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted], check=True)
         (folder / "done").touch()
@@ -189,7 +190,7 @@ def calibrate(python: Path, job: dict[str, Any], folder: Path, threads: int) -> 
         for turn in range(TURNS):
             for i, setting in enumerate(settings):
                 runs[i].append(run_trl(python, job, {**best, **setting}, folder / f"calibrate-{kind}-{i}-{turn}", threads))
-                print(f"calibration, {kind}, {named(setting)}: run {turn + 1} of {TURNS} is done", flush=True)
+                say(f"calibration, {kind}, {named(setting)}: run {turn + 1} of {TURNS} is done")
         means: list[float] = []
         for setting, own in zip(settings, runs, strict=True):
             if None in own:
@@ -201,10 +202,10 @@ def calibrate(python: Path, job: dict[str, Any], folder: Path, threads: int) -> 
             after, peak = statistics.median(fastest[WARM_UP:]), max(run["peak_gb"] for run in own)
             lines.append([kind, named(setting), f"{means[-1]:.3f}", f"{after:.3f}", f"{peak:.2f}"])
         if min(means) == float("inf"):
-            sys.exit(f"TRL failed with every setting; see the logs in {folder}")
+            fail(f"TRL failed with every setting; see the logs in {folder}")
         best = {**best, **settings[means.index(min(means))]}
     seconds = [f"seconds a step, all {WARM_UP + CALIBRATION_STEPS}", f"median of the last {CALIBRATION_STEPS}"]
-    print("\n" + table(["", "setting of TRL", *seconds, "peak GB"], lines))
+    show("\n" + table(["", "setting of TRL", *seconds, "peak GB"], lines))
     return best
 
 
@@ -220,7 +221,7 @@ def check_same_work(ours: Result, theirs: Result) -> None:
     """Ends the program if the work of the two sides differs."""
     for name in ("optimizer_steps", "completions", "parameters", "threads", "versions"):
         if ours[name] != theirs[name]:
-            sys.exit(f"the two sides did not do the same work: {name} is {ours[name]} in {OURS} and {theirs[name]} in {THEIRS}")
+            fail(f"the two sides did not do the same work: {name} is {ours[name]} in {OURS} and {theirs[name]} in {THEIRS}")
 
 
 def measures(run: Result) -> dict[str, list[float]]:
@@ -260,24 +261,24 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     python = arguments.trl_python or make_environment(folder.parent / f"trl-{TRL}")
     setting = arguments.setting
     if setting is None:
-        print(f"a short run of {OURS}, which gives the problems for the calibration", flush=True)
+        say(f"a short run of {OURS}, which gives the problems for the calibration")
         run_ours(folder / "ours-0", WARM_UP + CALIBRATION_STEPS + 1, 0, arguments.threads)
         setting = calibrate(python, job_like(folder / "ours-0"), folder, arguments.threads)
-    print(f"\nsetting of TRL: {json.dumps(setting)}", flush=True)
+    show(f"\nsetting of TRL: {json.dumps(setting)}")
     sides: dict[str, list[Result]] = {OURS: [], THEIRS: []}
     for i in range(1, arguments.rounds + 1):
         ours = run_ours(folder / f"ours-{i}", arguments.steps + 1, i, arguments.threads)
         theirs = run_trl(python, job_like(folder / f"ours-{i}"), setting, folder / f"trl-{i}", arguments.threads)
         if theirs is None:
-            sys.exit(f"TRL failed; see {folder / f'trl-{i}.log'}")
+            fail(f"TRL failed; see {folder / f'trl-{i}.log'}")
         check_same_work(ours, theirs)
         sides[OURS].append(ours)
         sides[THEIRS].append(theirs)
         seconds = [statistics.median(counted_seconds(run)) for run in (ours, theirs)]
-        print(f"round {i} of {arguments.rounds}: {OURS} {seconds[0]:.3f} s a step, {THEIRS} {seconds[1]:.3f} s", flush=True)
+        say(f"round {i} of {arguments.rounds}: {OURS} {seconds[0]:.3f} s a step, {THEIRS} {seconds[1]:.3f} s")
     write_file(folder / "result.json", json.dumps({"setting": setting, "sides": sides}))
-    print(f"\n{arguments.threads} threads, float32, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs a side, TRL {TRL}, "
-          f"{versions()}\n\n{report(sides)}")
+    show(f"\n{arguments.threads} threads, float32, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs a side, TRL {TRL}, "
+         f"{versions()}\n\n{report(sides)}")
 
 
 # ---- where the time of train_grpo.py goes ----------------------------------------------------------------------------
@@ -324,10 +325,10 @@ def seconds_of(shape: Shape) -> float:
 
 def profile(arguments: argparse.Namespace, folder: Path) -> None:
     """Prints the seconds of each phase of a step of train_grpo.py, and of the matrix products in it."""
-    print(f"a run of {OURS}", flush=True)
+    say(f"a run of {OURS}")
     run = run_ours(folder / "ours", arguments.steps + 1, 0, arguments.threads)
     steps = run["steps"][WARM_UP:-1]
-    print("the same run under torch's profiler, and its matrix products by themselves", flush=True)
+    say("the same run under torch's profiler, and its matrix products by themselves")
     profiled = run_ours(folder / "profiled", arguments.steps + 1, 0, arguments.threads, "--profiled")
     import torch
 
@@ -347,7 +348,7 @@ def profile(arguments: argparse.Namespace, folder: Path) -> None:
             numbers = (f"{gflop[phase]:.2f}", f"{gflop[phase] / bare[phase]:.0f}", f"{seconds / bare[phase]:.2f}")
             lines[-1][3:] = [f"{bare[phase]:.4f}", *numbers]
     header = ["phase", "seconds a step", "share", "bare matrix products, s", "GFLOP", "GFLOP/s", "times the products"]
-    print(f"\n{OURS}, {run['threads']} threads, means of {len(steps)} steps\n\n{table(header, lines)}")
+    show(f"\n{OURS}, {run['threads']} threads, means of {len(steps)} steps\n\n{table(header, lines)}")
 
 
 def main() -> None:
@@ -364,7 +365,7 @@ def main() -> None:
     arguments = options.parse_args()
     folder = ROOT / "runs" / "vs_trl" / time.strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
-    print(f"logs and results: {folder}", flush=True)
+    say(f"logs and results: {folder}")
     (profile if arguments.profile else compare)(arguments, folder)
 
 

@@ -15,17 +15,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.console import fail, guard, say
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def old_version(script: Path, since: str) -> str:
     """The text of a script in an earlier commit. Exits if git does not have it."""
     if not script.resolve().is_relative_to(ROOT):
-        sys.exit(f"error: {script} is no script of {ROOT}; name the changed script first, and your copy with --to")
+        fail(f"error: {script} is no script of {ROOT}; name the changed script first, and your copy with --to")
     name = script.resolve().relative_to(ROOT).as_posix()
     shown = subprocess.run(["git", "-C", str(ROOT), "show", f"{since}:{name}"], capture_output=True, text=True)
     if shown.returncode:
-        sys.exit(f"error: {shown.stderr.strip()}; give a commit that has {name} with --since")
+        fail(f"error: {shown.stderr.strip()}; give a commit that has {name} with --since")
     return shown.stdout
 
 
@@ -38,11 +41,12 @@ def carry(script: Path, old: str, target: Path) -> int:
         command = ["git", "merge-file", "--diff3", *labels, str(target), str(base), str(script)]
         merged = subprocess.run(command, capture_output=True, text=True)
     if merged.returncode > 127:  # git merge-file returns the number of conflicts, or 255 for an error
-        sys.exit(f"error: {merged.stderr.strip()}")
+        fail(f"error: {merged.stderr.strip()}")
     return merged.returncode
 
 
 def main() -> None:
+    guard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("script", type=Path, help="the script that was changed")
     parser.add_argument("--since", default="HEAD", help="the commit with its version before the change (default: HEAD)")
@@ -52,11 +56,11 @@ def main() -> None:
     targets = arguments.to or [path for path in others if path.resolve() != arguments.script.resolve()]
     missing = [str(path) for path in [arguments.script, *targets] if not path.is_file()]
     if missing:
-        sys.exit(f"error: there is no file {missing[0]}")
+        fail(f"error: there is no file {missing[0]}")
     old = old_version(arguments.script, arguments.since)
     conflicts = {target: carry(arguments.script, old, target) for target in targets}
     for target, count in conflicts.items():
-        print(f"{target}: {f'{count} conflicts, between <<<<<<< and >>>>>>>' if count else 'merged'}")
+        say(f"{target}: {f'{count} conflicts, between <<<<<<< and >>>>>>>' if count else 'merged'}")
     sys.exit(1 if any(conflicts.values()) else 0)
 
 
