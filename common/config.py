@@ -174,7 +174,7 @@ class CommonConfig(SamplingConfig):
     warmup_steps: int = flag(5, "update", "Steps over which the learning rate rises to its peak.")
     max_grad_norm: float = flag(1.0, "update", "The gradient is scaled down to this norm if its norm is larger.")
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = flag(
-        "adamw_torch", "update", "AdamW, or bitsandbytes' AdamW with 8-bit state. paged: the state moves to the host if the GPU is full.")
+        "adamw_torch", "update", "AdamW, or bitsandbytes' AdamW with 8-bit state. paged: the state can move to the host, until a resume.")
     num_iterations: int = flag(1, "update", "Passes over the completions of a step.")
     num_minibatches: int = flag(1, "update", "Optimiser steps per pass.")
     max_tokens_per_microbatch: int = flag(

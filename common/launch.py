@@ -153,6 +153,9 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
     guard()
     keep_freed_memory()
     with _errors_in_one_line(config):
+        from common.run.gpu import check_gpu  # imports torch
+
+        check_gpu(config)
         if isinstance(config, CommonConfig):
             from common.run.memory_plan import plan_run, table  # imports torch
 

@@ -30,29 +30,44 @@ def check_head(policy: Policy) -> None:
 
 
 def keeps_packed_rows_apart(policy: Policy) -> bool:
-    """Whether packed rows give the same states and the same gradient as each row alone.
+    """Whether packed rows give the same states and the same gradient as each row alone. Says so if they do not.
 
-    They do not in models whose layers carry a state from token to token, or that do not hand on where rows begin.
+    They do not in models whose layers carry a state from token to token, or that do not hand on where rows begin. Raises UserError if
+    the card has no room even for these few rows.
     """
     vocabulary = policy.base.config.get_text_config().vocab_size
     first, second, a, b, c = (((np.arange(n) * n + n) % vocabulary).tolist() for n in (6, 9, 5, 8, 7))
     rows = [(tuple(first), a), (tuple(first), b), (tuple(second), c)]  # two of the rows share a prompt
     ids, before, inputs = pack([prompt for prompt, _ in rows], [completion for _, completion in rows], policy.device)
+    note = "note: rows are padded and prompts not shared in the update:"
     try:
         packed = _states_and_gradient(policy, torch.from_numpy(ids), np.concatenate(before), **inputs)
+        alone = [_states_and_gradient(policy, torch.tensor([[*prompt, *completion]]), len(prompt) - 1 + np.arange(len(completion)))
+                 for prompt, completion in rows]
+    except torch.OutOfMemoryError as error:
+        raise UserError("out of memory after the model was loaded: nothing is left for an update. Give vLLM less "
+                        "(--vllm_gpu_memory_utilization), or take --load_in_4bit or a smaller model") from error
     except Exception as error:  # a kernel or a model that does not know these inputs raises whatever it likes
-        say(f"note: rows are padded and prompts not shared in the update: {type(error).__name__}: {error}")
+        say(f"{note} {type(error).__name__}: {error}")
         return False
-    alone = [_states_and_gradient(policy, torch.tensor([[*prompt, *completion]]), len(prompt) - 1 + np.arange(len(completion)))
-             for prompt, completion in rows]
     expected = torch.cat([states for states, _ in alone]), sum(gradient for _, gradient in alone)
     allowed = (1e-4, 1e-3) if policy.dtype == torch.float32 else (0.03, 0.1)  # relative, of the states and of the gradient
-    return all((ours - theirs).norm() < most * theirs.norm() for ours, theirs, most in zip(packed, expected, allowed, strict=True))
+    apart = [((ours - theirs).norm() / theirs.norm()).item() for ours, theirs in zip(packed, expected, strict=True)]
+    same = all(found < most for found, most in zip(apart, allowed, strict=True))
+    if not same:
+        say(f"{note} packed rows differ from rows alone by {apart[0]:.2g} in their states and {apart[1]:.2g} in their gradient "
+            f"(allowed: {allowed[0]:g} and {allowed[1]:g})")
+    return same
 
 
 def _states_and_gradient(policy: Policy, ids: Tensor, places: np.ndarray, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """The states (N, H) at `places` of a sequence (1, L), and the gradient of a weighted sum of them, of all adapter parameters."""
+    """The states (N, H) at `places` of a sequence (1, L), and the gradient of a weighted sum of them.
+
+    The gradient is that of the adapter's first and last layers. The first layer's comes through all layers, and both take little memory.
+    """
     parameters = list(policy.parameters_of().values())
+    some = -(-len(parameters) // policy.base.config.get_text_config().num_hidden_layers)
+    parameters = parameters[:some] + parameters[some:][-some:]
     states = policy.hidden_states(ids.to(policy.device), use_cache=False, **inputs).last_hidden_state[0][places].float()
     loss = (states * torch.linspace(-1, 1, states.shape[1], device=policy.device)).sum()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -11,7 +11,7 @@ from common.config import SamplingConfig
 from common.console import say
 from common.policy.policy import Policy
 from common.rollout.engine import Engine
-from common.rollout.parity import check_parity, probes
+from common.rollout.parity import check_awake, check_parity, probes
 from common.rollout.transformers_engine import TransformersEngine
 from common.rollout.vllm_engine import VLLMEngine
 
@@ -44,10 +44,10 @@ def choose_engine(config: SamplingConfig) -> tuple[str, str]:
 def connect(engine: Engine, policy: Policy) -> None:
     """Makes the engine sample from this policy, and checks that it does. Raises UserError if it does not.
 
-    The check runs again whenever the engine has been asleep.
+    A shorter check runs whenever the engine has been asleep.
     """
     engine.connect(policy)
     if engine.probe_prompts:
-        check = functools.partial(check_parity, engine, policy, probes(engine.probe_prompts, policy.temperature))
-        say(check())
-        engine.on_wake = check
+        requests = probes(engine.probe_prompts, policy.temperature)
+        say(check_parity(engine, policy, requests))
+        engine.on_wake = functools.partial(check_awake, engine, policy, requests)

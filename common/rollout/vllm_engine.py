@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -54,6 +55,8 @@ class VLLMEngine:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": min((r for r in LORA_RANKS if r >= rank), default=rank)}
         if config.load_in_4bit:  # the same NF4 with double quantisation as the trainer's
             options["quantization"] = "bitsandbytes"
+        if getattr(model_config, "vision_config", None) is not None:
+            options["language_model_only"] = True  # else vLLM loads the part that sees, too
         # vLLM stays in this process: merged weights need no copy, and Ctrl-C reaches the run alone and no engine beside it
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -64,9 +67,10 @@ class VLLMEngine:
             self.llm = LLM(model=model_folder(config), dtype=dtype, seed=config.seed % 2**31, enable_prefix_caching=True,
                            max_model_len=max(map(len, prompts)) + config.max_completion_length, logprobs_mode="processed_logprobs",
                            generation_config="vllm", use_tqdm_on_load=False, **options)  # no sampling defaults of the model
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+            four_bits = "" if config.load_in_4bit else "--load_in_4bit, "
             raise UserError(f"vLLM did not start: {str(error).strip() or type(error).__name__}. If memory is short: another "
-                            f"--vllm_gpu_memory_utilization (now {config.vllm_gpu_memory_utilization}), --load_in_4bit, a smaller "
+                            f"--vllm_gpu_memory_utilization (now {config.vllm_gpu_memory_utilization}), {four_bits}a smaller "
                             "--max_completion_length; else --engine transformers. VLLM_LOGGING_LEVEL=INFO shows more") from error
         self.lora = self._lora_request(config.adapter) if config.adapter else None
 
