@@ -15,20 +15,21 @@ import ctypes
 import difflib
 import errno
 import re
+import shlex
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig, resolve, run_prefix
+from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig, resolve
 from common.console import fail, guard, say
 from common.errors import UserError
-from common.run.resume import newest_checkpoint
-from common.run.saved_config import START_FLAGS, Saved, read_config
+from common.run.resume import IDENTITY, find_checkpoint, step_of
+from common.run.saved_config import PATHS, Saved, all_flags, different, read_config
 
 NOT_TYPED = object()  # the value of flags that are not on the command line
 
@@ -98,12 +99,17 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     if typed.get("stop"):
         typed["stop"] = [text.replace("\\n", "\n") for text in typed["stop"]]
     saved = read_config(Path(typed["config"]), config_class) if typed.get("config") else None
+    if saved:
+        _refuse_code(saved, typed, [f"{script}.py", *argv])
     config = resolve(config_class, saved.flags, typed, saved.given) if saved else resolve(config_class, {}, typed)
     if typed.get("resume_from_checkpoint"):
-        checkpoint = newest_checkpoint(typed["resume_from_checkpoint"], typed.get("output_dir"), run_prefix(config, script))
-        if checkpoint is not None:
-            config = _resumed_config(config_class, checkpoint, saved, typed)
-            saved = read_config(checkpoint.parent / "config.json", config_class)
+        checkpoint = find_checkpoint(config, script)
+        if checkpoint:
+            begun = read_config(checkpoint.parent / "config.json", config_class)
+            _refuse_code(begun, typed, [f"{script}.py", *argv])
+            config, saved = _resumed_config(config_class, script, checkpoint, begun, saved, typed), begun
+        elif config.output_dir and (Path(config.output_dir) / "config.json").exists():
+            _refuse_another_run(config, script)
     try:
         config.check()
     except UserError as error:
@@ -111,31 +117,59 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     return config
 
 
-def _resumed_config(config_class: type[C], checkpoint: Path, given: Saved | None, typed: dict[str, Any]) -> C:
-    """The config of a run that continues from `checkpoint`: the flags of that run, and typed flags that may change on resume.
+def _refuse_another_run(config: SamplingConfig, script: str) -> None:
+    """Raises UserError if `--output_dir` holds a run of another command. It has no checkpoint, and starting over would delete its files."""
+    saved = read_config(Path(config.output_dir) / "config.json", type(config))
+    before, now = all_flags(saved, type(config)), config.flags()
+    other = [name for name in different(now, before) if name not in config.resumable]
+    if other or saved.script not in (None, script):
+        why = f"its --{other[0]} is {before[other[0]]}, not {now[other[0]]}" if other else f"it is of {saved.script}.py"
+        raise UserError(f"--output_dir {config.output_dir} holds another run: {why}; name another folder, or delete that one")
 
-    given: the file of --config, if there is one. Raises UserError for a change that is not allowed.
+
+def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved: Saved, given: Saved | None, typed: dict[str, Any]) -> C:
+    """The config of a run that continues from `checkpoint`: its `saved` flags, and typed flags that may change on resume.
+
+    given: the file of --config, if there is one. Ends the process with code 0 if the run has done all its steps. Raises UserError for a
+    change that is not allowed.
     """
     folder = checkpoint.parent
     if typed.get("output_dir") and Path(typed["output_dir"]).resolve() != folder.resolve():
         raise UserError(f"--output_dir {typed['output_dir']}: a resumed run goes on in its own folder, {folder}; leave the flag out")
-    saved = read_config(folder / "config.json", config_class)
-    other = sorted(name for name in given.flags if name not in typed and given.flags[name] != saved.flags.get(name)) if given else []
+    if saved.script not in (None, script):
+        raise UserError(f"{folder} is a run of {saved.script}.py; continue it with that script, or start a new run from its adapter: "
+                        f"--adapter {checkpoint}")
+    before = all_flags(saved, config_class)
+    other = [name for name in different(all_flags(given, config_class), before) if name not in typed] if given else []
     if other:  # --config may stay in a repeated command, but it must not bring other flags
         raise UserError(f"--config {typed['config']}: the resumed run has its own flags, and {other[0]} differs; leave --config out")
-    config = resolve(config_class, saved.flags, typed, saved.given)
-    kept = {name: value for name, value in saved.derived.items() if name not in (*PLANNED, *typed)}  # a plan is made anew
-    config.derive(**kept)
-    before = saved.values
-    changed = {name: value for name, value in asdict(config).items() if name in typed and name in before and value != before[name]}
-    fixed = sorted(set(changed) - config_class.resumable)
+    config = resolve(config_class, saved.flags, typed)
+    config.given = frozenset({*saved.given, *typed})
+    config.derive(**{name: value for name, value in saved.derived.items() if name not in (*PLANNED, *typed)})  # a plan is made anew
+    before |= saved.derived
+    changed = sorted(different(typed, before))
+    movable = PATHS if (checkpoint / IDENTITY).is_file() else ()  # what is there now is compared before anything is loaded
+    fixed = [name for name in changed if name not in config_class.resumable and name not in movable]
     if fixed:
-        raise UserError(f"--{fixed[0]} {changed[fixed[0]]} differs from the resumed run's {before[fixed[0]]}; leave it out, "
+        raise UserError(f"--{fixed[0]} {typed[fixed[0]]} differs from the resumed run's {before[fixed[0]]}; leave it out, "
                         f"or start a new run from its adapter: --adapter {checkpoint}")
-    for name in sorted(set(changed) - set(START_FLAGS)):
-        say(f"changed on resume: --{name} {before[name]} -> {changed[name]}")
+    if step_of(checkpoint) >= config.max_steps:
+        say(f"{folder} is finished: it has done {step_of(checkpoint)} steps, and --max_steps is {config.max_steps}. Nothing was changed. "
+            f"To go on: --resume_from_checkpoint {checkpoint} with a higher --max_steps")
+        sys.exit(0)
+    for name in changed:
+        say(f"changed on resume: --{name} {before[name]} -> {typed[name]}")
     config.output_dir, config.resume_from_checkpoint = str(folder), str(checkpoint)
     return config
+
+
+def _refuse_code(saved: Saved, typed: dict[str, Any], command: list[str]) -> None:
+    """Raises UserError if a saved config.json names code and the command line does not: the file may be another person's."""
+    code = saved.flags.get("reward")
+    if code and not typed.get("reward"):
+        file, _, function = code.rpartition(":")
+        raise UserError(f"{saved.path} names code: the function {function} of the file {file}. Code runs only if the command line names "
+                        f"it. Look at the file, then give: python {shlex.join([*command, '--reward', code])}")
 
 
 def parse_command_line(config_class: type[C], file: str) -> C:

@@ -1,9 +1,11 @@
 import json
+import shlex
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pytest
 
-from common.config import CommonConfig, flag
+from common.config import CommonConfig, flag, run_prefix
 from common.errors import UserError
 from common.launch import parse_config
 from common.run.record import config_record
@@ -77,3 +79,141 @@ def test_the_same_command_with_resume_is_accepted(tmp_path, monkeypatch):
 
 def test_stop_strings_may_hold_newlines():
     assert parse("--stop", r"\n\nProblem:", "END").stop == ["\n\nProblem:", "END"]
+
+
+# ---- which run is continued -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """`begin(time, steps, *argv, script)`: the run folder of this command, with a checkpoint after `steps` steps (0: none)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("common.run.resume.what_is_missing", lambda folder: None)
+
+    def make(time, steps, *argv, script="train_x"):
+        config = parse(*argv)
+        folder = Path(f"{run_prefix(config, 'train_x')}-{time}")
+        (folder / f"checkpoint-{steps}").mkdir(parents=True)
+        if not steps:
+            (folder / "checkpoint-0").rmdir()
+        (folder / "config.json").write_text(json.dumps(config_record(config, script)))
+        return folder
+
+    return make
+
+
+AUTO = ["--resume_from_checkpoint", "auto"]
+
+
+def content(folder):
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in sorted(folder.rglob("*"))}
+
+
+def test_auto_without_a_folder_continues_the_run_of_this_very_command_alone(begin, capsys):
+    """A sweep under a scheduler: each start finds its own run, whatever else has begun since."""
+    sweep = {rate: ["--max_steps", "30", "--learning_rate", rate] for rate in ("1e-3", "1e-4", "3e-4")}
+    for time, flags in enumerate(sweep.values()):
+        assert parse(*flags, *AUTO).resume_from_checkpoint == "auto"
+        begin(f"2026010{time}-000000", 10, *flags, *AUTO)
+    assert "20260101-000000 has another --learning_rate" in capsys.readouterr().out
+    for time, (rate, flags) in enumerate(sweep.items()):
+        config = parse(*flags, *AUTO)
+        assert config.output_dir.endswith(f"2026010{time}-000000") and config.learning_rate == float(rate)
+    other = [["--max_steps", "31"], ["--seed", "1"], ["--save_steps", "7"], ["--beta", "0.1"], ["--stop", "x"], ["--epsilon", "0.3"]]
+    for flags in other:
+        assert parse(*sweep["1e-3"], *flags, *AUTO).resume_from_checkpoint == "auto", flags
+
+
+def test_the_same_command_is_known_however_it_is_spelt(begin, tmp_path):
+    data = tmp_path / "my data.jsonl"
+    data.write_text("{}")
+    real = ["--model", "some/model", "--max_steps", "30"]
+    folder = begin("20260101-000000", 10, *real, "--dataset", str(data))
+    for name in ("my data.jsonl", "./my data.jsonl", "../" + tmp_path.name + "/my data.jsonl"):
+        assert parse(*real, "--dataset", name, *AUTO).output_dir == str(folder), name
+    assert parse(*real, "--dataset", str(data), "--seed=0", "--learning-rate", "0.00002", *AUTO).output_dir == str(folder)  # the defaults
+    assert parse(*AUTO, "--config", str(folder / "config.json")).output_dir == str(folder)
+    other = tmp_path / "other" / "my data.jsonl"
+    other.parent.mkdir()
+    other.write_text("{}")
+    assert parse(*real, "--dataset", str(other), *AUTO).output_dir is None
+    record = json.loads((folder / "config.json").read_text())
+    for name in ("derived", "given", "hardware", "versions"):
+        record.pop(name)
+    record["flags"] = {name: record["flags"][name] for name in ("model", "dataset", "max_steps", "seed")}  # of a version with fewer flags
+    (folder / "config.json").write_text(json.dumps(record))
+    assert parse(*real, "--dataset", str(data), *AUTO).output_dir == str(folder)
+    assert parse(*real, "--dataset", str(data), "--beta", "0.1", *AUTO).output_dir is None
+
+
+def test_candidates_that_cannot_be_this_run_are_passed_over(begin, capsys):
+    own = begin("20260101-000000", 10)
+    begin("20260102-000000", 20, script="train_y")
+    damaged = begin("20260103-000000", 20)
+    (damaged / "config.json").write_text('{"flags": {"seed": 1')
+    foreign = begin("20260104-000000", 20)
+    (foreign / "config.json").write_text('{"flags": {"neg_weight": 1}}')
+    empty = begin("20260105-000000", 0)
+    config = parse(*AUTO)
+    assert (config.output_dir, config.resume_from_checkpoint) == (str(own), str(own / "checkpoint-10"))
+    output = capsys.readouterr().out
+    assert f"skipping {damaged}: " in output and f"skipping {foreign}: " in output and str(empty) not in output
+
+
+@pytest.mark.parametrize("how", ["auto", "output_dir", "path", "fewer steps", "with --config"])
+def test_a_finished_run_is_said_to_be_finished_and_not_touched(how, begin, tmp_path, capsys):
+    folder = begin("20260101-000000", 30, "--max_steps", "30")
+    flags = {
+        "auto": ["--max_steps", "30", *AUTO],
+        "output_dir": [*AUTO, "--output_dir", str(folder)],
+        "path": ["--resume_from_checkpoint", str(folder / "checkpoint-30")],
+        "fewer steps": [*AUTO, "--output_dir", str(folder), "--max_steps", "3"],
+        "with --config": [*AUTO, "--config", str(folder / "config.json")],
+    }[how]
+    before = content(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        parse(*flags)
+    assert end.value.code == 0 and f"{folder} is finished: it has done 30 steps" in capsys.readouterr().out
+    assert content(tmp_path) == before
+    assert parse(*AUTO, "--output_dir", str(folder), "--max_steps", "31").max_steps == 31
+
+
+def test_a_folder_of_another_command_is_refused_with_the_first_flag_that_differs(begin):
+    folder = begin("20260101-000000", 10, "--seed", "3", "--max_steps", "30")
+    with pytest.raises(UserError, match="--seed 4 differs from the resumed run's 3"):
+        parse(*AUTO, "--output_dir", str(folder), "--seed", "4", "--max_steps", "5")  # also where nothing would be left to do
+    with pytest.raises(UserError, match=r"is a run of train_x.py; continue it with that script"):
+        parse_config(Config, [*AUTO, "--output_dir", str(folder)], "train_y")
+    with pytest.raises(UserError, match=r"run of train_x.py.* --adapter .*checkpoint-10"):
+        parse_config(Config, ["--resume_from_checkpoint", str(folder / "checkpoint-10")], "train_y")
+    unsaved = begin("20260102-000000", 0, "--seed", "3")
+    before = content(unsaved)
+    with pytest.raises(UserError, match="holds another run: its --seed is 3, not 4; name another folder"):
+        parse(*AUTO, "--output_dir", str(unsaved), "--seed", "4")
+    with pytest.raises(UserError, match=r"holds another run: it is of train_x.py"):
+        parse_config(Config, [*AUTO, "--output_dir", str(unsaved), "--seed", "3"], "train_y")
+    assert content(unsaved) == before
+    assert parse(*AUTO, "--output_dir", str(unsaved), "--seed", "3", "--max_steps", "7").resume_from_checkpoint == "auto"
+
+
+# ---- code -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["runs/theirs/tools.py", "/tmp/a b/tools.py"])
+def test_code_that_a_saved_file_names_must_be_typed(file, begin, tmp_path, monkeypatch):
+    """From --config, from a checkpoint and from the run of --output_dir. The command that the message gives works."""
+    reward = f"{file}:score"
+    folder = begin("20260101-000000", 10, "--reward", reward)
+    theirs = ["--config", str(folder / "config.json")]
+    path = ["--resume_from_checkpoint", str(folder / "checkpoint-10")]
+    for command in (theirs, path, [*AUTO, "--output_dir", str(folder)], [*theirs, *path], [*theirs, *AUTO]):
+        with pytest.raises(UserError, match=f"names code: the function score of the file {file}. Code runs only if") as error:
+            parse(*command)
+        advised = str(error.value).partition("python train_x.py ")[2]
+        assert parse(*shlex.split(advised)).reward == reward
+    assert parse(*AUTO, "--reward", reward).output_dir == str(folder)  # a scheduler repeats the command, with its code
+    with pytest.raises(UserError, match=r"--reward mine\.py:score differs"):
+        parse(*path, "--reward", "mine.py:score")
+    assert parse(*theirs, "--reward", "mine.py:score").reward == "mine.py:score"
+    with pytest.raises(UserError, match="names code"):
+        parse(*theirs, "--reward", "")

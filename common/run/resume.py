@@ -6,12 +6,15 @@ import json
 import re
 from pathlib import Path
 
+from common.config import SamplingConfig, run_prefix
 from common.console import say
 from common.errors import UserError
 from common.files import sha256
+from common.run.saved_config import all_flags, different, read_config
 
 MANIFEST = "manifest.json"  # every file of a checkpoint, with its size and hash
 TRAINER_STATE = "trainer_state.pt"
+IDENTITY = "identity.json"  # fingerprints of what the run is made of; older versions wrote none
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -36,11 +39,13 @@ def what_is_missing(folder: Path) -> str | None:
     return None
 
 
-def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path | None:
+def find_checkpoint(config: SamplingConfig, script: str) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` names. None if `auto` finds none: then a new run starts, and a line says so.
 
-    prefix: how the names of this command's default run folders begin. Raises UserError for a folder that is not a whole checkpoint.
+    `auto` looks in `--output_dir`, else for the newest run of this very command: the same script and the same flags. Raises UserError for
+    a named folder that is not a whole checkpoint.
     """
+    wanted = config.resume_from_checkpoint
     if wanted != "auto":
         problem = what_is_missing(Path(wanted))
         if problem:
@@ -48,12 +53,49 @@ def newest_checkpoint(wanted: str, output_dir: str | None, prefix: str) -> Path 
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem}); give "
                             f"{inside[-1] if inside else 'a checkpoint-N folder, or auto'}")
         return Path(wanted)
-    begun = [Path(path).parent for path in glob.glob(f"{glob.escape(prefix)}-*/config.json")]
-    run = Path(output_dir) if output_dir else max(begun, default=Path(prefix))  # the newest, since names end in the time
+    if config.output_dir:
+        runs, where = [Path(config.output_dir)], config.output_dir
+    else:
+        runs, where = runs_of(config, script), f"{run_prefix(config, script)}-*"
+    found = next((folder for run in runs if (folder := newest_checkpoint(run))), None)
+    if found is None:
+        say(f"nothing to resume in {where}: a new run starts")
+    return found
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run. Those that are not whole are named on the console."""
     for folder in reversed(checkpoints(run)):
         problem = what_is_missing(folder)
         if problem is None:
             return folder
         say(f"skipping {folder}: not a whole checkpoint ({problem})")
-    say(f"nothing to resume in {run}: a new run starts")
     return None
+
+
+def runs_of(config: SamplingConfig, script: str) -> list[Path]:
+    """The run folders that this very command has made under their default names, newest first: same script, same flags."""
+    begun = [Path(path).parent for path in glob.glob(f"{glob.escape(run_prefix(config, script))}-*/config.json")]
+    own, others = [], []
+    for folder in sorted(begun, reverse=True):  # names end in the time
+        try:
+            saved = read_config(folder / "config.json", type(config))
+        except UserError as error:
+            say(f"skipping {folder}: {error}")
+            continue
+        other = different(config.flags(), all_flags(saved, type(config)))
+        if saved.script not in (None, script):
+            others.append(f"{folder} is of {saved.script}.py")
+        elif other:
+            others.append(f"{folder} has another --{other[0]}")
+        else:
+            own.append(folder)
+    if others and not own:
+        say(f"no run of this very command: {'; '.join(others[:3])}{'; ...' if len(others) > 3 else ''}")
+    return own
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps that the run had done at the checkpoint."""
+    found = re.search(r"checkpoint-(\d+)$", checkpoint.resolve().name)
+    return int(found[1]) if found else 0

@@ -2,16 +2,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Set
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from common.config import PLANNED, SamplingConfig
+from common.config import PLANNED, SamplingConfig, resolve
 from common.errors import UserError
 
 START_FLAGS = ("config", "resume_from_checkpoint", "output_dir")  # these say how a run is started; a saved config does not pass them on
+# flags that name something to read: the same content may lie elsewhere when a run is resumed, since its checkpoints have fingerprints
+PATHS = ("model", "adapter", "dataset", "eval_dataset", "prompt_template", "system_prompt", "reward")
 MAX_BYTES = 10_000_000  # of a config.json; real ones have some thousand
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
 
@@ -20,15 +23,10 @@ class Saved(NamedTuple):
     """What config.json says of a run."""
 
     path: Path
-    script: str
+    script: str | None
     flags: dict[str, Any]  # without START_FLAGS and derived values
     given: Set[str] = frozenset()  # names of the flags that were typed; the others are defaults of that time
     derived: dict[str, Any] = {}  # noqa: RUF012 -- never changed. Values that the run worked out itself
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The values that counted, by name."""
-        return {**self.flags, **self.derived}
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -64,7 +62,27 @@ def read_config(path: Path, config_class: type[SamplingConfig]) -> Saved:
     derived = {name: _checked(path, name, value, hints.get(name, str)) for name, value in derived.items() if name not in START_FLAGS}
     if "given" not in record:
         flags = {name: value for name, value in flags.items() if name not in derived}
-    return Saved(path, str(record.get("script")), flags, given, derived)
+    return Saved(path, _checked(path, "script", record.get("script"), str | None), flags, given, derived)
+
+
+def all_flags(saved: Saved, config_class: type[SamplingConfig]) -> dict[str, Any]:
+    """Every flag of the saved run: those that an older version did not have at their defaults, and without derived values."""
+    return resolve(config_class, saved.flags, {}).flags()
+
+
+def different(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """The names of the flags in `now` that have another value in `before`. Two paths of the same file or folder are one value."""
+    return [name for name, value in now.items() if name not in START_FLAGS and not _same(name, value, before[name])]
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    if one == other or name not in PATHS or one is None or other is None:
+        return one == other
+    if name == "reward":
+        (one, _, function), (other, _, other_function) = one.rpartition(":"), other.rpartition(":")
+        if function != other_function:
+            return False
+    return os.path.exists(one) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _worked_out_by_older_version(record: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
