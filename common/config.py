@@ -194,7 +194,7 @@ class CommonConfig(SamplingConfig):
     plan_memory: float | None = flag(
         None, "run", "Memory of a GPU, in GB. Print the memory that the run needs and settings that fit, then end.")
     resume_from_checkpoint: str | None = flag(
-        None, "run", "A checkpoint folder to continue from. auto: the newest one in --output_dir, else in the newest run of the same name.")
+        None, "run", "A checkpoint folder to continue from. auto: the newest one in --output_dir, else of this very command.")
 
     tiny_defaults: ClassVar[dict[str, Any]] = {
         **SamplingConfig.tiny_defaults, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "max_steps": 60,
