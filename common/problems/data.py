@@ -4,24 +4,26 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.config import REGISTERED, CommonConfig, SamplingConfig, Source
 from common.console import say
 from common.errors import UserError
+from common.problems.tables import READERS, read_tables
 from common.tiny.task import Arithmetic, Generator
 from common.verify.answers import MAX_ANSWER_LENGTH, extract_answer
 
-if TYPE_CHECKING:
-    import datasets
+Table = Sequence[dict[str, Any]]  # the rows of a split; each has the same columns
 
 # column names that are looked for, in this order, if no flag names the column
 QUESTION_COLUMNS = ("question", "problem", "prompt")
 ANSWER_COLUMNS = ("answer", "solution", "reference")
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+NOT_ASKING = ("assistant", "gpt", "system", "developer", "tool", "function")  # roles of messages that are no question
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class Row:
     question: str | None
     answer: str | None
     earlier: tuple[dict[str, Any], ...] = ()  # if the question is a chat: the messages before the last one, with "role" and "content"
-    table: Sequence[dict[str, Any]] = field(default=(), compare=False, repr=False)  # of the split
+    table: Table = field(default=(), compare=False, repr=False)  # of the split
     place: int = 0  # number of the row in the table
 
     @property
     def raw(self) -> dict[str, Any]:
-        """The value of every column. It is read from the table at each call, because a large data set does not fit in memory as rows."""
-        return dict(self.table[self.place])
+        """The value of every column."""
+        return self.table[self.place]
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -68,7 +70,7 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
 
 def load_split(config: SamplingConfig, split: str) -> list[Row]:
     """All rows of the split `split` of `--dataset`. A data set with a single split gives that split. Raises UserError."""
-    def pick(tables: dict[str, Any]) -> dict[str, Any]:
+    def pick(tables: dict[str, Table]) -> dict[str, Table]:
         name = split if split in tables else next(iter(tables))
         if split not in tables and len(tables) > 1:
             raise UserError(f"--split {split}: {config.dataset} has {', '.join(tables)}; name one of them")
@@ -77,7 +79,7 @@ def load_split(config: SamplingConfig, split: str) -> list[Row]:
     return next(iter(_rows_of(config.dataset, config.prompt_column, config.answer_column, pick).values()))
 
 
-def _train_and_test(tables: dict[str, Any]) -> dict[str, Any]:
+def _train_and_test(tables: dict[str, Table]) -> dict[str, Table]:
     """The splits to use: {"train": table} or {"train": table, "test": table}. Without a split "train", the first split is for training."""
     train = "train" if "train" in tables else next(iter(tables))
     test = next((split for split in ("test", "validation") if split in tables and split != train), None)
@@ -94,7 +96,7 @@ def in_fixed_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: hashlib.sha256(asked(row).encode()).digest())
 
 
-def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Any]], dict[str, Any]],
+def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Table]], dict[str, Table]],
              columns_needed: bool = True, any_answer: bool = False) -> dict[str, list[Row]]:
     """The rows of the data set `name`, by split. `pick` chooses among all its splits.
 
@@ -110,7 +112,7 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
         tables = pick(_load_tables(name))
         if not len(next(iter(tables.values()))):
             raise UserError(f"--dataset {name} is empty")
-        columns, source = list(next(iter(tables.values())).column_names), REGISTERED.get(name, Source(name))
+        columns, source = list(next(iter(tables.values()))[0]), REGISTERED.get(name, Source(name))
         if not columns_needed:
             question, answer = (column if column and _has_column(columns, column) else None for column in (question, answer))
         if not all(_has_column(columns, column) for column in (*source.question, source.answer or columns[0])):
@@ -120,57 +122,40 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
     missing = [column for column in (*questions, answer_column) if column and not _has_column(columns, column)]
     if missing:
         raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
-    label = base if base in (*REGISTERED, "arithmetic") else Path(name).name
+    label = base if base in (*REGISTERED, "arithmetic") else Path(name).name or Path(name).resolve().name
     return {split: [_make_row(f"{label}/{split}/{i}", table, i, raw, questions, answer_column, any_answer) for i, raw in enumerate(table)]
             for split, table in tables.items()}
 
 
-def _load_tables(name: str) -> dict[str, datasets.Dataset]:
-    """The table of every split. A file has the split "train" only. The names of the files in a folder begin with their split.
-
-    Raises UserError if there is no such data set, or if it cannot be read.
-    """
-    import datasets  # imported only here: it takes a second and 100 MB, and the embedded task does not need it
-
-    path = Path(name)
+def _load_tables(name: str) -> dict[str, Table]:
+    """The rows of every split of a file, a folder, a registered name or a hub id. Raises UserError if they cannot be read."""
+    path = local_path(name)
+    if path is not None:
+        return read_tables(path)
+    if name.lower().endswith(tuple(READERS)) or name.startswith((".", "/", "~")):
+        raise UserError(f"--dataset {name}: no such file or folder; give a path that exists, a registered name or a hub id")
+    if name not in REGISTERED and "/" not in name:
+        near = difflib.get_close_matches(name, [*REGISTERED, "arithmetic"], n=1)
+        raise UserError(f"--dataset {name} is not known; {f'did you mean {near[0]}? ' if near else ''}registered: arithmetic, "
+                        f"{', '.join(REGISTERED)}; or give a {'/'.join(READERS)} file, a folder, or a hub id (owner/name)")
+    source = REGISTERED.get(name, Source(name))
     try:
-        if path.is_dir():
-            files = {file for file in path.iterdir() if file.suffix in FORMATS}
-            splits = {split: {file for file in files if file.stem.startswith(split)} for split in ("train", "validation", "test")}
-            splits["train"] = splits["train"] or files - splits["validation"] - splits["test"]
-            tables = {split: _read_files(found, name) for split, found in splits.items() if found} or {"train": _read_files(files, name)}
-        elif path.is_file():
-            tables = {"train": _read_files({path}, name)}
-        elif path.suffix in FORMATS or name.startswith((".", "/", "~")):
-            raise UserError(f"--dataset {name}: no such file or folder; give a path that exists, a registered name or a hub id")
-        elif name not in REGISTERED and "/" not in name:
-            near = difflib.get_close_matches(name, [*REGISTERED, "arithmetic"], n=1)
-            raise UserError(f"--dataset {name} is not known; {f'did you mean {near[0]}? ' if near else ''}registered: arithmetic, "
-                            f"{', '.join(REGISTERED)}; or give a .jsonl/.json/.parquet/.csv file, a folder, or a hub id (owner/name)")
-        else:
-            source = REGISTERED.get(name, Source(name))
-            tables = dict(datasets.load_dataset(source.path, source.subset))
+        import datasets  # imported only here: it takes a second and 100 MB, and only the hub needs it
+
+        return dict(datasets.load_dataset(source.path, source.subset))
+    except PermissionError as error:
+        raise UserError(f"--dataset {name}: the cache of the hub cannot be written ({error.filename}); name a folder of your own in "
+                        "HF_HOME") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # OSError: also a hub that cannot be reached
         cause = str(error.__cause__ or error).strip().split("\n")[0]
         if "corresponds to no data" in cause:
             raise UserError(f"--dataset {name} is empty") from error
         raise UserError(f"--dataset {name} could not be loaded: {cause}; check the name and the network, or give a local file") from error
-    return tables
 
 
-def _read_files(files: set[Path], name: str) -> datasets.Dataset:
-    """One table with the rows of all files. Raises UserError if there is no file, a file is empty, or their formats differ."""
-    if not files:
-        raise UserError(f"--dataset {name}: the folder holds no {', '.join(FORMATS)} file")
-    suffixes = {file.suffix for file in files}
-    if len(suffixes) > 1 or not suffixes <= set(FORMATS):
-        raise UserError(f"--dataset {name}: the files must have one format ({', '.join(FORMATS)}), not {', '.join(sorted(suffixes))}")
-    empty = [file for file in files if file.stat().st_size == 0]
-    if empty:
-        raise UserError(f"--dataset {name}: {empty[0].name} is empty")
-    import datasets
-
-    return datasets.load_dataset(FORMATS[suffixes.pop()], data_files=sorted(map(str, files)), split="train")
+def local_path(name: str) -> Path | None:
+    """The file or folder of this name, or None if there is none. A ~ at the beginning is the home folder."""
+    return next((Path(path) for path in (name, os.path.expanduser(name)) if os.path.lexists(path)), None)
 
 
 def _find_column(name: str, columns: list[str], candidates: tuple[str, ...], flag: str | None) -> str:
@@ -200,22 +185,26 @@ def _cell(raw: dict[str, Any], column: str) -> Any:
     return value
 
 
-def _make_row(id: str, table: Sequence[dict[str, Any]], place: int, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str,
+def _make_row(id: str, table: Table, place: int, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str,
               any_answer: bool) -> Row:
     """The row with the texts of the `questions` columns, joined by a space, and the reference answer from `answer_column`.
 
     `raw` is the row of `table` at `place`. any_answer: in place of None the answer is the text of the column as it stands, or "".
     """
-    parts = [part for part in (_text(_cell(raw, column)) for column in questions) if part]
+    cells = [_cell(raw, column) for column in questions]
+    parts = [part for part in map(_text, cells) if part]
     question = " ".join(parts) if len(parts) == len(questions) else None
-    cell = _cell(raw, questions[0])
-    chat = cell if len(questions) == 1 and isinstance(cell, list) and cell and isinstance(cell[-1], dict) else []
-    if chat and chat[-1].get("role") == "assistant":
-        question = None  # the chat ends with an answer and asks nothing
-    text = _text(_cell(raw, answer_column))
+    chat: list[dict[str, Any]] = []
+    if any(isinstance(cell, dict) or (isinstance(cell, list) and any(isinstance(part, dict) for part in cell)) for cell in cells):
+        if len(cells) == 1 and isinstance(cells[0], list) and all(isinstance(message, dict) for message in cells[0]):
+            chat = cells[0]
+        if not chat or chat[-1].get("role") in NOT_ASKING:
+            question = None  # no text, or a chat that asks nothing
+    given = _cell(raw, answer_column)
+    text = _text(given)
     # The reference answer is extracted here, once. A column "solution" holds a worked solution: if no answer is marked in it, there is
     # no reference. Another column without a mark is the answer as it stands.
-    answer = text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
+    answer = None if isinstance(given, dict) else text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
     if not answer or len(answer) > MAX_ANSWER_LENGTH:
         answer = (text or "") if any_answer else None
     earlier = tuple({key: plain(value) if key == "content" else value for key, value in message.items() if value is not None}
@@ -238,8 +227,10 @@ def _text(value: Any) -> str | None:
     if isinstance(value, list):
         chat = bool(value) and isinstance(value[-1], dict)
         value = plain(value[-1].get("content")) if chat else ", ".join(str(part) for part in value if part is not None)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, float):  # NaN is how tables without a value are written
+        value = int(value) if value.is_integer() else value if math.isfinite(value) else None
     text = "" if value is None else str(value).strip()
     head, tail = "Solve the following math problem step by step.", "Remember to put your answer on its own line"
     # DAPO-Math-17k puts a request around each question; it is removed, because our templates have their own request
