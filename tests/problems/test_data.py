@@ -149,7 +149,7 @@ def test_data_that_is_not_there_or_empty_is_named(tmp_path):
     with pytest.raises(UserError, match="is empty"):
         load_rows(config_for(tmp_path / "empty.jsonl"))
     (tmp_path / "broken.jsonl").write_text('{"question": "a", "answer"\n')
-    with pytest.raises(UserError, match="broken.jsonl, line 1: not JSON"):
+    with pytest.raises(UserError, match=r"broken.jsonl, line 1: not JSON"):
         load_rows(config_for(tmp_path / "broken.jsonl"))
 
 

@@ -128,7 +128,7 @@ def counts(path):
 def test_a_document_may_have_splits(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"train": ROWS, "test": ROWS[:1]}))
     assert counts(tmp_path / "a.json") == {"train": 3, "test": 1}
-    with pytest.raises(UserError, match="a.json: it has splits of its own .train, test.; name this file"):
+    with pytest.raises(UserError, match=r"a.json: it has splits of its own \(train, test\); name this file"):
         read_tables(tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_what_a_folder_does_not_say_is_asked_for(tmp_path, capsys):
     assert "extra.jsonl left out" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"one format, and there are train.csv, train.jsonl"):
         read_tables(folder_of(tmp_path / "c", "train.jsonl", "train.csv"))
-    with pytest.raises(UserError, match="holds no .jsonl"):
+    with pytest.raises(UserError, match=r"holds no \.jsonl"):
         read_tables(folder_of(tmp_path / "d", "notes.txt"))
 
 
