@@ -74,5 +74,6 @@ def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful
     state = torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True)
     torch.set_rng_state(state["rng"])
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        if name in state:  # checkpoints of older versions have no state of the reward
+            part.load_state_dict(state[name])
     return state["step"]

@@ -2,29 +2,40 @@
 
 It imports nothing of the project. So it starts in milliseconds and can be killed at any time. The reward file may import what it likes:
 files of its own folder come first, then installed packages, then the project (`from common.verify import is_correct`).
+
+There are two processes. The worker runs the function. The guard started the worker and only waits: when the worker or the run ends, it
+ends every process that the function started.
 """
 from __future__ import annotations
 
 import asyncio
-import faulthandler
+import contextlib
+import ctypes
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import queue
+import resource
+import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, TextIO
 
 AT_ONCE = 16  # calls of an `async def` function that run at the same time in one process
 LARGEST = 3e38  # rewards become float32
-NOWHERE = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+LONGEST_ERROR = 300  # characters of an error's message that are passed on
+CALLS, ANSWERS = 100, 101  # descriptors of the channel to the run. High, as programs that guess a number guess low ones
+SWEEP_SECONDS = 3.0  # the guard ends processes for at most so long: a program may start new ones as fast
+SET_PARENT_DEATH_SIGNAL, SET_CHILD_SUBREAPER = 1, 36  # numbers of Linux's prctl
 
 
 class Completion(str):
@@ -35,34 +46,67 @@ class Completion(str):
 
 
 def main(path: str, name: str, seconds: float) -> None:
-    """Loads the function `name` from the file `path`, then runs calls until the input ends. The function's prints go to stderr.
+    """Starts the worker. It loads the function `name` from the file `path`, then runs calls until the input ends.
 
-    A call is {"id": n, "calls": [{"completion", "tokens", "finish_reason", "problem"}, ...]}. Its answer is {"id": n, "answers": [...]}
-    with {"score": x}, {"error": text} or {"timeout": true} for each. `seconds`: the time limit of a call.
+    A call is {"id": text, "calls": [{"completion", "tokens", "finish_reason", "problem"}, ...]}. Its answer is {"id": text, "answers":
+    [...]} with {"score": x}, {"error": text} or {"timeout": true} for each. `seconds`: the time limit of a call. The first line of the
+    input is {"id": text}. Its answer comes after loading: {"id": text, "batch", "at_once"}, or {"id": text, "error": text}.
     """
-    calls, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a child process of the function must not read our calls
+    run = os.getppid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the run ignores it, so would the guard, and it could not wait
+    prctl(SET_CHILD_SUBREAPER, 1)  # what the function leaves behind becomes a child of the guard
+    # Programs that the function starts get neither the channel nor our input. Its prints go to stderr.
+    os.dup2(0, CALLS, inheritable=False)
+    os.dup2(1, ANSWERS, inheritable=False)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    if worker := os.fork():
+        os.close(ANSWERS)
+        guard(worker, run)
+    prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    os.setsid()  # a process group of its own, which the guard can kill at once
+    os.register_at_fork(after_in_child=lambda: os.closerange(CALLS, ANSWERS + 1))
+    limit_memory()
+    sys.stdout.reconfigure(line_buffering=True)  # what is printed before a crash is shown too
     sys.path[0] = os.path.dirname(os.path.abspath(path))  # in place of this file's folder
     sys.path.append(str(Path(__file__).parents[2]))
+    me, calls = os.getpid(), os.fdopen(CALLS, closefd=False)
 
     def reply(answer: dict[str, Any]) -> None:
-        print(json.dumps(answer), file=answers, flush=True)
+        if os.getpid() != me:  # a process that the function forked and that came back here: only the worker may answer
+            os._exit(1)
+        with contextlib.suppress(Exception):  # the function may have replaced it
+            sys.stdout.flush()
+        line = json.dumps(answer).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(ANSWERS, line):]
+        except OSError:
+            os.write(2, b"the function has closed the channel to the run\n")
+            os._exit(1)
 
+    first = json.loads(next(calls))["id"]
     try:
-        spec = importlib.util.spec_from_file_location("reward_file", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["reward_file"] = module  # dataclasses and pickle look a module up by its name
-        spec.loader.exec_module(module)
-        function = getattr(module, name)
-        ready = {"ready": True, **kind_of(function)} if callable(function) else {"error": f"{name} is not a function"}
+        function = getattr(load(path), name)
+        ready = kind_of(function) if callable(function) else {"error": f"{name} is not a function"}
     except BaseException as error:  # the file is the user's and may raise anything, SystemExit included
         ready = {"error": describe(error)}
-    reply(ready)
-    if ready.get("ready") and ready["at_once"] > 1:
+    reply({"id": first, **ready})
+    if "error" not in ready and ready["at_once"] > 1:
         asyncio.run(serve_concurrently(function, calls, reply, seconds))
-    elif ready.get("ready"):
-        serve(function, ready["batch"], calls, reply, seconds)
+    elif "error" not in ready:
+        serve(function, ready["batch"], calls, reply)
+
+
+def load(path: str) -> ModuleType:
+    """The module of a reward file. It is registered before it runs: dataclasses, pickle and pools of processes look it up by its name."""
+    name = Path(path).stem  # by this name a process that was started afresh can import it
+    if not name.isidentifier() or name in sys.stdlib_module_names or name in sys.modules:
+        name = "reward_file"
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def kind_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -74,15 +118,88 @@ def kind_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {"batch": batch, "at_once": AT_ONCE if inspect.iscoroutinefunction(function) and not batch else 1}
 
 
+# ---- processes and limits ---------------------------------------------------------------------------------------------
+
+def guard(worker: int, run: int) -> None:
+    """Waits until the process `worker` or the process `run` ends. Then ends the worker, all processes that it started, and this one."""
+    signal.signal(signal.SIGTERM, lambda *_: sweep(worker, 0))  # the run wants the end
+
+    def watch_run() -> None:
+        hung_up = select.poll()
+        hung_up.register(CALLS, 0)  # no event but the end of the input
+        while os.getppid() == run and not hung_up.poll(1000):
+            pass
+        sweep(worker, 0)
+
+    threading.Thread(target=watch_run, daemon=True).start()
+    while True:
+        process, status = os.wait()
+        if process == worker:
+            code = os.waitstatus_to_exitcode(status)
+            sweep(worker, code if code >= 0 else 128 - code)  # as a shell tells signals
+
+
+def sweep(worker: int, code: int) -> None:
+    """Kills the worker's process group and, on Linux, all other processes below this one. Then ends this one with `code`."""
+    last = time.monotonic() + SWEEP_SECONDS
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended; macOS says "permission" for that
+        os.killpg(worker, signal.SIGKILL)
+    while (found := descendants()) and time.monotonic() < last:
+        for process in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+    os._exit(code)
+
+
+def descendants() -> set[int]:
+    """The processes below this one, at any depth. Empty where there is no /proc."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir("/proc") if sys.platform == "linux" else []):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+            parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    new = {os.getpid()}
+    while new:
+        new = {process for process, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def prctl(option: int, value: int) -> None:
+    """Sets an attribute of this process. Does nothing on other systems than Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def limit_memory() -> None:
+    """Limits the memory of the worker, and of each process that it starts, to half of the machine's.
+
+    So an endless list is a MemoryError of its call, and the run keeps the other half. If several processes together fill the machine,
+    Linux ends these first. The limit is on memory that can be written. Libraries reserve far more addresses than they ever use.
+    """
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+            machine = min(machine, int(Path(path).read_text()))
+    with contextlib.suppress(OSError, ValueError):  # the limit is lower already
+        resource.setrlimit(resource.RLIMIT_DATA, (machine // 2, machine // 2))
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash at each call would fill the disk
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 # ---- calls ----------------------------------------------------------------------------------------------------------
 
-def serve(function: Callable[..., Any], batch: bool, calls: TextIO, reply: Callable[[dict[str, Any]], None], seconds: float) -> None:
+def serve(function: Callable[..., Any], batch: bool, calls: TextIO, reply: Callable[[dict[str, Any]], None]) -> None:
     """Runs the calls one after the other, for ever. The process ends when the caller has gone."""
-    me, waiting = os.getpid(), queue.SimpleQueue()
+    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=read_calls, args=(calls, waiting.put), daemon=True).start()
     while True:
         job = waiting.get()
-        start_timer(seconds)
         try:
             completions, problems = map(list, zip(*map(arguments, job["calls"]), strict=True))
             value = function(completions, problems) if batch else function(completions[0], problems[0])
@@ -90,15 +207,13 @@ def serve(function: Callable[..., Any], batch: bool, calls: TextIO, reply: Calla
                 value = asyncio.run(value)
             found = scores_of(value, len(completions)) if batch else [score_of(value)]
         except BaseException as error:  # the function is the user's and may raise anything
-            end_child(me)
             found = [{"error": describe(error)}] * len(job["calls"])
-        faulthandler.cancel_dump_traceback_later()
         reply({"id": job["id"], "answers": found})
 
 
 async def serve_concurrently(function: Callable[..., Any], calls: TextIO, reply: Callable[[dict[str, Any]], None], seconds: float) -> None:
     """As `serve`, for an `async def` function: a call begins as soon as it is read. The caller limits how many there are at once."""
-    me, loop, waiting, running = os.getpid(), asyncio.get_running_loop(), asyncio.Queue(), set()
+    loop, waiting, running = asyncio.get_running_loop(), asyncio.Queue(), set()
     loop.set_default_executor(ThreadPoolExecutor(AT_ONCE))  # for asyncio.to_thread; by default it has a few threads only
     threading.Thread(target=read_calls, args=(calls, lambda job: loop.call_soon_threadsafe(waiting.put_nowait, job)), daemon=True).start()
 
@@ -108,37 +223,21 @@ async def serve_concurrently(function: Callable[..., Any], calls: TextIO, reply:
             async with asyncio.timeout(seconds) as limit:
                 answer = score_of(await function(*arguments(job["calls"][0])))
         except BaseException as error:  # as above
-            end_child(me)
             answer = {"timeout": True} if limit is not None and limit.expired() else {"error": describe(error)}
         reply({"id": job["id"], "answers": [answer]})
 
     while True:
-        job = await waiting.get()
-        start_timer(seconds)
-        task = asyncio.create_task(run(job))
+        task = asyncio.create_task(run(await waiting.get()))
         running.add(task)  # the loop itself keeps weak references only
         task.add_done_callback(running.discard)
-        task.add_done_callback(lambda _: None if running else faulthandler.cancel_dump_traceback_later())
-
-
-def end_child(process: int) -> None:
-    """Ends a process that the function forked and that came back here with an error: only `process` may answer calls."""
-    if os.getpid() != process:
-        os._exit(1)
 
 
 def read_calls(calls: TextIO, put: Callable[[dict[str, Any]], Any]) -> None:
-    """Hands on each call. At the end of the input the caller has gone: kills this process and the processes that it started."""
-    for line in calls:
-        put(json.loads(line))
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(0)
-
-
-def start_timer(seconds: float) -> None:
-    """Ends the process after twice the time limit, if the caller has gone and the function never lets the other thread run."""
-    faulthandler.dump_traceback_later(2 * seconds + 10, exit=True, file=NOWHERE)
+    """Hands on each call. Ends the process at the end of the input, and if the function read a part of the input itself."""
+    with contextlib.suppress(ValueError):
+        for line in calls:
+            put(json.loads(line))
+    os._exit(1)
 
 
 def arguments(call: dict[str, Any]) -> tuple[Completion, SimpleNamespace]:
@@ -149,30 +248,35 @@ def arguments(call: dict[str, Any]) -> tuple[Completion, SimpleNamespace]:
 
 
 def score_of(value: Any) -> dict[str, Any]:
-    """The answer to a call that returned `value`. Raises what float() raises."""
-    score = float(value)
-    return {"score": score} if abs(score) <= LARGEST else {"error": f"it returned {score}"}  # NaN is not <= anything
+    """The answer to a call that returned `value`."""
+    try:
+        score = float(value.item() if hasattr(value, "item") else value)  # an array or a tensor of one number
+    except Exception:  # whatever the value's own conversion raises
+        return {"error": f"it returned a value of the type {type(value).__name__[:80]}; a reward is a finite number"}
+    return {"score": score} if abs(score) <= LARGEST else {"error": f"it returned {score}; a reward is a finite number"}  # NaN is not <=
 
 
 def scores_of(values: Iterable[Any], count: int) -> list[dict[str, Any]]:
-    """The answers to a call that returned the list `values` for `count` completions. Raises ValueError if the length is another."""
-    values = [] if isinstance(values, (str, bytes)) else list(values)
+    """The answers to a call that returned `values` for `count` completions. Raises what reading `values` raises."""
+    if isinstance(values, (str, bytes, dict, set)) or not hasattr(values, "__iter__"):
+        return [{"error": f"it returned a value of the type {type(values).__name__[:80]}, not a list of {count} rewards"}] * count
+    values = list(itertools.islice(values, count + 1))  # one more shows that there are too many
     if len(values) != count:
-        raise ValueError(f"it returned {len(values)} rewards for {count} completions")
-    answers = []
-    for value in values:
-        try:
-            answers.append(score_of(value))
-        except (TypeError, ValueError, OverflowError) as error:  # None, for example, of one completion; the others count
-            answers.append({"error": describe(error)})
-    return answers
+        found = len(values) if len(values) < count else "more"
+        return [{"error": f"it returned {found} rewards for {count} completions"}] * count
+    return [score_of(value) for value in values]  # one bad value costs one completion
 
 
 def describe(error: BaseException) -> str:
-    """The type, the message and the place of an error, in one line."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message} ({os.path.basename(place.filename)}, line {place.lineno})"
+    """The type, the message and the place of an error, in one line. A long message is cut."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "its message cannot be read"
+    message = " ".join(text[:LONGEST_ERROR + 1].split())
+    place = traceback.extract_tb(error.__traceback__, limit=-1)[0]
+    return (f"{type(error).__name__[:80]}: {message[:LONGEST_ERROR]}{'...' * (len(text) > LONGEST_ERROR)} "
+            f"({os.path.basename(place.filename)}, line {place.lineno})")
 
 
 if __name__ == "__main__":

@@ -5,15 +5,10 @@ user it gets the reward of a failed call.
 """
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import select
-import signal
-import subprocess
-import sys
-import time
+import statistics
 import weakref
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,17 +21,27 @@ from common.console import say
 from common.errors import UserError
 from common.records import Completion, Problem
 from common.verify.answers import is_correct
+from common.verify.reward_process import ASKED, Worker, environment
 
 MAX_PROCESSES = 8  # of a custom reward; on a machine with fewer processors, one for each
-LOAD_SECONDS = 60.0  # for loading the file of a custom reward, which may import large packages
-GRACE_SECONDS = 2.0  # a process that ends its slow calls itself has this much time to say so
 MAX_FAILURES_SHOWN = 3  # in one call, on the console; metrics.jsonl counts all failures
+MAX_PRINTS_SHOWN = 20  # lines of what the function prints in one call
+LONGEST_LINE = 300  # characters of such a line that are shown
+JUDGED = 5  # uses of the function that are judged together: an outage of one step, or one crash with a whole batch, is forgiven
+FAILING = 0.5  # share of failed calls in them that ends the run: above it most of what the run learns from is not the user's reward
+FAR = 1000.0  # times the median size of the other scores: such a score is noted
+FORMS = ("A reward is `def f(completion, problem)` that returns a finite number, or `def f(completions, problems)` that returns a list of "
+         "them: docs/rewards.md")
 
 
 class Reward(Protocol):
     """Scores completions. `failures` counts the failed calls of a custom reward since the start, under the names of their metrics."""
 
     failures: dict[str, int]
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def __call__(self, problems: list[Problem], completions: list[Completion]) -> Tensor:
         """(B,) float32: the reward of each completion. Completion i answers problems[i]."""
@@ -68,6 +73,12 @@ class VerifierReward:
         """(B,) float32."""
         return score(problems, completions)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is no state."""
+
 
 # ---- a reward of the user -------------------------------------------------------------------------------------------
 
@@ -78,25 +89,33 @@ class CustomReward:
         function(completions, problems) -> numbers     all completions of a call at once, in one process
 
     A call fails if it raises, returns no finite number or takes more than `seconds`. A completion whose call failed, or that was cut
-    off at the length limit, gets the reward `failed`. None: the lowest reward of the others of this call, or 0 if there is none.
-    Failures are counted in `failures`, by completion, and shown on the console. The process of a slow call is killed, together with the
-    processes that it started.
+    off at the length limit, gets the reward `failed`. None: the lowest reward so far in the run, or 0 if there is none. With the lowest
+    reward of this call alone, it would be the reward of a right completion where all others are right, and training would lead to
+    completions that never end.
+
+    Failures are counted in `failures`, by completion, and shown on the console. If too many calls fail, UserError ends the run.
     """
 
     def __init__(self, file_and_function: str, seconds: float = 10.0, workers: int | None = None, failed: float | None = None) -> None:
         """`file_and_function`: path/to/file.py:function. `workers`: number of processes. Raises UserError if it does not load."""
-        path, _, self.name = file_and_function.rpartition(":")
+        path, _, name = file_and_function.rpartition(":")
         if not path.endswith(".py") or not Path(path).is_file():
             raise UserError(f"--reward {file_and_function}: give path/to/file.py:function, with a file that exists")
-        self.seconds, self.failed, self.failures = seconds, failed, {"reward/errors": 0, "reward/timeouts": 0}
-        self.workers = [Worker(path, self.name, seconds)]
+        self.name, self.seconds, self.failed, self.failures = name, seconds, failed, {"reward/errors": 0, "reward/timeouts": 0}
+        self.lowest: float | None = None  # of all scores so far
+        self.usual = 1.0  # median size of the scores, and 1 or more
+        self.uses: deque[tuple[int, int]] = deque(maxlen=JUDGED)  # (failed calls, calls) of the last uses since the start or the resume
+        self.said: set[str] = set()  # notes that are shown once
+        if kept := environment()[1]:
+            say(f"note: the reward does not get the environment variables {', '.join(kept)}; {ASKED}=NAME,NAME names those that it needs")
+        self.file_and_function, self.workers = file_and_function, [Worker(path, name, seconds)]
         weakref.finalize(self, _stop, self.workers)
-        ready = self._loaded(self.workers[0], file_and_function)
+        ready = self._loaded(self.workers[0])
         self.batch, self.at_once = ready["batch"], ready["at_once"]
         if not self.batch:
-            self.workers += [Worker(path, self.name, seconds) for _ in range(1, workers or min(MAX_PROCESSES, os.cpu_count() or 1))]
+            self.workers += [Worker(path, name, seconds) for _ in range(1, workers or min(MAX_PROCESSES, os.cpu_count() or 1))]
         for worker in self.workers[1:]:
-            self._loaded(worker, file_and_function)
+            self._loaded(worker)
 
     def __call__(self, problems: list[Problem], completions: list[Completion]) -> Tensor:
         """(B,) float32."""
@@ -110,26 +129,72 @@ class CustomReward:
                 found = threads.map(lambda worker, share: worker.run([[calls[i]] for i in share], self.at_once), self.workers, shares)
                 answers = {i: answer for share, own in zip(shares, found, strict=True) for i, (answer,) in zip(share, own, strict=True)}
         scores = {i: answers[i]["score"] for i in whole if "score" in answers[i]}
-        failed = min(scores.values(), default=0.0) if self.failed is None else self.failed
-        self._count([(problems[i], answers[i]) for i in whole if i not in scores], failed)
+        self._show_prints()
+        self._look_at([(problems[i], score) for i, score in scores.items()])
+        failed = (self.lowest or 0.0) if self.failed is None else self.failed
+        self._judge([(problems[i], answers[i]) for i in whole if i not in scores], len(whole), failed)
         return torch.tensor([scores.get(i, failed) for i in range(len(completions))])
 
-    def _loaded(self, worker: Worker, file_and_function: str) -> dict[str, Any]:
-        """The first answer of a process: the kind of the function. Raises UserError if the process has not loaded it."""
-        ready = worker.receive(time.monotonic() + worker.load_seconds)
-        if "error" in ready:
-            raise UserError(f"--reward {file_and_function} does not load: {ready['error']}")
-        if "timeout" in ready:
-            raise UserError(f"--reward {file_and_function} does not load: it was not ready after {worker.load_seconds:g} s")
+    def state_dict(self) -> dict[str, Any]:
+        return {"failures": dict(self.failures), "lowest": self.lowest, "usual": self.usual}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.failures, self.lowest, self.usual = state["failures"], state["lowest"], state["usual"]
+
+    def _loaded(self, worker: Worker) -> dict[str, Any]:
+        """The kind of the function, when a process has loaded it. Raises UserError if it does not load."""
+        ready = worker.loaded()
+        if "at_once" not in ready:
+            self._show_prints()
+            reason = ready.get("error", f"it was not ready after {worker.load_seconds:g} s")
+            raise UserError(f"--reward {self.file_and_function} does not load: {reason}")
         return ready
 
-    def _count(self, failures: list[tuple[Problem, dict[str, Any]]], failed: float) -> None:
-        """Counts failed calls, given as (problem, answer), and shows the first ones on the console."""
-        for number, (problem, answer) in enumerate(failures):
+    def _show_prints(self) -> None:
+        """Shows the first lines of what the function has printed since the last look."""
+        lines = [line for worker in self.workers for line in worker.printed.decode(errors="replace").splitlines()]
+        say(*(f"{self.name}: {line[:LONGEST_LINE]}" for line in lines[:MAX_PRINTS_SHOWN]))
+        if len(lines) > MAX_PRINTS_SHOWN or any(worker.unseen for worker in self.workers):
+            self._note_once("prints", f"the reward prints more than {MAX_PRINTS_SHOWN} lines at a time; the others are thrown away. "
+                            "Let it write to a file what is to be kept")
+        for worker in self.workers:
+            worker.printed, worker.unseen = bytearray(), 0
+
+    def _look_at(self, scores: list[tuple[Problem, float]]) -> None:
+        """Keeps the lowest score. A score far from all others is noted, and does not count as the lowest."""
+        self.usual = max(1.0, statistics.median_low([*(abs(score) for _, score in scores), self.usual]))
+        for problem, score in scores:
+            if abs(score) > FAR * self.usual:
+                self._note_once("far", f"the reward of {problem.id} is {score:g}, far from the others: half of them lie within "
+                                       f"{self.usual:g} of 0. It counts as it is, but not as the lowest reward (--reward_failed)")
+            elif self.lowest is None or score < self.lowest:
+                self.lowest = score
+
+    def _judge(self, failures: list[tuple[Problem, dict[str, Any]]], calls: int, failed: float) -> None:
+        """Counts the failed ones of some calls, given as (problem, answer), and shows the first ones. Raises UserError if too many fail.
+
+        The first use of the function must not fail altogether. Later the last uses count together.
+        """
+        causes = [answer.get("error", f"no result within {self.seconds:g} s (--reward_timeout)") for _, answer in failures]
+        for number, ((problem, answer), cause) in enumerate(zip(failures, causes, strict=True)):
             self.failures["reward/timeouts" if "timeout" in answer else "reward/errors"] += 1
             if number < MAX_FAILURES_SHOWN:
-                cause = answer.get("error", f"no result within {self.seconds:g} s (--reward_timeout)")
                 say(f"note: the reward of {problem.id} failed and is {failed:g}: {self.name}: {cause}")
+        if not calls:  # all were cut off
+            return
+        named = f"--reward {self.file_and_function}"
+        if not self.uses and len(failures) == calls:
+            raise UserError(f"{named}: all of the first {calls} calls failed, the first with {causes[0]}. {FORMS}")
+        self.uses.append((len(failures), calls))
+        failing, together = map(sum, zip(*self.uses, strict=True))
+        if len(self.uses) == JUDGED and failing > FAILING * together:
+            raise UserError(f"{named}: {failing} of the last {together} calls failed, more than half. The last failure: {causes[-1]}. "
+                            f"{FORMS}. This step is not saved; checkpoints of earlier steps stay as they are")
+
+    def _note_once(self, kind: str, text: str) -> None:
+        if kind not in self.said:
+            say(f"note: {text}")
+        self.said.add(kind)
 
 
 def _call(problem: Problem, completion: Completion) -> dict[str, Any]:
@@ -139,85 +204,9 @@ def _call(problem: Problem, completion: Completion) -> dict[str, Any]:
                         "row": problem.row}}
 
 
-class Worker:
-    """A process that runs reward_worker.py. After a call that took too long it is killed and started again."""
-
-    def __init__(self, path: Path | str, function: str, seconds: float) -> None:
-        """Starts the process. `seconds`: the time limit of a call."""
-        self.arguments, self.seconds, self.load_seconds = [str(path), function, str(seconds)], seconds, max(LOAD_SECONDS, seconds)
-        self.start()
-
-    def start(self) -> None:
-        """Starts the process. Its first answer says whether the function was loaded."""
-        script = str(Path(__file__).with_name("reward_worker.py"))
-        # In a session of its own, so that Ctrl-C reaches only the run, which then finishes its step. The processes that the function
-        # starts belong to the same process group, and can be killed together.
-        self.process = subprocess.Popen([sys.executable, script, *self.arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        start_new_session=True)
-        self.buffer = b""
-
-    def run(self, jobs: list[list[dict[str, Any]]], at_once: int = 1) -> list[list[dict[str, Any]]]:
-        """The answers to each job, which is a list of calls. At most `at_once` jobs are with the process at the same time.
-
-        An answer is {"score": x}, {"error": text} or {"timeout": True}. Afterwards the process is ready for the next jobs.
-        """
-        answers: list[list[dict[str, Any]]] = [[] for _ in jobs]
-        waiting, deadlines = list(range(len(jobs)))[::-1], {}  # deadlines: of the jobs that the process has
-        while waiting or deadlines:
-            while waiting and len(deadlines) < at_once:
-                i = waiting.pop()
-                self._send({"id": i, "calls": jobs[i]})
-                deadlines[i] = time.monotonic() + self.seconds + (GRACE_SECONDS if at_once > 1 else 0.0)
-            answer = self.receive(min(deadlines.values()))
-            if "id" in answer:
-                answers[answer["id"]] = answer["answers"]
-                del deadlines[answer["id"]]
-            else:  # no answer in time, or the process has ended
-                for i in deadlines:
-                    answers[i] = [answer] * len(jobs[i])
-                deadlines = {}
-                self._restart()
-        if at_once > 1 and any("timeout" in answer for own in answers for answer in own):
-            self._restart()  # a slow call may go on in a thread
-        return answers
-
-    def receive(self, deadline: float) -> dict[str, Any]:
-        """The next answer of the process. {"timeout": True}: there was none until `deadline`. {"error": text}: the process has ended."""
-        handle = self.process.stdout.fileno()
-        while b"\n" not in self.buffer:
-            if not select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                return {"timeout": True}
-            piece = os.read(handle, 2**16)
-            if not piece:
-                _kill(self.process)
-                return {"error": f"its process ended with code {self.process.wait()}"}
-            self.buffer += piece
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        return json.loads(line)
-
-    def _send(self, job: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the process has ended; `receive` reports it
-            self.process.stdin.write(json.dumps(job, default=str).encode() + b"\n")
-            self.process.stdin.flush()
-
-    def _restart(self) -> None:
-        _stop([self])
-        self.start()
-        self.receive(time.monotonic() + self.load_seconds)  # "ready"
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process, and the processes that it started and that did not leave its group."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended; macOS says "permission" for that
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 def _stop(workers: list[Worker]) -> None:
     """Ends the processes."""
     for worker in workers:
-        if worker.process.returncode is None:  # else it has been killed, and its number may belong to another process
-            _kill(worker.process)
-        worker.process.wait()
-        for pipe in (worker.process.stdin, worker.process.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        worker.process.terminate()  # all at the same time
+    for worker in workers:
+        worker.stop()
