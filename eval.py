@@ -64,7 +64,9 @@ from common.records import Completion, Problem
 from common.rollout.choose_engine import choose_engine, connect, make_engine
 from common.rollout.rounds import make_requests
 from common.rollout.transformers_engine import TransformersEngine
+from common.run.claim import own_folder
 from common.run.folder import append_rows
+from common.run.lock import Lock
 from common.run.record import config_record
 from common.verify.answers import answers_equal, extract_answer, is_correct
 from common.verify.rewards import CustomReward
@@ -170,12 +172,13 @@ def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def evaluate_model(config: Config) -> dict[str, Any]:
     """The content of summary.json. Samples and verifies all problems, except those that the result folder already has."""
+    lock = claim(config)  # the result folder, which nothing else writes to; config.output_dir names it
     rows = load_split(config, config.split)  # everything that can fail without a model comes before the model
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)
     config.derive(stop=config.stop or list(template.stop))
     problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
-    folder, done = open_folder(config, problems)  # done: the lines of problems.jsonl that are already there
+    folder, done = lock.folder, begin(lock.folder, config, problems)  # done: the lines of problems.jsonl that are already there
     # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples
     sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
     greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
@@ -232,16 +235,20 @@ def add_opinion(opinion: CustomReward, problems: list[Problem], groups: list[lis
         entry["second_opinion"] = verdict > 0
 
 
-def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dict[str, Any]]]:
-    """(the result folder, the lines of this evaluation that it already holds). Raises UserError if it holds another evaluation."""
-    named = config.output_dir is not None
-    folder = Path(config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}")
-    config.output_dir = str(folder)
+def claim(config: Config) -> Lock:
+    """Takes the result folder. Raises UserError if it cannot be written, or if another process writes to it."""
+    wanted = config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    lock = own_folder(Path(wanted), config.output_dir is not None)
+    config.output_dir, config.release = str(lock.folder), lock.release
+    return lock
+
+
+def begin(folder: Path, config: Config, problems: list[Problem]) -> list[dict[str, Any]]:
+    """The lines of this evaluation that the result folder already holds. Raises UserError if it holds another evaluation."""
     record, done = config_record(config, "eval"), []
     record |= {"engine": choose_engine(config)[0], "device": "cuda" if torch.cuda.is_available() else "cpu", "adapter_sha256": [
         sha256(Path(config.adapter) / name) for name in ("adapter_model.safetensors", "adapter_config.json")] if config.adapter else None}
     try:
-        folder.mkdir(parents=True, exist_ok=named)
         if (folder / "config.json").exists():
             saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             for name in ("engine", "device", "adapter_sha256"):
@@ -264,7 +271,7 @@ def open_folder(config: Config, problems: list[Problem]) -> tuple[Path, list[dic
         write_file(folder / "config.json", json.dumps(record, indent=2) + "\n")
     except (OSError, ValueError) as error:
         raise UserError(f"--output_dir {folder} cannot be used: {error}; name another folder") from error
-    return folder, done
+    return done
 
 
 def table(summary: dict[str, Any], config: Config) -> list[str]:

@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import math
 import re
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -94,6 +94,7 @@ class SamplingConfig:
     tiny_defaults: ClassVar[dict[str, Any]] = {"prompt_template": "question"}
     given: ClassVar[Set[str]] = frozenset()  # names of the flags that were typed, here or for the saved config.json
     derived: ClassVar[dict[str, Any]] = {}  # values that the run worked out itself, by name; config.json has them apart from the flags
+    release: ClassVar[Callable[[], None]] = staticmethod(lambda: None)  # gives the run folder free, once it is taken
     before_derived: ClassVar[dict[str, Any]] = {}  # the values of these flags before that
 
     def derive(self, **values: Any) -> None:

@@ -107,25 +107,36 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def probe(folder: Path, size: int = 1) -> int:
+    """Writes `size` bytes to a file in the folder and removes it. Returns the user that new files belong to, a number. Raises OSError."""
+    path = _unfinished(folder / "probe")
+    write_file(path, bytes(size))
+    try:
+        return path.lstat().st_uid
+    finally:
+        remove(path)
+
+
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
     """A handle of a plain file. Raises OSError for a link, a pipe, a device or a folder, which could hang or lead elsewhere."""
     try:
         handle = os.open(path, flags | NO_LINK | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP or (error.errno == errno.ENXIO and path.exists()):  # ENXIO: a pipe without a reader, or a socket
-            raise OSError(errno.EINVAL, what_it_is(path), str(path)) from error
+            raise OSError(errno.EINVAL, f"{what_it_is(path)} and not a plain file", str(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, what_it_is(path), str(path))
+        raise OSError(errno.EINVAL, f"{what_it_is(path)} and not a plain file", str(path))
     return handle
 
 
 def what_it_is(path: Path) -> str:
     """What is at `path` instead of a plain file, in words."""
     mode = os.lstat(path).st_mode
-    kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
-    return f"it is {next((name for test, name in kinds if test(mode)), 'a device')} and not a plain file"
+    kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
+             (stat.S_ISREG, "a file"))
+    return f"it is {next((name for test, name in kinds if test(mode)), 'a device')}"
 
 
 @contextlib.contextmanager

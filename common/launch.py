@@ -180,7 +180,7 @@ def parse_command_line(config_class: type[C], file: str) -> C:
 
 
 def run_script(run: Callable[[C], Any], config: C) -> None:
-    """Plans the memory of a training run, then calls `run(config)`.
+    """Plans the memory of a training run, then calls `run(config)`. At the end its folder is given free, and removed if it is empty.
 
     Errors that the user can put right end the process with one line and without a stack trace.
     """
@@ -198,7 +198,10 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
                 say(*table(plan, config))
                 if config.plan_memory is not None:
                     sys.exit(0 if plan.settings is not None else 1)
-        run(config)
+        try:
+            run(config)
+        finally:
+            config.release()
 
 
 @contextlib.contextmanager
@@ -210,8 +213,6 @@ def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        with contextlib.suppress(OSError):  # removes the run folder if it is empty
-            Path(config.output_dir if config and config.output_dir else "").rmdir()
         fail(*error.lines)
     except KeyboardInterrupt:
         sys.exit(130)

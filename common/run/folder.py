@@ -1,4 +1,4 @@
-"""The files of a run folder that grow row by row, and whose folder it is."""
+"""The files of a run folder that grow row by row."""
 from __future__ import annotations
 
 import json
@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
 from common.files import append, write_file
-from common.run.resume import checkpoints
 
 CONFIG, METRICS, COMPLETIONS = "config.json", "metrics.jsonl", "completions.jsonl"
 # metrics of an evaluation: (of one sample per problem, of greedy decoding). Shares of right answers, or means of a custom reward
@@ -28,37 +26,6 @@ def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     evaluated = [row for row in rows if evaluation_names(row)]
     return [row for row in evaluated if evaluation_names(row) == evaluation_names(evaluated[-1])]
-
-
-def claim_folder(wanted: Path, named: bool, resume: str | None) -> Path:
-    """Makes the run folder, or checks the one that is there. Returns it; the name may get an ending if another run has `wanted`.
-
-    named: the user gave the name. resume: as `--resume_from_checkpoint`, with `auto` already replaced if a checkpoint was found.
-    Raises UserError for a folder that cannot be written or that holds another run.
-    """
-    holds_run = named and any((wanted / name).exists() for name in (CONFIG, METRICS))
-    # `auto` in the folder of a run that never came to a checkpoint: there is nothing to continue, so the run starts over
-    starts_over = holds_run and resume == "auto" and not checkpoints(wanted)
-    if holds_run and resume in (None, "auto") and not starts_over:
-        raise UserError(f"--output_dir {wanted} holds another run; name another folder, delete that one, or continue it with "
-                        "--resume_from_checkpoint auto")
-    folder = wanted
-    try:
-        while True:
-            try:
-                folder.mkdir(parents=True, exist_ok=named)
-                break
-            except FileExistsError:  # two runs that start in the same second, or a file that has the name
-                if named:
-                    raise
-                folder = folder.with_name(f"{folder.name}-2")
-        write_file(folder / "probe", "")
-        (folder / "probe").unlink()
-        for name in (METRICS, COMPLETIONS) if starts_over else ():
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder} cannot be written: {error.strerror}; name another folder") from error
-    return folder
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -23,8 +23,9 @@ from common.files import write_file
 from common.policy.policy import Policy
 from common.records import Batch, Completion
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
+from common.run.claim import claim_folder
 from common.run.completion_rows import add_tokens, completion_rows
-from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, claim_folder, comparable, cut_back, evaluation_names
+from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, comparable, cut_back, evaluation_names
 from common.run.lines import Forecast, result_line, sample_line, step_line
 from common.run.model_card import model_card
 from common.run.record import config_record
@@ -55,8 +56,13 @@ class Run:
         check_login(config.report_to)
         self.tracker: Tracker | None = None
         wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.folder = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
-        config.output_dir = str(self.folder)
+        self.lock = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
+        config.output_dir, config.release = str(self.folder), self.lock.release
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.lock.folder
 
     def start(self, policy: Policy, parts: dict[str, Stateful], *others: Saved) -> None:
         """Writes config.json. A resumed run is first put back to its checkpoint, and its jsonl files are cut to that step.
@@ -213,12 +219,14 @@ class Run:
         if self.tracker is not None:
             self.tracker.finish()
         if self.stop_signal is not None and self.step < self.config.max_steps:
+            self.lock.release()
             say(f"stopped after step {self.step}; go on with: python {self.script}.py --resume_from_checkpoint {self.saved}")
             sys.exit(128 + self.stop_signal)
         if len(evaluations := comparable(self.evaluations)) > 1:
             say(result_line(evaluations, self.forecast.seconds, self.resumed, self.saved))
         if (self.folder / "report.html").exists():
             say(f"curves and completions: {self.folder / 'report.html'}")
+        self.lock.release()
 
     def _on_signal(self, number: int, _: Any) -> None:
         if self.stop_signal is not None:
