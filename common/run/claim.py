@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import UNFINISHED, probe, remove, what_it_is
+from common.files import UNFINISHED, probe, read_file, remove, what_it_is
 from common.run.folder import CONFIG, METRICS
 from common.run.lock import LOCK, Lock
 from common.run.resume import checkpoints, what_is_missing
@@ -42,7 +42,7 @@ def own_folder(wanted: Path, named: bool) -> Lock:
             lock.release()
             raise
     except OSError as error:
-        raise UserError(f"--output_dir {folder} cannot be written: {error.strerror}; name another folder") from error
+        raise UserError(f"--output_dir {folder} cannot be written ({error.filename}: {error.strerror}); name another folder") from error
     if not named:
         _remove_dead(folder)
     return lock
@@ -70,7 +70,7 @@ def claim_folder(wanted: Path, named: bool, resume: str | None) -> Lock:
                 path.unlink()
     except OSError as error:
         lock.release()
-        raise UserError(f"--output_dir {folder} cannot be written: {error.strerror}; name another folder") from error
+        raise UserError(f"--output_dir {folder} cannot be written ({error.filename}: {error.strerror}); name another folder") from error
     except BaseException:
         lock.release()
         raise
@@ -105,6 +105,7 @@ def _check_content(folder: Path, user: int) -> None:
 def _remove_dead(folder: Path) -> None:
     """Removes folders of the same kind whose runs were killed before they wrote anything."""
     for other in folder.parent.glob(f"*/{LOCK}"):
-        if other.parent != folder and len(list(other.parent.iterdir())) == 1:
-            with contextlib.suppress(OSError, UserError):  # it is not dead, or it is another user's
+        with contextlib.suppress(OSError, UserError):  # it is not dead, or it is another user's
+            ours = f'"pid": {os.getpid()},'.encode() in read_file(other)  # a Lock of this process would not be refused
+            if not ours and len(list(other.parent.iterdir())) == 1:
                 Lock(other.parent, [other.parent]).release()
