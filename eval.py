@@ -14,12 +14,11 @@ import importlib.util
 import json
 import math
 import statistics
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common.config import CommonConfig, SamplingConfig, flag, run_prefix
+from common.config import CommonConfig, SamplingConfig, flag
 from common.console import bar, say
 from common.errors import UserError
 from common.launch import parse_command_line, run_script
@@ -53,26 +52,21 @@ class Config(SamplingConfig):
 if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
     CONFIG = parse_command_line(Config, __file__)
 
-import torch
-
-from common.files import sha256, write_file
+from common.files import write_file
 from common.policy.load import load_policy
 from common.policy.pretrained import context_length, load_tokenizer
 from common.problems.data import load_split
 from common.problems.prompts import load_template, make_eval_problems
 from common.records import Completion, Problem
-from common.rollout.choose_engine import choose_engine, connect, make_engine
+from common.rollout.choose_engine import connect, make_engine
 from common.rollout.rounds import make_requests
 from common.rollout.transformers_engine import TransformersEngine
-from common.run.claim import own_folder
+from common.run.evaluation import PROBLEMS, begin, claim_results
 from common.run.folder import append_rows
-from common.run.lock import Lock
-from common.run.record import config_record
 from common.verify.answers import answers_equal, extract_answer, is_correct
 from common.verify.rewards import CustomReward
 
-PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
-MAY_CHANGE = {"output_dir", "config", "k", "vllm_gpu_memory_utilization"}  # flags that may differ when an evaluation is continued
+SUMMARY = "summary.json"
 
 
 # ---- the numbers ----------------------------------------------------------------------------------------------------
@@ -172,13 +166,13 @@ def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def evaluate_model(config: Config) -> dict[str, Any]:
     """The content of summary.json. Samples and verifies all problems, except those that the result folder already has."""
-    lock = claim(config)  # the result folder, which nothing else writes to; config.output_dir names it
+    lock = claim_results(config)  # the result folder, which nothing else writes to; config.output_dir names it
     rows = load_split(config, config.split)  # everything that can fail without a model comes before the model
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)
     config.derive(stop=config.stop or list(template.stop))
     problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
-    folder, done = lock.folder, begin(lock.folder, config, problems)  # done: the lines of problems.jsonl that are already there
+    folder, done = lock.folder, begin(lock.folder, config, problems)  # done: the rows of problems.jsonl that are already there
     # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples
     sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
     greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
@@ -233,45 +227,6 @@ def add_opinion(opinion: CustomReward, problems: list[Problem], groups: list[lis
     flat = [(problem, completion) for problem, group in zip(problems * 2, groups, strict=True) for completion in group]
     for entry, verdict in zip(entries, opinion(*map(list, zip(*flat, strict=True))).tolist(), strict=True):
         entry["second_opinion"] = verdict > 0
-
-
-def claim(config: Config) -> Lock:
-    """Takes the result folder. Raises UserError if it cannot be written, or if another process writes to it."""
-    wanted = config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    lock = own_folder(Path(wanted), config.output_dir is not None)
-    config.output_dir, config.release = str(lock.folder), lock.release
-    return lock
-
-
-def begin(folder: Path, config: Config, problems: list[Problem]) -> list[dict[str, Any]]:
-    """The lines of this evaluation that the result folder already holds. Raises UserError if it holds another evaluation."""
-    record, done = config_record(config, "eval"), []
-    record |= {"engine": choose_engine(config)[0], "device": "cuda" if torch.cuda.is_available() else "cpu", "adapter_sha256": [
-        sha256(Path(config.adapter) / name) for name in ("adapter_model.safetensors", "adapter_config.json")] if config.adapter else None}
-    try:
-        if (folder / "config.json").exists():
-            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            for name in ("engine", "device", "adapter_sha256"):
-                if saved.get(name) != record[name]:
-                    raise UserError(f"--output_dir {folder} was begun with another {name}, {saved.get(name)}; name another folder")
-            before = saved.get("flags", {})
-            other = [name for name, value in record["flags"].items() if name not in MAY_CHANGE and before.get(name) != value]
-            if other:
-                raise UserError(f"--output_dir {folder} holds another evaluation: --{other[0]} was {before.get(other[0])}, not "
-                                f"{record['flags'][other[0]]}; name another folder")
-            lines = (folder / PROBLEMS).read_bytes().split(b"\n") if (folder / PROBLEMS).exists() else []
-            done = [json.loads(line) for line in lines[:-1]]  # the text after the last line break is an unfinished line
-            asked = [(problem.id, problem.prompt, problem.answer) for problem in problems[:len(done)]]
-            if [(row["problem"], row["prompt"], row["reference"]) for row in done] != asked:
-                raise UserError(f"--output_dir {folder} holds an evaluation of other problems or prompts; name another folder")
-            say(f"{folder} holds {len(done)} of {len(problems)} problems")
-        elif (folder / PROBLEMS).exists():
-            raise UserError(f"--output_dir {folder} has a {PROBLEMS} that is not of an evaluation; name another folder")
-        write_file(folder / PROBLEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done))
-        write_file(folder / "config.json", json.dumps(record, indent=2) + "\n")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--output_dir {folder} cannot be used: {error}; name another folder") from error
-    return done
 
 
 def table(summary: dict[str, Any], config: Config) -> list[str]:

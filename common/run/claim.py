@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import UNFINISHED, probe, read_file, remove, what_it_is
-from common.run.folder import CONFIG, METRICS
+from common.run.folder import CONFIG, CONFIG_COPY, METRICS
 from common.run.lock import LOCK, Lock
 from common.run.resume import checkpoints, what_is_missing
 
@@ -42,7 +42,8 @@ def own_folder(wanted: Path, named: bool) -> Lock:
             lock.release()
             raise
     except OSError as error:
-        raise UserError(f"--output_dir {folder} cannot be written ({error.filename}: {error.strerror}); name another folder") from error
+        raise UserError(f"--output_dir {folder} cannot be written ({error.filename or folder}: {error.strerror}); "
+                        "name another folder") from error
     if not named:
         _remove_dead(folder)
     return lock
@@ -57,7 +58,7 @@ def claim_folder(wanted: Path, named: bool, resume: str | None) -> Lock:
     lock = own_folder(wanted, named)
     folder, found = lock.folder, checkpoints(lock.folder)
     try:
-        if (not any((folder / name).exists() for name in (CONFIG, METRICS)) and not found) or resume not in (None, "auto"):
+        if (not any((folder / name).exists() for name in (CONFIG, CONFIG_COPY, METRICS)) and not found) or resume not in (None, "auto"):
             return lock
         if resume is None:
             raise UserError(f"--output_dir {wanted} holds another run; name another folder, delete that one, or continue it with "
@@ -66,11 +67,12 @@ def claim_folder(wanted: Path, named: bool, resume: str | None) -> Lock:
             raise UserError(f"--output_dir {wanted} holds a run, but none of its checkpoints is whole ({found[-1].name}: "
                             f"{what_is_missing(found[-1])}), so that it cannot be continued; name another folder, or delete that one")
         for path in folder.iterdir():  # of a run that never came to a checkpoint: there is nothing to continue, so it starts over
-            if FILES.fullmatch(path.name) and path.name != CONFIG:
+            if FILES.fullmatch(path.name) and path.name not in (CONFIG, CONFIG_COPY):
                 path.unlink()
     except OSError as error:
         lock.release()
-        raise UserError(f"--output_dir {folder} cannot be written ({error.filename}: {error.strerror}); name another folder") from error
+        raise UserError(f"--output_dir {folder} cannot be written ({error.filename or folder}: {error.strerror}); "
+                        "name another folder") from error
     except BaseException:
         lock.release()
         raise

@@ -10,6 +10,7 @@ from typing import Any
 from common.files import append, write_file
 
 CONFIG, METRICS, COMPLETIONS = "config.json", "metrics.jsonl", "completions.jsonl"
+CONFIG_COPY = ".config.json"  # is read where CONFIG is damaged
 # metrics of an evaluation: (of one sample per problem, of greedy decoding). Shares of right answers, or means of a custom reward
 EVALUATIONS = (("eval/pass@1", "eval/greedy"), ("eval/reward", "eval/reward_greedy"))
 
@@ -30,7 +31,18 @@ def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Adds rows to the end of a jsonl file."""
-    append(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    append(path, lines_of(rows))
+
+
+def lines_of(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as the lines of a jsonl file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_config(folder: Path, record: dict[str, Any]) -> None:
+    """Writes config.json and its copy."""
+    for name in (CONFIG_COPY, CONFIG):
+        write_file(folder / name, json.dumps(record, indent=2) + "\n")
 
 
 def cut_back(path: Path, step: int) -> list[dict[str, Any]]:

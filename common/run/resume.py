@@ -10,6 +10,7 @@ from common.config import SamplingConfig, run_prefix
 from common.console import say
 from common.errors import UserError
 from common.files import sha256
+from common.run.folder import CONFIG, CONFIG_COPY
 from common.run.saved_config import all_flags, different, read_config
 
 MANIFEST = "manifest.json"  # every file of a checkpoint, with its size and hash
@@ -75,11 +76,12 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def runs_of(config: SamplingConfig, script: str) -> list[Path]:
     """The run folders that this very command has made under their default names, newest first: same script, same flags."""
-    begun = [Path(path).parent for path in glob.glob(f"{glob.escape(run_prefix(config, script))}-*/config.json")]
+    prefix = glob.escape(run_prefix(config, script))
+    begun = {Path(path).parent for name in (CONFIG, CONFIG_COPY) for path in glob.glob(f"{prefix}-*/{name}")}
     own, others = [], []
     for folder in sorted(begun, reverse=True):  # names end in the time
         try:
-            saved = read_config(folder / "config.json", type(config))
+            saved = read_config(folder / CONFIG, type(config))
         except UserError as error:
             say(f"skipping {folder}: {error}")
             continue

@@ -25,7 +25,7 @@ from common.records import Batch, Completion
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
 from common.run.claim import claim_folder
 from common.run.completion_rows import add_tokens, completion_rows
-from common.run.folder import COMPLETIONS, CONFIG, METRICS, append_rows, comparable, cut_back, evaluation_names
+from common.run.folder import COMPLETIONS, METRICS, append_rows, comparable, cut_back, evaluation_names, write_config
 from common.run.lines import Forecast, result_line, sample_line, step_line
 from common.run.model_card import model_card
 from common.run.record import config_record
@@ -76,7 +76,7 @@ class Run:
         if self.config.report_to != "none":
             self.tracker = Tracker(self.config, self.folder, self.step)
         self.record = config_record(self.config, self.script)
-        write_file(self.folder / CONFIG, json.dumps(self.record, indent=2) + "\n")
+        write_config(self.folder, self.record)
         say(f"writing {self.folder}")
 
     def steps(self) -> Iterator[int]:

@@ -10,7 +10,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from common.config import PLANNED, SamplingConfig, resolve
+from common.console import say
 from common.errors import UserError
+from common.run.folder import CONFIG, CONFIG_COPY
 
 START_FLAGS = ("config", "resume_from_checkpoint", "output_dir")  # these say how a run is started; a saved config does not pass them on
 # flags that name something to read: the same content may lie elsewhere when a run is resumed, since its checkpoints have fingerprints
@@ -30,7 +32,19 @@ class Saved(NamedTuple):
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The whole content of a config.json. Raises UserError if it is missing, damaged or not of a run."""
+    """The whole content of a config.json, or of its copy where it is damaged. Raises UserError if neither is of a run."""
+    try:
+        return _read_record(path)
+    except UserError as error:
+        copy = path.with_name(CONFIG_COPY)
+        if path.name != CONFIG or not os.path.lexists(copy):
+            raise
+        record = _read_record(copy)
+        say(f"note: {str(error).partition(';')[0]}; its copy {CONFIG_COPY} is read instead")
+        return record
+
+
+def _read_record(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():  # a pipe or a device could be read for ever
             raise ValueError("there is no such file")

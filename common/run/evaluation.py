@@ -1,0 +1,101 @@
+"""The result folder of an evaluation: whose it is, and the rows that it already holds."""
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.config import SamplingConfig, run_prefix
+from common.console import say
+from common.errors import UserError
+from common.files import read_file, sha256, write_file
+from common.records import Problem
+from common.rollout.choose_engine import choose_engine
+from common.run.claim import own_folder
+from common.run.folder import CONFIG, CONFIG_COPY, lines_of, write_config
+from common.run.lock import Lock
+from common.run.record import config_record
+from common.run.saved_config import read_record
+
+PROBLEMS = "problems.jsonl"
+MAY_CHANGE = {"output_dir", "config", "k", "vllm_gpu_memory_utilization"}  # flags that may differ when an evaluation is continued
+
+
+def claim_results(config: SamplingConfig) -> Lock:
+    """Takes the result folder, and puts its name into `config.output_dir`. Raises UserError if another process writes to it."""
+    wanted = config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    lock = own_folder(Path(wanted), config.output_dir is not None)
+    config.output_dir, config.release = str(lock.folder), lock.release
+    return lock
+
+
+def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list[dict[str, Any]]:
+    """The rows of this evaluation that the result folder already holds. Raises UserError if it holds another evaluation.
+
+    The rows are those of the first problems. After a row that is damaged or out of place, all are sampled again.
+    """
+    record, done = config_record(config, "eval"), []
+    record |= {"engine": choose_engine(config)[0], "device": "cuda" if torch.cuda.is_available() else "cpu", "adapter_sha256": [
+        sha256(Path(config.adapter) / name) for name in ("adapter_model.safetensors", "adapter_config.json")] if config.adapter else None}
+    try:
+        if any((folder / name).exists() for name in (CONFIG, CONFIG_COPY)):
+            _compare(folder, record)
+            done = _rows(folder, config, problems)
+        elif (folder / PROBLEMS).exists():
+            raise UserError(f"--output_dir {folder} has a {PROBLEMS} that is not of an evaluation; name another folder")
+        write_file(folder / PROBLEMS, lines_of(done))
+        write_config(folder, record)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder} cannot be used ({error.filename}: {error.strerror}); name another folder") from error
+    return done
+
+
+def _compare(folder: Path, record: dict[str, Any]) -> None:
+    """Raises UserError if the folder holds another evaluation than that of `record`."""
+    saved = read_record(folder / CONFIG)
+    for name in ("engine", "device", "adapter_sha256"):
+        if saved.get(name) != record[name]:
+            raise UserError(f"--output_dir {folder} was begun with another {name}, {saved.get(name)}; name another folder")
+    before = saved["flags"]
+    other = [name for name, value in record["flags"].items() if name not in MAY_CHANGE and before.get(name) != value]
+    if other:
+        raise UserError(f"--output_dir {folder} holds another evaluation: --{other[0]} was {before.get(other[0])}, not "
+                        f"{record['flags'][other[0]]}; name another folder")
+
+
+def _rows(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list[dict[str, Any]]:
+    """The rows that are whole and in their places. Raises UserError for rows of other problems."""
+    lines = read_file(folder / PROBLEMS).split(b"\n") if (folder / PROBLEMS).exists() else []
+    known = {problem.id: (problem.prompt, problem.answer) for problem in problems}
+    done: list[dict[str, Any]] = []
+    for line, problem in zip(lines[:-1], problems, strict=False):  # the text after the last line break is an unfinished line
+        row = whole_row(line, config)
+        if row and known.get(row["problem"]) != (row["prompt"], row["reference"]):
+            raise UserError(f"--output_dir {folder} holds an evaluation of other problems or prompts; name another folder")
+        if not row or row["problem"] != problem.id:
+            break
+        done.append(row)
+    dropped = len([line for line in lines if line]) - len(done)
+    say(f"{folder} holds {len(done)} of {len(problems)} problems" + (
+        f"; row {len(done) + 1} of {PROBLEMS} is not whole: it is sampled again, and so is all after it" if dropped else ""))
+    return done
+
+
+def whole_row(line: bytes, config: SamplingConfig) -> dict[str, Any] | None:
+    """A line of problems.jsonl as a row, or None if anything in it is missing or of a wrong type."""
+    try:
+        row = json.loads(line)
+        kinds = {"completion": str, "answer": str | None, "correct": bool, "finish_reason": str, "tokens": int}
+        if config.second_opinion != "none":
+            kinds["second_opinion"] = bool
+        entries = [row["greedy"], *row["samples"]]
+        texts = all(isinstance(row[name], str) for name in ("problem", "prompt", "reference"))
+        right = all(isinstance(entry[name], kind) for entry in entries for name, kind in kinds.items())
+        agree = all(entry["finish_reason"] in ("stop", "length") and entry["tokens"] >= 0
+                    and not (entry["correct"] and entry["finish_reason"] == "length") for entry in entries)
+        return row if texts and right and agree and len(row["samples"]) == config.num_samples else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
