@@ -1,12 +1,15 @@
 """Loading the policy of a run: the base in the precision of --dtype or --load_in_4bit, and its adapter."""
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -14,12 +17,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from common.config import CommonConfig
+from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
+from common.policy.adapters import with_saved_adapter
 from common.policy.attention import register
+from common.policy.model_files import words
 from common.policy.policy import REFERENCE, Policy
-from common.policy.pretrained import model_folder
+from common.policy.pretrained import model_folder, public_name
 from common.policy.self_checks import check_head, keeps_packed_rows_apart
 
 NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # text never reaches these parts of multimodal models, so they get no adapter
@@ -49,6 +54,32 @@ def check_plain_lora(model: PeftModel) -> None:
                             "made for plain LoRA (no dropout, DoRA, bias or further modules). Leave the extras out")
 
 
+def load_base(config: SamplingConfig, **options: Any) -> PreTrainedModel:
+    """The base of `--model`, as from_pretrained loads it with these options. Raises UserError for weights that cannot be read or lack
+    a part of the model, and for quantizations that cannot be trained.
+    """
+    folder = model_folder(config)
+    stored = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "quantization_config", None)
+    if stored and not (stored.get("quant_method") == "bitsandbytes" and stored.get("load_in_4bit")):
+        raise UserError(f"--model {config.model}: its weights are stored in the quantization {str(stored.get('quant_method'))[:80]!r}, "
+                        "which cannot be trained here; give the model that it was made from, with --load_in_4bit if memory is short")
+    if stored and not importlib.util.find_spec("bitsandbytes"):
+        raise UserError(f"--model {config.model}: its weights are stored in 4 bits, which needs bitsandbytes: pip install bitsandbytes")
+    try:  # a pickle could run code, and is never read
+        base, found = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+                                                           **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # libraries that read damaged files raise whatever they like
+        raise UserError(f"--model {config.model}: its weights could not be read: {words(error)}. Only safetensors are read; if they are "
+                        "there, download them again") from error
+    lacking = sorted(found["missing_keys"])
+    if lacking:  # from_pretrained fills them with random numbers
+        raise UserError(f"--model {config.model}: its weights lack {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}: this is "
+                        "not a whole language model; give one with all layers and its output head")
+    return base
+
+
 def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, *,
                 policy_class: type[Policy] = Policy, adapt: Callable[[PreTrainedModel, CommonConfig], PeftModel] = with_adapter) -> Policy:
     """The policy of a run: the base in `--dtype` or 4 bits, with a fresh adapter or the adapter of `--adapter`.
@@ -62,22 +93,18 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
     # "sdpa" silently leaves out the soft-cap on attention scores that Gemma 2 has
     attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else register()
-    try:
-        base = AutoModelForCausalLM.from_pretrained(model_folder(config), dtype=dtype, quantization_config=quantization,
-                                                    device_map={"": device}, attn_implementation=attention)
-    except OSError as error:
-        raise UserError(f"--model {config.model}: its weights could not be read: {str(error).strip().splitlines()[0]}") from error
+    base = load_base(config, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation=attention)
     base.requires_grad_(False)
     torch.manual_seed(config.seed)  # the adapter's first values
     if config.adapter:
-        model = PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
+        model = with_saved_adapter(base, config.adapter, ("default", REFERENCE) if config.beta > 0 else ("default",))
         config.derive(lora_r=model.peft_config["default"].r, lora_alpha=model.peft_config["default"].lora_alpha)
         say(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
-        if config.beta > 0:
-            model.load_adapter(config.adapter, REFERENCE)
     else:
         model = adapt(base, config)
     check_plain_lora(model)
+    for settings in model.peft_config.values():  # checkpoints are given away, and must not name a folder of this machine
+        settings.base_model_name_or_path = public_name(config)
     policy = policy_class(model, tokenizer, config.temperature, config.gradient_checkpointing)
     policy.activate("default")
     check_head(policy)

@@ -2,27 +2,44 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import signal
+import sys
 from pathlib import Path
 
-from peft import PeftModel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, GenerationConfig
 
 from common.config import CommonConfig
 from common.console import fail, guard, say
 from common.errors import UserError
+from common.files import new_folder
+from common.policy.adapters import with_saved_adapter
+from common.policy.load import load_base
+from common.policy.model_files import GENERATION, text_folder, words
 from common.policy.pretrained import load_tokenizer, model_folder
 
 
-def merge(model: str, adapter: str, out: str) -> None:
-    """Writes base + adapter as one model for serving, merged in float32 and stored in the base's own precision."""
-    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+def merge(config: CommonConfig, out: Path) -> None:
+    """Writes base + adapter as one model for serving, merged in float32 and stored in the base's own precision.
+
+    The folder is whole or not there. Raises UserError, and OSError or SafetensorError if it cannot be written.
+    """
+    base, folder = load_base(config, dtype="auto"), model_folder(config)
+    if getattr(base.config, "quantization_config", None):
+        raise UserError(f"--model {config.model} is stored in 4 bits, and merging would round; give the model that it was made from")
     stored = base.dtype
-    merged = PeftModel.from_pretrained(base.float(), adapter).merge_and_unload().to(stored)
-    merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(model).save_pretrained(out)
+    merged = with_saved_adapter(base.float(), config.adapter or "").merge_and_unload().to(stored)
+    merged.generation_config = GenerationConfig()  # its own may hold settings that transformers reads but does not write
+    texts = text_folder(folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(out) as unfinished:
+        merged.save_pretrained(unfinished)
+        (unfinished / GENERATION).unlink(missing_ok=True)
+        if texts is not None and (texts / GENERATION).exists():
+            shutil.copyfile(texts / GENERATION, unfinished / GENERATION)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False).save_pretrained(unfinished)
     say(f"wrote {out} ({stored})")
 
 
@@ -34,11 +51,16 @@ def main() -> None:
     command.add_argument("--adapter", required=True, help="PEFT folder")
     command.add_argument("--out", required=True, help="folder to write")
     arguments = parser.parse_args()
-    config = CommonConfig(model=arguments.model, adapter=arguments.adapter)
+    config, out = CommonConfig(model=arguments.model, adapter=arguments.adapter), Path(arguments.out)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not at once, so that nothing half written stays
     try:
-        if Path(arguments.out).exists() and any(Path(arguments.out).iterdir()):
-            raise UserError(f"--out {arguments.out} is not empty; name a new folder")
+        if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out} is there and no empty folder; name a new folder")
         load_tokenizer(config)  # checks model and adapter
-        merge(model_folder(config), arguments.adapter, arguments.out)
+        merge(config, out)
     except UserError as error:
         fail(*error.lines)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        fail(f"error: --out {out} could not be written, and nothing is left of it: {words(error)}; free some space, or name another folder")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.nn as nn
 from peft import PeftModel
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from common.policy.adapters import put_weights, read_weights
 from common.policy.attention import can_pack
 from common.policy.loss import head_logits, selected_logps
 from common.policy.micro_batches import MicroBatch, microbatches
@@ -177,11 +177,7 @@ class Policy:
 
     def load(self, folder: Path, adapter: str = "default") -> None:
         """Puts the weights of a PEFT folder written by `save` into an adapter."""
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        with torch.no_grad():
-            for name, parameter in self.parameters_of(adapter).items():
-                parameter.copy_(saved[name.replace(f".{adapter}.", ".")])
+        put_weights(self.model, read_weights(folder), adapter)
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 

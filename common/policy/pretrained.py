@@ -1,26 +1,29 @@
 """A model before its weights are read: its tokenizer, config and end tokens, and whether an adapter fits it."""
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn as nn
-from safetensors import safe_open
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
 from common.config import SamplingConfig
+from common.console import say
 from common.errors import UserError
-from common.tiny.model import tiny_model
+from common.policy.adapters import check_adapter, linear_layers
+from common.policy.model_files import check_texts, check_tokenizer_files, check_weights, words
+from common.tiny.model import SHIPPED, tiny_model
 from common.tiny.task import Arithmetic
 
 
@@ -32,24 +35,50 @@ def model_folder(config: SamplingConfig) -> str:
     return str(tiny_model(Arithmetic.parse(config.dataset.partition(":")[2])))
 
 
+def public_name(config: SamplingConfig) -> str:
+    """The name of the base for people elsewhere: the hub id, or the last name of a folder of this machine."""
+    folder = model_folder(config)
+    return Path(folder).resolve().name if Path(folder).exists() else folder
+
+
 def load_tokenizer(config: SamplingConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
-    """The tokenizer and the model's config. Raises UserError if the model is not there or `--adapter` does not fit it."""
+    """The tokenizer and the model's config. Raises UserError for all that can be known to be wrong before the weights are read.
+
+    That is a model that is not there, is damaged or needs code of its own, and a tokenizer or an `--adapter` that does not fit it.
+    """
     model_config = load_model_config(config)
+    if config.model != "tiny":
+        check_tokenizer_files(config.model)
     tokenizer = _loaded(config, AutoTokenizer)
-    check_against_shapes(config, model_config)
+    skeleton = check_against_shapes(config, model_config)
+    if config.model != "tiny":
+        check_weights(config.model, skeleton)
+    check_tokens(config, tokenizer, load_generation_config(config, model_config), skeleton.get_input_embeddings().weight.shape[0])
     return tokenizer, model_config
 
 
 def load_model_config(config: SamplingConfig) -> PretrainedConfig:
-    """The model's config alone. Raises UserError if the model is not there."""
-    return _loaded(config, AutoConfig)
+    """The model's config alone. Raises UserError if the model is not there, or is no language model."""
+    if config.model != "tiny":
+        check_texts(config.model)
+    model_config = _loaded(config, AutoConfig)
+    names = getattr(model_config, "architectures", None) or ["CausalLM"]
+    whole = any(part in name for name in names for part in ("CausalLM", "LMHead", "ConditionalGeneration"))
+    # models that read a text in both directions have a field that says whether they are used as a decoder
+    one_way = not getattr(model_config, "is_encoder_decoder", False) and getattr(model_config, "is_decoder", True)
+    if not (whole and one_way and type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING):
+        raise UserError(f"--model {config.model} is a {model_config.model_type} model ({', '.join(map(str, names))}), which does not write "
+                        "text token by token; give a decoder model with its output head, such as Llama, Qwen, Mistral, Gemma")
+    return model_config
 
 
 def _loaded(config: SamplingConfig, kind: Any) -> Any:
     try:
-        return kind.from_pretrained(model_folder(config))
-    except (OSError, ValueError) as error:
-        cause = str(error).strip().split("\n")[0].rstrip(".")
+        return kind.from_pretrained(model_folder(config), trust_remote_code=False)
+    except Exception as error:  # libraries that read damaged files raise whatever they like
+        cause = words(error)
+        if "custom code" in cause or "trust_remote_code" in cause:
+            cause = "its files need code of their own (auto_map), which is never run"
         raise UserError(f"--model {config.model} could not be loaded: {cause}; give a hub id, or a folder with config.json "
                         "and a tokenizer") from error
 
@@ -62,9 +91,12 @@ def context_length(model_config: PretrainedConfig) -> int:
 def load_generation_config(config: SamplingConfig, model_config: PretrainedConfig) -> GenerationConfig:
     """The model's generation config. Only its end tokens are used."""
     try:
-        return GenerationConfig.from_pretrained(model_folder(config))
+        return GenerationConfig.from_pretrained(model_folder(config), trust_remote_code=False)
     except OSError:  # the model has none, and from_pretrained of the model would do the same
         return GenerationConfig.from_model_config(model_config)
+    except Exception as error:
+        raise UserError(f"--model {config.model}: its generation_config.json cannot be used: {words(error)}; correct it, or delete "
+                        "it") from error
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> set[int]:
@@ -76,43 +108,46 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Genera
     return ids
 
 
-def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig) -> None:
-    """Raises UserError if `--adapter` or `--lora_target_modules` do not fit the model. Only the shapes of its layers are needed."""
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(model_config)
-    linear = {name: m for name, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
-    kinds = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+def check_tokens(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig, rows: int) -> None:
+    """Raises UserError if a token that a text can have, or an end token, has no row in the embedding, which has `rows` rows."""
+    listed = generation_config.eos_token_id
+    ends = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    wrong = [end for end in ends if type(end) is not int or not 0 <= end < rows]
+    if wrong:
+        raise UserError(f"--model {config.model}: the end token {str(wrong[0])[:80]!r} of its generation config is not one of the model's "
+                        f"{rows} tokens; correct eos_token_id in generation_config.json")
+    # Gemma 3 without vision has the token of an image: no row, and no use in a text
+    beyond = [f"{token} ({index})" for token, index in tokenizer.get_vocab().items() if index >= rows
+              and not (re.search("image|audio|video|vision", token) and tokenizer.added_tokens_decoder[index].special)]
+    if beyond:
+        raise UserError(f"--model {config.model}: its tokenizer has tokens without a row in the embedding, which has {rows}: "
+                        f"{', '.join(beyond[:3])[:200]}; give the model its own tokenizer, or resize its embedding and save it again")
+    stop_token_ids(tokenizer, generation_config)
+
+
+def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig) -> PreTrainedModel:
+    """A skeleton of the model, which has shapes and no weights.
+
+    Raises UserError if `--adapter` or `--lora_target_modules` do not fit the model.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+    except Exception as error:  # a config may hold numbers with which a model cannot be made in a hundred ways
+        raise UserError(f"--model {config.model}: no model can be made from its config.json: {words(error)}; download it again") from error
+    layers = linear_layers(skeleton)
+    kinds = sorted({name.rpartition(".")[2] for name in layers} - {"lm_head"})
     wanted = getattr(config, "lora_target_modules", None) or ()  # eval.py has no such flag
-    unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
     if unknown:
         raise UserError(f"--lora_target_modules {unknown[0]}: {config.model} has no such linear layer; it has {', '.join(kinds)}")
-    if not config.adapter:
-        return
-    folder = Path(config.adapter)
-    try:
-        settings = adapter_settings(config.adapter)
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError) as error:
-        raise UserError(f"--adapter {config.adapter}: not a PEFT folder with adapter_config.json and adapter_model.safetensors; "
-                        "give the checkpoint-N of a run") from error
-    extras = [name for name in ("lora_dropout", "use_dora", "lora_bias", "modules_to_save") if settings.get(name)]
-    if settings.get("peft_type") != "LORA" or extras:
-        raise UserError(f"--adapter {config.adapter}: a plain LoRA adapter is needed (no dropout, DoRA, bias or further modules); this "
-                        f"one is {settings.get('peft_type')} with {', '.join(extras) or 'nothing else'}")
-    base = str(settings.get("base_model_name_or_path"))
-    if config.model == "tiny" and Path(base).name.startswith("tiny-") and Path(base).name != Path(model_folder(config)).name:
-        raise UserError(f"--adapter {config.adapter} was made for the embedded model of another --dataset, whose settings shape its warm "
-                        f"start: give that --dataset, or --model {base}")
-    for key, shape in shapes.items():
-        layer = linear.get(key.removeprefix("base_model.model.").partition(".lora_")[0])
-        wanted = layer and (layer.in_features if ".lora_A." in key else layer.out_features)
-        if layer is None or shape[1 if ".lora_A." in key else 0] != wanted:
-            needs = "has no such layer" if layer is None else f"needs {wanted}"
-            raise UserError(f"--adapter {config.adapter} does not match {config.model}: {key} is {tuple(shape)}, the model {needs}; "
-                            f"it was made for {base}")
-
-
-def adapter_settings(folder: str) -> dict[str, Any]:
-    """The settings in a PEFT folder: `r`, `lora_alpha`, ..."""
-    return json.loads((Path(folder) / "adapter_config.json").read_text())
+    if config.adapter:
+        settings = check_adapter(config.adapter, layers, config.model)
+        base, own = Path(str(settings.get("base_model_name_or_path"))).name, Path(model_folder(config))
+        if config.model == "tiny" and base.startswith("tiny-") and base != own.name:
+            made = [folder / base for folder in (own.parent, SHIPPED) if (folder / base).is_dir()]
+            raise UserError(f"--adapter {config.adapter} was made for the embedded model of another --dataset, whose settings shape its "
+                            f"warm start: give that --dataset{f', or --model {made[0]}' if made else ''}")
+        if settings["lora_dropout"]:
+            say(f"note: the adapter {config.adapter} was trained with dropout {settings['lora_dropout']}; here dropout is off")
+    return skeleton

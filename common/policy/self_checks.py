@@ -24,9 +24,30 @@ def check_head(policy: Policy) -> None:
     best = expected.argmax(-1)
     ours, _ = selected_logps(hidden, policy.base.get_output_embeddings().weight, best, temperature=1.0, softcap=policy.softcap)
     difference = (ours - expected.gather(-1, best[:, None])[:, 0]).abs().max().item()
+    if not expected.isfinite().all():
+        raise UserError(not_finite(policy, ids))
     if not difference < (1e-3 if policy.dtype == torch.float32 else 0.1):
         raise UserError(f"{type(policy.base).__name__} changes its logits in a way that is not supported (log-probs off by "
                         f"{difference:.3g}); Llama, Qwen 2/2.5/3, Mistral and Gemma 2/3 work")
+
+
+@torch.no_grad()
+def not_finite(policy: Policy, ids: Tensor) -> str:
+    """Whose fault it is that the logits of `ids` (1, L) are not finite, and what to do about it."""
+    base = f"--model {policy.base.config._name_or_path}"
+    for name, parameter in policy.model.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            kind = "NaN" if parameter.isnan().any() else "infinite numbers"
+            whose = "the adapter" if "lora_" in name else f"{base}: its weights"
+            return f"{whose} ({name}): {kind} in place of numbers; it is damaged, or its training had diverged: give another one"
+    with policy.adapters_off():
+        alone = policy.base(input_ids=ids, use_cache=False).logits.isfinite().all()
+    if alone:
+        largest = max(parameter.abs().max().item() for parameter in policy.parameters_of().values())
+        return (f"the adapter makes the model's logits infinite or NaN: its weights or its scale are too large (the largest weight is "
+                f"{largest:.3g}); its training had diverged: give an earlier checkpoint")
+    return (f"{base}: its logits are infinite or NaN in {policy.dtype}, although its weights are finite: give another --dtype; if that "
+            "does not help, the weights are damaged")
 
 
 def keeps_packed_rows_apart(policy: Policy) -> bool:

@@ -16,8 +16,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.config import SamplingConfig
 from common.errors import UserError
+from common.policy.adapters import adapter_settings
 from common.policy.policy import Policy
-from common.policy.pretrained import adapter_settings, load_generation_config, model_folder, stop_token_ids
+from common.policy.pretrained import load_generation_config, model_folder, stop_token_ids
 from common.records import Completion, Request, hash_seeds
 from common.rollout.text import decode, stop_at
 
@@ -42,7 +43,11 @@ class VLLMEngine:
         self.tokenizer, self.policy, self.asleep, self.version = tokenizer, None, False, 0
         self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
         self.sleeps = getattr(config, "vllm_enable_sleep_mode", False)  # eval.py has neither this flag nor a rank
-        rank = adapter_settings(config.adapter)["r"] if config.adapter else getattr(config, "lora_r", None)
+        settings = adapter_settings(config.adapter) if config.adapter else {"r": getattr(config, "lora_r", None)}
+        rank, several = settings["r"], [name for name in ("rank_pattern", "alpha_pattern") if settings.get(name)]
+        if several:
+            raise UserError(f"--adapter {config.adapter} has {several[0]}, and vLLM has one rank and scale for all layers; give --engine "
+                            "transformers")
         self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest prompts, which fill whole cache blocks
         self.on_wake: Callable[[], object] = lambda: None
         on_gpu = torch.cuda.is_available()
@@ -64,7 +69,8 @@ class VLLMEngine:
 
         dtype = config.dtype if config.dtype != "auto" else "bfloat16" if on_gpu else "float32"
         try:
-            self.llm = LLM(model=model_folder(config), dtype=dtype, seed=config.seed % 2**31, enable_prefix_caching=True,
+            self.llm = LLM(model=model_folder(config), trust_remote_code=False, dtype=dtype,
+                           seed=config.seed % 2**31, enable_prefix_caching=True,
                            max_model_len=max(map(len, prompts)) + config.max_completion_length, logprobs_mode="processed_logprobs",
                            generation_config="vllm", use_tqdm_on_load=False, **options)  # no sampling defaults of the model
         except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:

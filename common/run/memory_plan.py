@@ -18,8 +18,9 @@ import torch
 from common.config import PLANNED, CommonConfig
 from common.console import say
 from common.errors import UserError
+from common.policy.adapters import adapter_settings
 from common.policy.loss import CHUNK_ELEMENTS
-from common.policy.pretrained import adapter_settings, load_model_config
+from common.policy.pretrained import load_model_config
 from common.rollout.choose_engine import choose_engine
 from common.run.model_shape import Shape, shape_of
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from common.config import CommonConfig
 from common.policy.load import with_adapter
@@ -32,10 +33,10 @@ def shape_of(model_config: PretrainedConfig, config: CommonConfig) -> Shape:
     """The numbers of a model, from skeletons without weights: a whole one for its size, two short ones for its activations."""
     text = model_config.get_text_config()
     with torch.device("meta"):
-        whole = with_adapter(AutoModelForCausalLM.from_config(model_config).requires_grad_(False), config)
+        whole = with_adapter(AutoModelForCausalLM.from_config(model_config, trust_remote_code=False).requires_grad_(False), config)
     lora = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     linear = [m.weight.numel() for name, m in whole.named_modules()
-              if isinstance(m, nn.Linear) and "lora_" not in name and "lm_head" not in name]
+              if isinstance(m, (nn.Linear, Conv1D)) and "lora_" not in name and "lm_head" not in name]
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(parameters=sum(p.numel() for p in whole.parameters()) - lora, linear=sum(linear), largest=max(linear), lora=lora,
@@ -56,7 +57,7 @@ def saved_bytes(model_config: PretrainedConfig, config: CommonConfig, layers: in
     AttentionInterface.register("planned", _attention)
     AttentionMaskInterface.register("planned", lambda *_, **__: None)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(short, attn_implementation="planned").requires_grad_(False)
+        base = AutoModelForCausalLM.from_config(short, attn_implementation="planned", trust_remote_code=False).requires_grad_(False)
         model = with_adapter(base, config).to(torch.bfloat16).eval()
         ids, mask = torch.zeros(1, tokens, dtype=torch.long), torch.zeros(1, 1, tokens, tokens, dtype=torch.bool)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}

@@ -202,8 +202,8 @@ def test_models_without_a_plan_run_all_the_same(tmp_path, monkeypatch, capsys):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "pad_token_id": 128004}))
     assert plan_run(CommonConfig(model=str(folder))).settings is not None
-    sizes = {"n_embd": 64, "n_head": 4, "n_layer": 2}  # its layers are no nn.Linear
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes}))
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2}  # it has no attention
+    (folder / "config.json").write_text(json.dumps({"model_type": "mamba", "architectures": ["MambaForCausalLM"], **sizes}))
     assert plan_run(CommonConfig(model=str(folder))) is None
     assert "going on without a plan" in capsys.readouterr().out
     with pytest.raises(UserError, match="could not be worked out"):
