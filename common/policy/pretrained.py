@@ -22,6 +22,7 @@ from common.config import SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.policy.adapters import check_adapter, linear_layers
+from common.policy.chat import end_of_turn
 from common.policy.model_files import check_texts, check_tokenizer_files, check_weights, words
 from common.tiny.model import SHIPPED, tiny_model
 from common.tiny.task import Arithmetic
@@ -100,9 +101,12 @@ def load_generation_config(config: SamplingConfig, model_config: PretrainedConfi
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> set[int]:
-    """Ids of all tokens that end a completion: the tokenizer's end token, and the end tokens of the model's generation config."""
+    """Ids of all tokens that end a completion: the end tokens of tokenizer, generation config and chat template.
+
+    The base models of Qwen2.5 have a chat template that ends an answer with <|im_end|>, and another end token.
+    """
     listed = generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed]), end_of_turn(tokenizer)[0]} - {None}
     if not ids:
         raise UserError("the tokenizer has no end-of-sequence token, so completions could not end; set eos_token in its config")
     return ids

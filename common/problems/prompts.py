@@ -1,19 +1,22 @@
 """Prompt templates, and the way from rows of text to problems with token ids. Rows that cannot be used are left out here."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
+from common.policy.chat import TemplateError, end_of_turn, render_chats
 from common.problems.data import Row, in_fixed_order
 from common.records import Problem
+from common.run.saved_config import read_record
 
 # the request for an answer, in the templates chat and plain
 ASK = "Reason step by step, and put your final answer within \\boxed{}."
@@ -31,6 +34,11 @@ class Template:
     render: Callable[..., str]
     add_special_tokens: bool  # whether the tokenizer adds its special tokens; False if the text of the prompt has them already
     stop: tuple[str, ...] = ()  # strings that end a completion, for models that write on after the answer
+    render_many: Callable[[list[tuple[str, Sequence[dict[str, Any]]]]], list[str]] | None = None  # `render` for many, where it is faster
+
+    def render_all(self, asked: list[tuple[str, Sequence[dict[str, Any]]]]) -> list[str]:
+        """The prompts of many pairs (question, earlier)."""
+        return self.render_many(asked) if self.render_many else [self.render(*one) for one in asked]
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
@@ -67,23 +75,65 @@ def _chat_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) -
         raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a template "
                         "file of your own")
     system = None if config.system_prompt is None else system_text(config.system_prompt)
-    thinking = {} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking == "true"}
+    options: dict[str, Any] = {} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking == "true"}
 
-    def render(question: str, earlier: Sequence[dict[str, Any]] = ()) -> str:
-        messages = [*earlier, {"role": "user", "content": f"{question}\n\n{ASK}" if system is None else question}]
-        if system is not None:  # in place of a system message of the data
-            messages = [{"role": "system", "content": system}, *(message for message in messages if message.get("role") != "system")]
+    if "strftime_now" in str(tokenizer.chat_template):
+        date = prompt_date(config)
+        options["strftime_now"] = date.strftime  # in place of transformers' own, which has the date of the day
+        say(f"data: the chat template writes the date; this run keeps {date:%Y-%m-%d}, also when it is resumed")
+
+    def messages_of(question: str, earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if system is None:
+            return [*earlier, {"role": "user", "content": f"{question}\n\n{ASK}"}]
+        # in place of a system message of the data
+        kept = (message for message in earlier if message.get("role") != "system")
+        return [{"role": "system", "content": system}, *kept, {"role": "user", "content": question}]
+
+    own = f"give --prompt_template a file of your own{', without --system_prompt' if system is not None else ''}"
+
+    def write(chats: list[list[dict[str, Any]]]) -> list[str | TemplateError]:
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **thinking)
+            return render_chats(tokenizer, chats, add_generation_prompt=True, **options)
         except TemplateError as error:
-            roles = ", ".join(str(message.get("role")) for message in messages)
-            raise UserError(f"the chat template of {config.model} cannot write the messages {roles}: {error}; give --prompt_template a "
-                            f"file of your own{', without --system_prompt' if system is not None else ''}") from error
+            raise UserError(f"the chat template of {config.model} cannot be used: {error}; {own}") from error
 
-    if system is not None and system.strip() not in render("?"):
+    def render_all(asked: list[tuple[str, Sequence[dict[str, Any]]]]) -> list[str]:
+        chats = [messages_of(*one) for one in asked]
+        texts = write(chats)
+        for chat, text in zip(chats, texts, strict=True):
+            if isinstance(text, TemplateError):
+                roles = ", ".join(str(message.get("role")) for message in chat)
+                raise UserError(f"the chat template of {config.model} cannot write the messages {roles}: {text}; {own}") from text
+        return texts  # type: ignore[return-value]  # no error is among them
+
+    write([messages_of("?", ())])  # a template without end is found before thousands of prompts are tried
+    token, end = end_of_turn(tokenizer)
+    template = Template("chat", lambda question, earlier=(): render_all([(question, earlier)])[0], False,
+                        (end,) if end and token is None else (), render_all)
+    if system is not None and system.strip() not in template.render("?"):
         raise UserError(f"--system_prompt: the chat template of {config.model} has no place for a system message; write the text into a "
                         "template file with {question}, and give that file as --prompt_template")
-    return Template("chat", render, False)
+    return template
+
+
+def prompt_date(config: SamplingConfig) -> datetime:
+    """The time that the run's chat template takes for the present: that of the first start. It is saved in config.json.
+
+    An evaluation that goes on has the time of its own first start, and that of an adapter has the time of the adapter's run.
+    """
+    places = [Path(folder) / "config.json" for folder in (config.output_dir, config.adapter and Path(config.adapter).parent) if folder]
+    records = [config.derived]
+    for path in places:
+        with contextlib.suppress(UserError):  # another folder than that of a run
+            records.append(read_record(path).get("derived"))
+    for record in records:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            date = datetime.fromisoformat(record["prompt_date"])
+            break
+    else:
+        date = datetime.now().replace(microsecond=0)
+    config.derive(prompt_date=date.isoformat())
+    return date
 
 
 def system_text(given: str) -> str:
@@ -148,12 +198,14 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
     Rows with such a prompt are left out, and the prompts of this call are added to `seen`. None: repeated prompts stay.
     """
     left_out: dict[str, list[str]] = {}
-    kept, lost = [], []  # lost: rows whose chat is not whole in the prompt
+    usable = []
     for row in rows:
         if row.question is None or row.answer is None:
             left_out.setdefault(f"without a usable {'question' if row.question is None else 'answer'}", []).append(row.id)
-            continue
-        prompt = template.render(row.question, row.earlier)
+        else:
+            usable.append(row)
+    kept, lost = [], []  # lost: rows whose chat is not whole in the prompt
+    for row, prompt in zip(usable, template.render_all([(row.question, row.earlier) for row in usable]) if usable else [], strict=True):
         if seen is not None and prompt in seen:
             left_out.setdefault("with a prompt seen before", []).append(row.id)
             continue
@@ -162,9 +214,8 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
         kept.append((row, prompt))
         if not all(str(message.get("content") or "").strip() in prompt for message in row.earlier):
             lost.append(row.id)
-    encoded = tokenizer([prompt for _, prompt in kept], add_special_tokens=template.add_special_tokens)["input_ids"] if kept else []
     problems = []
-    for (row, prompt), ids in zip(kept, encoded, strict=True):
+    for (row, prompt), ids in zip(kept, prompt_ids(kind, [prompt for _, prompt in kept], template, tokenizer), strict=True):
         if not 0 < len(ids) <= longest:
             left_out.setdefault(f"with a prompt longer than the {longest} tokens that the completion leaves", []).append(row.id)
         else:
@@ -177,3 +228,32 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
     for reason, ids in left_out.items():
         say(f"data: left out {len(ids)} {kind} rows {reason}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
     return problems
+
+
+def prompt_ids(kind: str, prompts: list[str], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The token ids of the prompts: with one begin token where one is wanted, not two, and without an end token at the end.
+
+    A completion goes on from the last token. Behind an end token it would begin a new text, which has nothing to do with the question.
+    The console shows what was removed. kind: a word for these prompts.
+    """
+    if not prompts:
+        return []
+    begin, ends = tokenizer.bos_token_id, {tokenizer.eos_token_id, tokenizer.sep_token_id, end_of_turn(tokenizer)[0]} - {None}
+    removed: dict[str, int] = {}
+    result = []
+    for whole in tokenizer(prompts, add_special_tokens=template.add_special_tokens)["input_ids"]:
+        ids = whole
+        while len(ids) > 1 and ids[-1] in ends:
+            ids = ids[:-1]
+        ended = len(whole) - len(ids)
+        if ids.count(begin) > 1:
+            # the tokenizer's own goes, if the text has one later, behind a blank for example
+            first = int(template.add_special_tokens and ids[0] == begin and begin not in ends)
+            ids = [token for i, token in enumerate(ids) if i >= first and not (token == begin and i > first and ids[i - 1] == begin)]
+        for count, what in ((ended, "an end token"), (len(whole) - len(ids) - ended, "a second begin token")):
+            if count:
+                removed[what] = removed.get(what, 0) + 1
+        result.append(ids)
+    for what, count in removed.items():
+        say(f"data: {what} was removed from {count} of the {len(prompts)} {kind} prompts: the tokenizer or the template had put it there")
+    return result
