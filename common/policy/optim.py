@@ -54,4 +54,6 @@ def take_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
+    # bitsandbytes writes past torch, which then does not know that the parameters have changed; copies of them are renewed by that
+    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
     optimizer.zero_grad(set_to_none=True)

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.policy.adapters import put_weights, read_weights
 from common.policy.attention import can_pack
+from common.policy.lora import Copies, use_copies
 from common.policy.loss import head_logits, selected_logps
 from common.policy.micro_batches import MicroBatch, microbatches
 from common.policy.pretrained import stop_token_ids
@@ -43,9 +44,10 @@ class Policy:
         self.checkpointing = checkpointing
         self.packs = can_pack(text_config, self.device, self.dtype)
         model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
-        for layer in self._lora_layers():
-            # PEFT would cast a layer's input to float32 and autocast would cast it back: one copy for each layer, kept for backward
-            layer.cast_input_dtype_enabled = self.dtype != torch.bfloat16
+        self.copies: dict[str, Copies] = {}  # bfloat16 copies of the adapters, on a bfloat16 base
+        for adapter in model.peft_config:
+            self._copy_adapter(adapter)
+        self.base.base_model.register_forward_pre_hook(self._renew_copies)
         for layer in model.modules():
             if type(layer).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks the weight for a CPU kernel that has no gradient
                 layer.training = True
@@ -57,7 +59,7 @@ class Policy:
     def hidden_states(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The backbone's output for `input_ids` (B, L): last_hidden_state (B, L, H), past_key_values if asked for."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            # LoRA weights are float32: without autocast their products on a bfloat16 base would be computed in float32
+            # some norms calculate in float32; autocast brings their results back to bfloat16 for the next product
             return self.base.base_model(input_ids=input_ids, **inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -167,11 +169,15 @@ class Policy:
         shape = copy.copy(self.model.peft_config["default"])
         shape.init_lora_weights, shape.inference_mode = True, False  # an adapter that was read from a folder has other values
         self.model.add_adapter(adapter, shape)
+        self._copy_adapter(adapter)
         self.activate("default")
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32, adapter: str = "default") -> None:
         """Writes an adapter as a plain PEFT folder: the policy's is `folder` itself, another is `folder`/its name."""
-        weights = {name: parameter.detach().to(dtype) for name, parameter in self.parameters_of(adapter).items()}
+        if dtype == torch.bfloat16 and adapter in self.copies:
+            weights = self.copies[adapter].on_cpu()
+        else:
+            weights = {name: parameter.detach().to(dtype) for name, parameter in self.parameters_of(adapter).items()}
         self.model.save_pretrained(str(folder), state_dict=weights, selected_adapters=[adapter], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form with a local path in it
 
@@ -183,6 +189,18 @@ class Policy:
 
     def _lora_layers(self, adapter: str = "default") -> list[nn.Module]:
         return [m for m in self.model.modules() if hasattr(m, "lora_A") and adapter in m.lora_A]
+
+    def _copy_adapter(self, adapter: str) -> None:
+        """On a bfloat16 base, makes the adapter's layers compute with bfloat16 copies of its parameters."""
+        if self.dtype == torch.bfloat16:
+            self.copies[adapter] = Copies(self.parameters_of(adapter))
+            parts = dict(zip(self.copies[adapter].parameters, self.copies[adapter].parts, strict=True))
+            for layer in self._lora_layers(adapter):
+                use_copies(layer, adapter, parts)
+
+    def _renew_copies(self, *_: Any) -> None:
+        for copies in self.copies.values():
+            copies.renew()
 
     @contextlib.contextmanager
     def _recompute(self, wanted: bool) -> Iterator[None]:
