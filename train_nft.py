@@ -162,6 +162,7 @@ def train(config: Config) -> None:
     template = load_template(config, tokenizer)  # turns a question into a prompt
     config.derive(stop=config.stop or list(template.stop))  # strings that end a completion
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
+    run.identify(tokenizer, template.render("?"), problems, held_out)  # a resumed run must be made of the same as before
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)

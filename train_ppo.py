@@ -182,6 +182,7 @@ def train(config: Config) -> None:
     template = load_template(config, tokenizer)  # turns a question into a prompt
     config.derive(stop=config.stop or list(template.stop))  # strings that end a completion
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
+    run.identify(tokenizer, template.render("?"), problems, held_out)  # a resumed run must be made of the same as before
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
     policy = load_policy(config, tokenizer, model_config)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
@@ -276,13 +277,12 @@ def train(config: Config) -> None:
                 norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
                 run.stop_if_not_finite(losses, norms[-1], batch)  # ends the run before NaN can reach the weights
                 take_step(optimizer, rate)
-            metrics = {
-                "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
-                "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item() if norms else None,
-                "learning_rate": rate, "sampling/sampling_logp_difference/mean": means.mean("difference"),
-                "sampling/sampling_logp_difference/max": means.max("difference"),
-                "value/loss": value_means.mean("loss"), "value/mean": old_values[mask].mean().item() if len(rows) else None,
-                "value/explained_variance": explained_variance(old_values, returns, mask) if len(rows) else None}
+            metrics = {"entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
+                       "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item() if norms else None,
+                       "learning_rate": rate, "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                       "sampling/sampling_logp_difference/max": means.max("difference"),
+                       "value/loss": value_means.mean("loss"), "value/mean": old_values[mask].mean().item() if len(rows) else None,
+                       "value/explained_variance": explained_variance(old_values, returns, mask) if len(rows) else None}
 
         # 7 sync the sampler
         with run.timer("sync"):

@@ -148,7 +148,8 @@ def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved:
     config.derive(**{name: value for name, value in saved.derived.items() if name not in (*PLANNED, *typed)})  # a plan is made anew
     before |= saved.derived
     changed = sorted(different(typed, before))
-    movable = PATHS if (checkpoint / IDENTITY).is_file() else ()  # what is there now is compared before anything is loaded
+    movable = set(PATHS) if (checkpoint / IDENTITY).is_file() else set()  # what is there now is compared before anything is loaded
+    movable -= set() if config.beta > 0 else {"adapter"}  # without a KL term the adapter is that of the checkpoint
     fixed = [name for name in changed if name not in config_class.resumable and name not in movable]
     if fixed:
         raise UserError(f"--{fixed[0]} {typed[fixed[0]]} differs from the resumed run's {before[fixed[0]]}; leave it out, "
@@ -159,6 +160,8 @@ def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved:
         sys.exit(0)
     for name in changed:
         say(f"changed on resume: --{name} {before[name]} -> {typed[name]}")
+        if name in ("dataset", "eval_dataset") and before[name] and f"first_{name}" not in config.derived:
+            config.derive(**{f"first_{name}": before[name]})  # ids of problems, and with them random draws, begin with that name
     config.output_dir, config.resume_from_checkpoint = str(folder), str(checkpoint)
     return config
 

@@ -24,7 +24,7 @@ from common.policy.adapters import with_saved_adapter
 from common.policy.attention import register
 from common.policy.model_files import words
 from common.policy.policy import REFERENCE, Policy
-from common.policy.pretrained import model_folder, public_name
+from common.policy.pretrained import first_adapter, model_folder, public_name
 from common.policy.self_checks import check_head, keeps_packed_rows_apart
 
 NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # text never reaches these parts of multimodal models, so they get no adapter
@@ -97,7 +97,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     base.requires_grad_(False)
     torch.manual_seed(config.seed)  # the adapter's first values
     if config.adapter:
-        model = with_saved_adapter(base, config.adapter, ("default", REFERENCE) if config.beta > 0 else ("default",))
+        model = with_saved_adapter(base, first_adapter(config), ("default", REFERENCE) if config.beta > 0 else ("default",))
         config.derive(lora_r=model.peft_config["default"].r, lora_alpha=model.peft_config["default"].lora_alpha)
         say(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
     else:

@@ -146,7 +146,7 @@ def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig)
     if unknown:
         raise UserError(f"--lora_target_modules {unknown[0]}: {config.model} has no such linear layer; it has {', '.join(kinds)}")
     if config.adapter:
-        settings = check_adapter(config.adapter, layers, config.model)
+        settings = check_adapter(first_adapter(config), layers, config.model)
         base, own = Path(str(settings.get("base_model_name_or_path"))).name, Path(model_folder(config))
         if config.model == "tiny" and base.startswith("tiny-") and base != own.name:
             made = [folder / base for folder in (own.parent, SHIPPED) if (folder / base).is_dir()]
@@ -155,3 +155,12 @@ def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig)
         if settings["lora_dropout"]:
             say(f"note: the adapter {config.adapter} was trained with dropout {settings['lora_dropout']}; here dropout is off")
     return skeleton
+
+
+def first_adapter(config: SamplingConfig) -> str | None:
+    """The folder of the adapter that the policy begins with: `--adapter`.
+
+    A resumed run has its own adapter in the checkpoint. It needs the first one for the KL term alone.
+    """
+    resumed = getattr(config, "resume_from_checkpoint", None)  # eval.py has neither this flag nor --beta
+    return resumed if config.adapter and resumed not in (None, "auto") and config.beta == 0 else config.adapter

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.config import CommonConfig
+from common.errors import UserError
 from common.records import Group, Problem, derive_seed
 from common.rollout.rounds import Fill, verify
 from common.run.run import Run
@@ -165,6 +166,10 @@ class ProblemSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs.drawn, self.buffer = state["drawn"], state.get("buffer", [])  # checkpoints of older versions have only "drawn"
         self.memory.totals, self.memory.recent = state.get("totals", {}), state.get("recent", {})
+        gone = [name for name in self.buffer if name not in self.by_id]
+        if gone:  # seen earlier, unless the checkpoint is of an older version
+            raise UserError(f"--dataset {self.config.dataset} has no usable row {gone[0]}, which the resumed run has in its buffer; put "
+                            "back the data that it was trained on, or start a new run from the checkpoint's adapter with --adapter")
 
     # ---- the ways of --sampling -------------------------------------------------------------------------------------
 

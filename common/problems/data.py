@@ -52,10 +52,12 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     With `--reward` no row needs an answer. Raises UserError if a data set or a column does not exist.
     """
     columns, any_answer = (config.prompt_column, config.answer_column), config.reward is not None
-    splits = _rows_of(config.dataset, *columns, _train_and_test, any_answer=any_answer)
+    first = config.derived.get  # the name of the data before it was moved, in a resumed run
+    splits = _rows_of(config.dataset, *columns, _train_and_test, any_answer=any_answer, called=first("first_dataset"))
     train, held_out = splits["train"], splits.get("test")
     if config.eval_dataset:
-        splits = _rows_of(config.eval_dataset, *columns, _train_and_test, columns_needed=False, any_answer=any_answer)
+        splits = _rows_of(config.eval_dataset, *columns, _train_and_test, columns_needed=False, any_answer=any_answer,
+                          called=first("first_eval_dataset"))
         held_out = splits.get("test", splits["train"])
     if held_out is None:
         train = in_fixed_order(train)
@@ -97,8 +99,8 @@ def in_fixed_order(rows: Iterable[Row]) -> list[Row]:
 
 
 def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Table]], dict[str, Table]],
-             columns_needed: bool = True, any_answer: bool = False) -> dict[str, list[Row]]:
-    """The rows of the data set `name`, by split. `pick` chooses among all its splits.
+             columns_needed: bool = True, any_answer: bool = False, called: str | None = None) -> dict[str, list[Row]]:
+    """The rows of the data set `name`, by split. `pick` chooses among all its splits. called: its name in the ids, if that is another.
 
     question, answer: columns that a flag names, or None. columns_needed False: if the data has no such column, the usual names count.
     any_answer: no row has the answer None, and the data may have no answer column.
@@ -112,7 +114,7 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
         tables = pick(_load_tables(name))
         if not len(next(iter(tables.values()))):
             raise UserError(f"--dataset {name} is empty")
-        columns, source = list(next(iter(tables.values()))[0]), REGISTERED.get(name, Source(name))
+        columns, source = list(next(iter(tables.values()))[0]), REGISTERED.get(called or name, Source(name))
         if not columns_needed:
             question, answer = (column if column and _has_column(columns, column) else None for column in (question, answer))
         if not all(_has_column(columns, column) for column in (*source.question, source.answer or columns[0])):
@@ -122,7 +124,9 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
     missing = [column for column in (*questions, answer_column) if column and not _has_column(columns, column)]
     if missing:
         raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
-    label = base if base in (*REGISTERED, "arithmetic") else Path(name).name or Path(name).resolve().name
+    called = called or name
+    base = called.partition(":")[0]
+    label = base if base in (*REGISTERED, "arithmetic") else Path(called).name or Path(called).resolve().name
     return {split: [_make_row(f"{label}/{split}/{i}", table, i, raw, questions, answer_column, any_answer) for i, raw in enumerate(table)]
             for split, table in tables.items()}
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
+from common.console import say
 from common.errors import UserError
 from common.files import new_folder, sha256, write_file
 from common.run.resume import MANIFEST, TRAINER_STATE, checkpoints, what_is_missing
@@ -74,6 +75,8 @@ def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful
     state = torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True)
     torch.set_rng_state(state["rng"])
     for name, part in parts.items():
-        if name in state:  # checkpoints of older versions have no state of the reward
+        if name in state:
             part.load_state_dict(state[name])
+        elif part.state_dict():
+            say(f"note: {folder} has no state of {name}: it was written by an older version, and {name} begins anew")
     return state["step"]

@@ -20,7 +20,7 @@ from common.console import say
 from common.errors import UserError
 from common.policy.adapters import adapter_settings
 from common.policy.loss import CHUNK_ELEMENTS
-from common.policy.pretrained import load_model_config
+from common.policy.pretrained import first_adapter, load_model_config
 from common.rollout.choose_engine import choose_engine
 from common.run.model_shape import Shape, shape_of
 
@@ -204,7 +204,7 @@ def plan_run(config: CommonConfig) -> Plan | None:
         return None
     wanted = config if asked else dataclasses.replace(config, engine=choose_engine(config)[0])
     if config.adapter:
-        wanted = dataclasses.replace(wanted, lora_r=adapter_settings(config.adapter)["r"])
+        wanted = dataclasses.replace(wanted, lora_r=adapter_settings(first_adapter(config))["r"])
     model_config = load_model_config(config)
     try:
         shape = shape_of(model_config, wanted)

@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from common.config import CommonConfig, run_prefix
 from common.console import bar, say
 from common.errors import UserError
 from common.files import write_file
 from common.policy.policy import Policy
-from common.records import Batch, Completion
+from common.records import Batch, Completion, Problem
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
 from common.run.claim import claim_folder
 from common.run.completion_rows import add_tokens, completion_rows
 from common.run.folder import COMPLETIONS, METRICS, append_rows, comparable, cut_back, evaluation_names, write_config
+from common.run.identity import Identity
 from common.run.lines import Forecast, result_line, sample_line, step_line
 from common.run.model_card import model_card
 from common.run.record import config_record
@@ -53,6 +55,8 @@ class Run:
         self.step_started = time.perf_counter()
         self.saved: Path | None = None
         self.saved_step = 0
+        self.identity = Identity(config)
+        self.identity.check_reward()  # before its code runs
         check_login(config.report_to)
         self.tracker: Tracker | None = None
         wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -64,12 +68,20 @@ class Run:
         """The run folder."""
         return self.lock.folder
 
+    def identify(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: list[Problem], held_out: list[Problem]) -> None:
+        """Notes in later checkpoints what the run is made of. prompt: that of a short question, which shows the prompt template.
+
+        Raises UserError if a resumed run is made of something else than before. Call it before weights are loaded.
+        """
+        self.identity.check(tokenizer, prompt, problems, held_out)
+
     def start(self, policy: Policy, parts: dict[str, Stateful], *others: Saved) -> None:
         """Writes config.json. A resumed run is first put back to its checkpoint, and its jsonl files are cut to that step.
 
         `others`: models besides the policy that have files of their own in a checkpoint, such as a critic.
         """
-        self.models, self.parts = [policy, *others], {"run": self, **parts}
+        self.identity.check_base()  # once more: its weights may have come from the hub just now
+        self.models, self.parts = [policy, *others, self.identity], {"run": self, **parts}
         self.progress = bar(total=self.config.max_steps, desc=self.script)
         if self.resumed:
             self._go_back()

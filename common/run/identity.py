@@ -1,0 +1,176 @@
+"""What a run is made of: fingerprints of its data, reward, base and reference. Checkpoints have them, and a resume compares them."""
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import PreTrainedTokenizerBase
+
+from common.config import CommonConfig
+from common.console import say
+from common.errors import UserError
+from common.files import sha256, write_file
+from common.policy.fingerprint import adapter_fingerprint, base_fingerprint, tokenizer_fingerprint
+from common.records import Problem
+from common.run.resume import IDENTITY
+
+ROW = 6  # bytes of the fingerprint of a problem; as text 8 characters
+KINDS = {"train": "training", "held_out": "held-out"}
+
+
+class Identity:
+    """Fingerprints of one run. A checkpoint saves it like a model, in `identity.json`.
+
+    The methods `check_*` take the fingerprints of what is there now. In a resumed run they raise UserError if the checkpoint has others.
+    """
+
+    def __init__(self, config: CommonConfig) -> None:
+        """Raises UserError if the run is resumed and its checkpoint has a damaged identity.json."""
+        self.config, self.now, self.before = config, {}, {}
+        self.checkpoint = Path(config.resume_from_checkpoint) if config.resume_from_checkpoint not in (None, "auto") else None
+        if self.checkpoint is None:
+            return
+        try:
+            self.before = json.loads((self.checkpoint / IDENTITY).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            say(f"note: {self.checkpoint} is of an older version and has no fingerprints: whether data, reward and base are as before "
+                "is not checked")
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.checkpoint / IDENTITY} cannot be read ({error}); resume from an older checkpoint") from error
+        if not isinstance(self.before, dict):
+            raise UserError(f"{self.checkpoint / IDENTITY} is damaged; resume from an older checkpoint")
+
+    def check_reward(self) -> None:
+        """Of the file of `--reward`, its function, and the files beside it that it imports. What the function reads is not looked at."""
+        if not self.config.reward:
+            return
+        path, _, function = self.config.reward.rpartition(":")
+        files = {"": sha256(Path(path))} if Path(path).is_file() else {}
+        files |= {file.name: sha256(file) for file in imported_beside(Path(path))}
+        self._check("reward function", function, f"--reward {self.config.reward}: the function")
+        before = self.before.get("reward")
+        self.now["reward"] = files
+        if isinstance(before, dict) and before != files:
+            name = next(name for name in [*before, *files] if before.get(name) != files.get(name))
+            self._refuse(f"--reward {path}: {f'the file {name}, which it imports,' if name else 'the file'}")
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: list[Problem], held_out: list[Problem]) -> None:
+        """prompt: the prompt of a short question, which shows the template. Call it before weights are loaded."""
+        self.check_base()
+        self._check_reference()
+        self._check("tokenizer", tokenizer_fingerprint(tokenizer), f"the tokenizer of --model {self.config.model}")
+        self._check("prompt", prompt, f"the prompt template ({self.config.prompt_template}), with its system message,")
+        self._check("stop", self.config.stop, "the list of stop strings")
+        self._check_problems("train", problems)
+        if self.config.eval_steps:
+            self._check_problems("held_out", held_out)
+        self._check("tokens", _tokens(problems), "the way in which prompts become tokens")
+
+    def check_base(self) -> None:
+        """Of the base's files. Where they are still on the hub, nothing is compared: call it again when they have been loaded."""
+        found = base_fingerprint(self.config)
+        if found is None or "base" in self.now:
+            return
+        before = self.before.get("base")
+        self.now["base"] = found
+        if isinstance(before, dict) and before != found:
+            part = next((name for name in found if before.get(name) != found[name]), "files")
+            self._refuse(f"--model {self.config.model}: the {'list of ' if part == 'end tokens' else ''}{part} of the base")
+
+    def _check_reference(self) -> None:
+        """Of the adapter that the run began with. Without a KL term a resumed run does not need it: its checkpoint has its own."""
+        config = self.config
+        if not config.adapter or (self.checkpoint and config.beta == 0):
+            return
+        try:
+            found = adapter_fingerprint(Path(config.adapter))
+        except OSError as error:
+            raise UserError(f"--adapter {config.adapter}, the reference of the KL term, cannot be read: {error.strerror}; put it back, or "
+                            "give the path where it is now") from error
+        self._check("reference", found, f"--adapter {config.adapter}: the adapter that the run began with")
+
+    def _check_problems(self, kind: str, problems: list[Problem]) -> None:
+        rows = b"".join(self._row(problem) for problem in problems)
+        self.now[kind] = base64.b64encode(rows).decode()
+        self.now["eval_problems"] = self.config.eval_problems
+        try:
+            before = base64.b64decode(self.before[kind])
+        except (KeyError, TypeError, ValueError):
+            return
+        changed = self.before.get("eval_problems") != self.config.eval_problems
+        if kind == "held_out" and changed:  # more or fewer of the same
+            rows, before = rows[:len(before)], before[:len(rows)]
+        if rows != before:
+            count, was = len(rows) // ROW, len(before) // ROW
+            shorter = min(count, was)
+            first = next((i for i in range(shorter) if rows[i * ROW:(i + 1) * ROW] != before[i * ROW:(i + 1) * ROW]), shorter)
+            where = f"number {first + 1} ({problems[first].id}) is another" if first < count else f"number {first + 1} is missing"
+            cause = f" (--eval_problems was {self.before.get('eval_problems')}, and held-out rows may be taken from it)" if changed else ""
+            flag = "--eval_dataset" if kind == "held_out" and self.config.eval_dataset else "--dataset"
+            self._refuse(f"{flag} {getattr(self.config, flag[2:])}: of the {KINDS[kind]} problems, {was} before and {count} now, {where}, "
+                         f"so that the data{cause}")
+
+    def _row(self, problem: Problem) -> bytes:
+        """What of a problem reaches the run: its id, prompt and reference, and with `--reward` its row."""
+        row = sorted(problem.row.items()) if self.config.reward else ""
+        text = json.dumps([problem.id, problem.prompt, problem.answer, row], default=lambda value: type(value).__name__)
+        return hashlib.sha256(text.encode()).digest()[:ROW]
+
+    def _check(self, name: str, found: Any, words: str) -> None:
+        """Raises UserError if the checkpoint has another value. words: the subject of the message."""
+        self.now[name] = found
+        if name in self.before and self.before[name] != found:
+            self._refuse(words)
+
+    def _refuse(self, words: str) -> NoReturn:
+        raise UserError(f"{words} differs from that of the resumed run. Put back what the run was made of (another path is fine), or "
+                        f"start a new run from its adapter: --adapter {self.checkpoint}")
+
+    # ---- as part of a checkpoint ------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        write_file(folder / IDENTITY, json.dumps({**self.before, **self.now}))
+
+    def load(self, folder: Path) -> None:
+        """Nothing: what the checkpoint has was compared before anything was loaded."""
+
+
+def imported_beside(path: Path) -> list[Path]:
+    """The Python files in the folder of `path` that it imports, directly or through each other, sorted."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        for name in _imports(waiting.pop()):
+            parts = name.split(".")
+            for file in (path.parent.joinpath(*parts).with_suffix(".py"), path.parent.joinpath(*parts, "__init__.py")):
+                if file.is_file() and file not in found and file != path:
+                    found.add(file)
+                    waiting.append(file)
+    return sorted(found)
+
+
+def _imports(path: Path) -> Iterable[str]:
+    """The names of the modules that a file imports, and of what it imports from them."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return  # the reward does not load, and says why
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _tokens(problems: list[Problem]) -> str:
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(array("q", (len(problem.prompt_ids), *problem.prompt_ids)).tobytes())
+    return digest.hexdigest()
