@@ -46,7 +46,12 @@ class Identity:
         if not isinstance(self.before, dict):
             raise UserError(f"{self.checkpoint / IDENTITY} is damaged; resume from an older checkpoint")
 
-    def check_reward(self) -> None:
+    def check_files(self) -> None:
+        """Of the reward and of the reference. Call it before the code of the reward runs."""
+        self._check_reward()
+        self._check_reference()
+
+    def _check_reward(self) -> None:
         """Of the file of `--reward`, its function, and the files beside it that it imports. What the function reads is not looked at."""
         if not self.config.reward:
             return
@@ -63,7 +68,6 @@ class Identity:
     def check(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: list[Problem], held_out: list[Problem]) -> None:
         """prompt: the prompt of a short question, which shows the template. Call it before weights are loaded."""
         self.check_base()
-        self._check_reference()
         self._check("tokenizer", tokenizer_fingerprint(tokenizer), f"the tokenizer of --model {self.config.model}")
         self._check("prompt", prompt, f"the prompt template ({self.config.prompt_template}), with its system message,")
         self._check("stop", self.config.stop, "the list of stop strings")
@@ -91,6 +95,8 @@ class Identity:
         try:
             found = adapter_fingerprint(Path(config.adapter))
         except OSError as error:
+            if self.checkpoint is None:
+                return  # whoever loads it says what is wrong with it
             raise UserError(f"--adapter {config.adapter}, the reference of the KL term, cannot be read: {error.strerror}; put it back, or "
                             "give the path where it is now") from error
         self._check("reference", found, f"--adapter {config.adapter}: the adapter that the run began with")

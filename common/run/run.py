@@ -56,7 +56,7 @@ class Run:
         self.saved: Path | None = None
         self.saved_step = 0
         self.identity = Identity(config)
-        self.identity.check_reward()  # before its code runs
+        self.identity.check_files()
         check_login(config.report_to)
         self.tracker: Tracker | None = None
         wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
