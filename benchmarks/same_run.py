@@ -15,7 +15,7 @@ def content(path: Path) -> Any:
     if path.name == "metrics.jsonl":
         rows = map(json.loads, path.read_text().splitlines())
         return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
-    if path.name == "config.json":
+    if path.name in ("config.json", ".config.json"):
         record = json.loads(path.read_text())
         record["flags"].pop("resume_from_checkpoint", None)  # a path, once the run was resumed
         return record

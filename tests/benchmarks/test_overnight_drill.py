@@ -48,6 +48,13 @@ def drill(out, *flags):
     return end.value.code
 
 
+def test_a_short_drill(tmp_path, capfd):
+    code = drill(tmp_path, "--events", "4", "--seed", "139")  # kill -9, read-only, second start, damage
+    said = capfd.readouterr().out
+    assert code == 0, said + (tmp_path / "grpo" / "log.txt").read_text()
+    assert "grpo 4/4 damage" in said and said.endswith("all runs ended as the undisturbed one\n")
+
+
 def test_a_drill_that_finds_a_difference_fails_and_keeps_the_run(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(overnight_drill, "differences", lambda *_: "completions.jsonl")
     assert drill(tmp_path, "--events", "0") == 1
