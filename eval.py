@@ -14,9 +14,10 @@ import importlib.util
 import json
 import math
 import statistics
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from common.config import CommonConfig, SamplingConfig, flag
 from common.console import bar, say
@@ -37,6 +38,9 @@ class Config(SamplingConfig):
     vllm_gpu_memory_utilization: float = flag(0.9, "completions", "Share of the GPU's memory that vLLM takes, weights included.")
     output_dir: str | None = flag(
         None, "run", "Result folder. If it has a part of this evaluation, the rest is done. Default: runs/eval-...")
+
+    # flags that may change when an evaluation is continued
+    resumable: ClassVar[Set[str]] = frozenset({"k", "vllm_gpu_memory_utilization"})
 
     def check(self) -> None:
         """Raises UserError for values that cannot work."""

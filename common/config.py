@@ -92,6 +92,7 @@ class SamplingConfig:
 
     # defaults that hold with --model tiny, for flags that the user did not give
     tiny_defaults: ClassVar[dict[str, Any]] = {"prompt_template": "question"}
+    resumable: ClassVar[Set[str]] = frozenset()  # flags that may change when a run or an evaluation goes on
     given: ClassVar[Set[str]] = frozenset()  # names of the flags that were typed, here or for the saved config.json
     derived: ClassVar[dict[str, Any]] = {}  # values that the run worked out itself, by name; config.json has them apart from the flags
     release: ClassVar[Callable[[], None]] = staticmethod(lambda: None)  # gives the run folder free, once it is taken
@@ -202,10 +203,10 @@ class CommonConfig(SamplingConfig):
         "eval_steps": 10, "eval_problems": 400, "save_steps": 20, "max_tokens_per_microbatch": 2048}
     trained_adapters: ClassVar[int] = 1  # number of adapters that have gradients and optimiser state
     # flags that may change when a run is resumed
-    resumable: ClassVar[set[str]] = {
-        "output_dir", "config", "resume_from_checkpoint", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
-        "eval_steps", "eval_problems", "save_steps", "save_total_limit", "max_tokens_per_microbatch", "gradient_checkpointing",
-        "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "report_to", "reward_timeout", "reward_workers"}
+    resumable: ClassVar[Set[str]] = {
+        "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "eval_steps", "eval_problems", "save_steps", "save_total_limit",
+        "max_tokens_per_microbatch", "gradient_checkpointing", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "report_to",
+        "reward_timeout", "reward_workers"}
 
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""

@@ -9,6 +9,7 @@ from helpers import SHARED, evaluate, run, save_random_model
 from safetensors.torch import load_file, save_file
 
 import common.rollout.transformers_engine as transformers_engine
+from common.problems.prompts import Template
 from common.verify.answers import answers_equal
 from eval import interval, majority_at_k, majority_vote, pass_at_k
 
@@ -95,6 +96,37 @@ def test_other_problems_and_files_that_are_not_ours_are_left_alone(tmp_path, tok
     assert evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)["problems"] == 1
     data.write_text('{"question": "1 + 1 ?", "answer": "3"}\n')
     assert "other problems or prompts" in evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)
+
+
+def test_an_evaluation_goes_on_with_the_same_base_flags_and_derived_values_alone(tmp_path, tokenizer, monkeypatch):
+    model, data, folder = save_random_model(tmp_path / "model", "qwen3", tokenizer), tmp_path / "my.jsonl", tmp_path / "a"
+    data.write_text('{"question": "1 + 1 ?", "answer": "2"}\n')
+    flags = ["--dataset", str(data), "--num_samples", "0", "--max_completion_length", "4", "--prompt_template", "plain", "--model"]
+    first = evaluate(folder, *flags, str(model), monkeypatch=monkeypatch)
+    record = json.loads((folder / "config.json").read_text())
+    assert record["flags"]["stop"] is None and record["derived"]["stop"] == ["\nProblem:"]
+    monkeypatch.setattr("eval.load_template", lambda *_: Template("plain", lambda question, _=(): f"Problem: {question}", True, ("other",)))
+    assert "other problems or prompts" in evaluate(folder, *flags, str(model), monkeypatch=monkeypatch)
+    monkeypatch.undo()
+    record["derived"] = {"stop": ["\nProblem:", "END"], "date": "26 Jul 2026"}
+    for name in ("config.json", ".config.json"):
+        (folder / name).write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(folder, *flags, "model", monkeypatch=monkeypatch) == first  # the same folder by another path
+    assert json.loads((folder / "config.json").read_text())["derived"] == record["derived"]  # kept, and not worked out anew
+    assert "--temperature was 1.0, not 0.5" in evaluate(folder, *flags, "model", "--temperature", "0.5", monkeypatch=monkeypatch)
+    record["script"] = "train_grpo"
+    (folder / "config.json").write_text(json.dumps(record))
+    assert "it is of train_grpo.py" in evaluate(folder, *flags, "model", monkeypatch=monkeypatch)
+    record["script"], record["flags"]["temperature"] = "eval", "hot"
+    (folder / "config.json").write_text(json.dumps(record))
+    assert 'temperature is "hot", and must be a number' in evaluate(folder, *flags, "model", monkeypatch=monkeypatch)
+    assert 'temperature is "hot"' in evaluate(tmp_path / "b", "--config", str(folder / "config.json"), monkeypatch=monkeypatch)
+    record["flags"]["temperature"] = 1
+    (folder / "config.json").write_text(json.dumps(record))
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value + 1e-3 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    assert "was begun with another base" in evaluate(folder, *flags, "model", monkeypatch=monkeypatch)
 
 
 def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -12,23 +12,35 @@ from common.config import SamplingConfig, run_prefix
 from common.console import say
 from common.errors import UserError
 from common.files import read_file, sha256, write_file
+from common.policy.fingerprint import base_fingerprint
 from common.records import Problem
 from common.rollout.choose_engine import choose_engine
 from common.run.claim import own_folder
 from common.run.folder import CONFIG, CONFIG_COPY, lines_of, write_config
+from common.run.identity import tokens_fingerprint
 from common.run.lock import Lock
 from common.run.record import config_record
-from common.run.saved_config import read_record
+from common.run.saved_config import all_flags, different, read_config, read_record
 
 PROBLEMS = "problems.jsonl"
-MAY_CHANGE = {"output_dir", "config", "k", "vllm_gpu_memory_utilization"}  # flags that may differ when an evaluation is continued
 
 
 def claim_results(config: SamplingConfig) -> Lock:
-    """Takes the result folder, and puts its name into `config.output_dir`. Raises UserError if another process writes to it."""
+    """Takes the result folder, and puts its name into `config.output_dir`. If it is begun, `config` gets the derived values of that time.
+
+    Raises UserError if another process writes to the folder, and if it holds an evaluation with other flags.
+    """
     wanted = config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}"
     lock = own_folder(Path(wanted), config.output_dir is not None)
     config.output_dir, config.release = str(lock.folder), lock.release
+    if any((lock.folder / name).exists() for name in (CONFIG, CONFIG_COPY)):
+        saved = read_config(lock.folder / CONFIG, type(config))
+        before, now = all_flags(saved, type(config)), config.flags()
+        other = [name for name in different(now, before) if name not in config.resumable]
+        if other or saved.script not in (None, "eval"):
+            why = f"--{other[0]} was {before[other[0]]}, not {now[other[0]]}" if other else f"it is of {saved.script}.py"
+            raise UserError(f"--output_dir {lock.folder} holds another evaluation: {why}; name another folder")
+        config.derive(**saved.derived)
     return lock
 
 
@@ -40,10 +52,15 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
     record, done = config_record(config, "eval"), []
     record |= {"engine": choose_engine(config)[0], "device": "cuda" if torch.cuda.is_available() else "cpu", "adapter_sha256": [
         sha256(Path(config.adapter) / name) for name in ("adapter_model.safetensors", "adapter_config.json")] if config.adapter else None}
+    record |= {"base": base_fingerprint(config), "tokens": tokens_fingerprint(problems)}
     try:
         if any((folder / name).exists() for name in (CONFIG, CONFIG_COPY)):
-            _compare(folder, record)
+            saved = read_record(folder / CONFIG)
             done = _rows(folder, config, problems)
+            for name in ("engine", "device", "adapter_sha256", "base", "tokens"):
+                before = saved.get(name, record[name])  # older versions did not save all of them
+                if before != record[name] and (name != "base" or (before and record[name])):  # a base may be on the hub still
+                    raise UserError(f"--output_dir {folder} was begun with another {name}, {str(before)[:200]}; name another folder")
         elif (folder / PROBLEMS).exists():
             raise UserError(f"--output_dir {folder} has a {PROBLEMS} that is not of an evaluation; name another folder")
         write_file(folder / PROBLEMS, lines_of(done))
@@ -51,19 +68,6 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be used ({error.filename}: {error.strerror}); name another folder") from error
     return done
-
-
-def _compare(folder: Path, record: dict[str, Any]) -> None:
-    """Raises UserError if the folder holds another evaluation than that of `record`."""
-    saved = read_record(folder / CONFIG)
-    for name in ("engine", "device", "adapter_sha256"):
-        if saved.get(name) != record[name]:
-            raise UserError(f"--output_dir {folder} was begun with another {name}, {saved.get(name)}; name another folder")
-    before = saved["flags"]
-    other = [name for name, value in record["flags"].items() if name not in MAY_CHANGE and before.get(name) != value]
-    if other:
-        raise UserError(f"--output_dir {folder} holds another evaluation: --{other[0]} was {before.get(other[0])}, not "
-                        f"{record['flags'][other[0]]}; name another folder")
 
 
 def _rows(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list[dict[str, Any]]:

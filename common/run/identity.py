@@ -74,7 +74,7 @@ class Identity:
         self._check_problems("train", problems)
         if self.config.eval_steps:
             self._check_problems("held_out", held_out)
-        self._check("tokens", _tokens(problems), "the way in which prompts become tokens")
+        self._check("tokens", tokens_fingerprint(problems), "the way in which prompts become tokens")
 
     def check_base(self) -> None:
         """Of the base's files. Where they are still on the hub, nothing is compared: call it again when they have been loaded."""
@@ -175,7 +175,8 @@ def _imports(path: Path) -> Iterable[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _tokens(problems: list[Problem]) -> str:
+def tokens_fingerprint(problems: list[Problem]) -> str:
+    """Of the token ids of all prompts."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(array("q", (len(problem.prompt_ids), *problem.prompt_ids)).tobytes())
