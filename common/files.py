@@ -30,7 +30,7 @@ def write_file(path: Path, content: str | bytes | memoryview) -> None:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
         try:
             with open(handle, "wb") as file:
-                file.write(_bytes(content))
+                file.write(encoded(content))
                 file.flush()
                 os.fsync(handle)
             os.replace(temporary, path)
@@ -52,13 +52,11 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.mkdir(temporary)
         yield temporary
         with _named(path):
-            entries = sorted(temporary.rglob("*"))
             rights = temporary.stat().st_mode & 0o666
-            for entry in entries:
+            for entry in temporary.rglob("*"):
                 if entry.is_file():
                     entry.chmod(rights)
-                _flush(entry)
-            _flush(temporary)
+            flush(temporary)
             old = _unfinished(path)
             if os.path.lexists(path):
                 path.rename(old)
@@ -78,13 +76,13 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def append(path: Path, text: str) -> None:
-    """Adds `text` to the end of a plain file, or makes the file. Adds nothing if an OSError is raised."""
+def append(path: Path, content: str | bytes) -> None:
+    """Adds `content` to the end of a plain file, or makes the file. Adds nothing if an OSError is raised."""
     with _named(path):
         handle = open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(handle).st_size
-            rest = memoryview(_bytes(text))
+            rest = memoryview(encoded(content))
             try:
                 while rest:
                     rest = rest[os.write(handle, rest):]
@@ -95,16 +93,41 @@ def append(path: Path, text: str) -> None:
             os.close(handle)
 
 
+def cut(path: Path, size: int) -> None:
+    """Shortens a plain file to its first `size` bytes. Another name of the file keeps all of them. Raises OSError."""
+    with _named(path):
+        handle = open_plain(path, os.O_RDWR)
+        try:
+            if os.fstat(handle).st_nlink == 1:
+                os.ftruncate(handle, size)
+                return
+        finally:
+            os.close(handle)
+        write_file(path, read_file(path)[:size])
+
+
+def flush(path: Path) -> None:
+    """Makes sure that a file, or a folder with all that is in it, is on disk. Raises OSError."""
+    for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        _flush(entry)
+
+
 def read_file(path: Path) -> bytes:
     """The content of a plain file. Raises OSError."""
     with open(open_plain(path), "rb") as file:
         return file.read()
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a plain file's content, hexadecimal. Raises OSError."""
+def sha256(path: Path, size: int | None = None) -> str:
+    """The SHA-256 of a plain file's content, or of its first `size` bytes, hexadecimal. Raises OSError."""
     with open(open_plain(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if size is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.sha256()
+        while size > 0 and (part := file.read(min(size, 2**20))):
+            found.update(part)
+            size -= len(part)
+        return found.hexdigest()
 
 
 def probe(folder: Path, size: int = 1) -> int:
@@ -153,7 +176,7 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f".{secrets.token_hex(8)}.tmp")
 
 
-def _bytes(content: str | bytes | memoryview) -> bytes | memoryview:
+def encoded(content: str | bytes | memoryview) -> bytes | memoryview:
     """Half a surrogate pair, which text of a model or of a data file may hold, becomes the escape that JSON has for it."""
     return content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
 

@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_names_it(where, folder, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if where == "write":
-        monkeypatch.setattr(files, "_bytes", fails)
+        monkeypatch.setattr(files, "encoded", fails)
     else:
         monkeypatch.setattr(files.os, where, fails)
     with pytest.raises(OSError, match="No space left") as caught:

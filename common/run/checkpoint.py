@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,8 @@ from safetensors import SafetensorError
 
 from common.console import say
 from common.errors import UserError
-from common.files import new_folder, sha256, write_file
+from common.files import flush, new_folder, remove, sha256, write_file
+from common.run.folder import MARKS
 from common.run.resume import MANIFEST, TRAINER_STATE, checkpoints, what_is_missing
 
 
@@ -39,10 +39,12 @@ class Saved(Protocol):
     def load(self, folder: Path) -> None: ...
 
 
-def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dict[str, Stateful], keep: int, card: str) -> Path:
-    """Writes the folder checkpoint-`step`, with `card` as its README.md, and returns it. Then deletes all but the newest `keep`.
+def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dict[str, Stateful], keep: int, card: str,
+                    rows: dict[str, Any] | None = None) -> Path:
+    """Writes the folder checkpoint-`step`, with `card` as its README.md, and returns it. Deletes all but the newest `keep`.
 
-    With `keep` 0 no checkpoint is deleted. Raises OSError if it cannot be written; older checkpoints stay.
+    With `keep` 0 no checkpoint is deleted. rows: what the jsonl files of the run hold. Raises OSError if it cannot be
+    written; the newest of the older checkpoints stays.
     """
     final = run_folder / f"checkpoint-{step}"  # may be there, from an earlier run of the same step
     with new_folder(final) as folder:
@@ -57,11 +59,18 @@ def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dic
         state = io.BytesIO()  # torch.save to a path would hide a full disk in a RuntimeError
         torch.save({"step": step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}, state)
         write_file(folder / TRAINER_STATE, state.getbuffer())
+        if rows is not None:
+            write_file(folder / MARKS, json.dumps(rows))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
         write_file(folder / MANIFEST, json.dumps(manifest, indent=1))
-    for old in checkpoints(run_folder)[:-keep or None] if keep else []:
-        shutil.rmtree(old, ignore_errors=True)
+        flush(folder)
+        # the rename comes last, so that a run that has its last checkpoint is finished in every way; but one checkpoint is always there
+        older = [path for path in checkpoints(run_folder) if path != final]
+        for old in older[:-max(keep - 1, 1)] if keep else []:
+            remove(old)
+    for old in older if keep == 1 else []:
+        remove(old)
     return final
 
 

@@ -1,16 +1,19 @@
 """The files of a run folder that grow row by row."""
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common.files import append, write_file
+from common.console import say
+from common.files import append, cut, encoded, read_file, sha256, write_file
 
 CONFIG, METRICS, COMPLETIONS = "config.json", "metrics.jsonl", "completions.jsonl"
 CONFIG_COPY = ".config.json"  # is read where CONFIG is damaged
+MARKS = "rows.json"  # in a checkpoint: what METRICS and COMPLETIONS held then
 # metrics of an evaluation: (of one sample per problem, of greedy decoding). Shares of right answers, or means of a custom reward
 EVALUATIONS = (("eval/pass@1", "eval/greedy"), ("eval/reward", "eval/reward_greedy"))
 
@@ -43,6 +46,66 @@ def write_config(folder: Path, record: dict[str, Any]) -> None:
     """Writes config.json and its copy."""
     for name in (CONFIG_COPY, CONFIG):
         write_file(folder / name, json.dumps(record, indent=2) + "\n")
+
+
+class Rows:
+    """A jsonl file of a run that grows row by row. It counts and hashes what it has written, so that a resumed run knows its own rows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting = b""  # rows that are not written yet
+        self.size, self.hash = 0, hashlib.sha256()
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Adds rows, which `write` will write."""
+        self.waiting += encoded(lines_of(rows))
+
+    def write(self, folder: Path) -> None:
+        """Writes the rows that wait. Raises OSError; then they still wait."""
+        if self.waiting:
+            append(folder / self.name, self.waiting)
+            self.hash.update(self.waiting)
+            self.size += len(self.waiting)
+            self.waiting = b""
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What the file holds, with the rows that wait, for a checkpoint."""
+        found = self.hash.copy()
+        found.update(self.waiting)
+        return {"bytes": self.size + len(self.waiting), "sha256": found.hexdigest()}
+
+    def go_back(self, checkpoint: Path, step: int) -> list[dict[str, Any]]:
+        """Cuts the file back to what it held at a checkpoint. Returns its rows up to there. Says so if other content had changed."""
+        path = checkpoint.parent / self.name
+        mark = marks(checkpoint).get(self.name)
+        if mark and not differs(path, mark):
+            cut(path, mark["bytes"])
+            rows = [json.loads(line) for line in read_file(path).splitlines()] if self.name == METRICS else []
+        else:
+            rows = cut_back(path, step)
+            if mark:
+                say(f"note: {path} has changed or was cut off since {checkpoint.name}; the {len(rows)} rows that can be read are kept")
+        with open(path, "rb") as file:
+            self.hash, self.size = hashlib.file_digest(file, "sha256"), path.stat().st_size
+        return rows
+
+
+def marks(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """What the jsonl files of a run held at a checkpoint, by name. Nothing for checkpoints of older versions."""
+    try:
+        found = json.loads(read_file(checkpoint / MARKS))
+        return {name: {"bytes": int(found[name]["bytes"]), "sha256": str(found[name]["sha256"])} for name in (METRICS, COMPLETIONS)}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def differs(path: Path, mark: dict[str, Any]) -> bool:
+    """Whether a file no longer begins with what it held at a checkpoint."""
+    try:
+        return path.stat().st_size < mark["bytes"] or sha256(path, mark["bytes"]) != mark["sha256"]
+    except FileNotFoundError:
+        return mark["bytes"] > 0
 
 
 def cut_back(path: Path, step: int) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from common.config import SamplingConfig, run_prefix
 from common.console import say
 from common.errors import UserError
-from common.files import sha256
-from common.run.folder import CONFIG, CONFIG_COPY
+from common.files import read_file, sha256
+from common.run.folder import CONFIG, CONFIG_COPY, differs, marks
 from common.run.saved_config import all_flags, different, read_config
 
 MANIFEST = "manifest.json"  # every file of a checkpoint, with its size and hash
@@ -27,15 +27,17 @@ def checkpoints(run_folder: Path) -> list[Path]:
 def what_is_missing(folder: Path) -> str | None:
     """Why the folder is not a whole checkpoint, or None if it is."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_file(folder / MANIFEST))
         for name, entry in manifest.items():
-            if (folder / name).stat().st_size != entry["bytes"] or sha256(folder / name) != entry["sha256"]:
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                return f"{MANIFEST} names a file of another folder"
+            if (folder / name).lstat().st_size != entry["bytes"] or sha256(folder / name) != entry["sha256"]:
                 return f"{name} has changed or was cut off"
         if TRAINER_STATE not in manifest:
             return f"no {TRAINER_STATE}"
     except OSError as error:
         return f"{error.strerror}: {Path(error.filename or folder).name}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     return None
 
@@ -65,13 +67,21 @@ def find_checkpoint(config: SamplingConfig, script: str) -> Path | None:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run. Those that are not whole are named on the console."""
+    """The newest whole checkpoint of a run, if possible one since which the rows of the jsonl files are unchanged.
+
+    Those that are passed over are named on the console.
+    """
+    second_best = None
     for folder in reversed(checkpoints(run)):
         problem = what_is_missing(folder)
-        if problem is None:
+        changed = [] if problem else [name for name, mark in marks(folder).items() if differs(run / name, mark)]
+        if not problem and not changed:
             return folder
-        say(f"skipping {folder}: not a whole checkpoint ({problem})")
-    return None
+        say(f"skipping {folder}: " + (f"not a whole checkpoint ({problem})" if problem else f"{changed[0]} has changed since it was saved"))
+        second_best = second_best or (None if problem else folder)
+    if second_best:
+        say(f"no checkpoint is from before that change: going on from {second_best}")
+    return second_best
 
 
 def runs_of(config: SamplingConfig, script: str) -> list[Path]:

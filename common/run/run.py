@@ -5,11 +5,10 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,20 @@ from transformers import PreTrainedTokenizerBase
 from common.config import CommonConfig, run_prefix
 from common.console import bar, say
 from common.errors import UserError
-from common.files import write_file
+from common.files import append, flush, remove, write_file
 from common.policy.policy import Policy
 from common.records import Batch, Completion, Problem
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
 from common.run.claim import claim_folder
 from common.run.completion_rows import add_tokens, completion_rows
-from common.run.folder import COMPLETIONS, METRICS, append_rows, comparable, cut_back, evaluation_names, write_config
+from common.run.folder import COMPLETIONS, METRICS, Rows, comparable, evaluation_names, write_config
 from common.run.identity import Identity
 from common.run.lines import Forecast, result_line, sample_line, step_line
 from common.run.model_card import model_card
 from common.run.record import config_record
 from common.run.report import try_report
-from common.run.resume import checkpoints
+from common.run.rescue import cause, copy_if_readable, patiently, remedy, save_elsewhere
+from common.run.resume import checkpoints, newest_checkpoint, step_of, what_is_missing
 from common.run.trackers import Tracker, check_login
 
 
@@ -59,6 +59,7 @@ class Run:
         self.identity.check_files()
         check_login(config.report_to)
         self.tracker: Tracker | None = None
+        self.rows = {name: Rows(name) for name in (METRICS, COMPLETIONS)}
         wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.lock = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
         config.output_dir, config.release = str(self.folder), self.lock.release
@@ -132,7 +133,8 @@ class Run:
             row |= {"num_tokens": self.num_tokens, "num_completions": self.num_completions,
                     "step_time": time.perf_counter() - self.step_started - evaluation_s,
                     **{f"time/{phase}": seconds for phase, seconds in self.seconds.items()}, "memory/peak_gb": peak_gb()}
-        append_rows(self.folder / METRICS, [row])
+        self.rows[METRICS].add([row])
+        self._keep(self._write_rows)
         if self.tracker is not None:
             self.tracker.log({name: value for name, value in row.items() if name != "step"}, self.step)
         say(step_line(row))
@@ -164,7 +166,9 @@ class Run:
         rows = completion_rows(self.step, batch, rewards, advantages, more)
         if self.due_for_evaluation:
             add_tokens(rows, batch, self.models[0].tokenizer, advantages if token_advantages is None else token_advantages, token_values)
-        append_rows(self.folder / COMPLETIONS, rows)
+        self.rows[COMPLETIONS].add(rows)
+        with contextlib.suppress(OSError):  # the rows wait for the end of the step, when there is a state to save
+            self.rows[COMPLETIONS].write(self.lock.find())
         if self.due_for_evaluation:
             if self.tracker is not None:
                 self.tracker.log_completions(rows, self.step)
@@ -187,13 +191,17 @@ class Run:
         bad = [rows for rows, loss in losses if not torch.isfinite(loss)] or [rows for rows, _ in losses]
         rows = torch.cat(bad).tolist()
         path = self.folder / f"nonfinite-step-{self.step}.json"
-        write_file(path, json.dumps([
-            {"problem": batch.problems[i].id, "prompt": batch.problems[i].prompt, "completion": batch.completions[i].text,
-             "ids": batch.completions[i].ids, "sampling_logps": batch.completions[i].logps} for i in rows], indent=1))
+        where = f"the batch is in {path}"
+        try:
+            write_file(path, json.dumps([
+                {"problem": batch.problems[i].id, "prompt": batch.problems[i].prompt, "completion": batch.completions[i].text,
+                 "ids": batch.completions[i].ids, "sampling_logps": batch.completions[i].logps} for i in rows], indent=1))
+        except OSError as error:
+            where = cause(error, path)
         names = sorted({batch.problems[i].id for i in rows})
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise UserError(f"step {self.step}: the loss or its gradient is not finite (gradient norm {float(grad_norm)}); problems "
-                        f"{shown}; the batch is in {path}; last good checkpoint: {self.saved or 'none yet'}. "
+                        f"{shown}; {where}; last good checkpoint: {self.saved or 'none yet'}. "
                         "Try a lower --learning_rate, or --dtype float32")
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,22 +216,74 @@ class Run:
         """Puts models, optimisers and files back to the checkpoint that the run is resumed from."""
         self.saved = Path(self.config.resume_from_checkpoint or "")
         load_checkpoint(self.saved, self.models, self.parts)  # sets self.step
-        self.evaluations = [row for row in cut_back(self.folder / METRICS, self.step) if evaluation_names(row)]
-        cut_back(self.folder / COMPLETIONS, self.step)
         for later in checkpoints(self.folder):
-            if int(later.name.split("-")[1]) > self.step:
+            if step_of(later) > self.step:
+                whole = what_is_missing(later) is None
                 aside = later.with_name(f"superseded-{later.name}")
-                shutil.rmtree(aside, ignore_errors=True)
+                remove(aside)
                 later.rename(aside)
-                say(f"set aside {later.name} as {aside.name}: this run goes on from before it")
+                if not whole:
+                    remove(aside)
+                say(f"set aside {later.name} as {aside.name}: this run goes on from before it" if whole else
+                    f"removed {later.name}, which is not whole")
+        for path in self.folder.glob("nonfinite-step-*.json"):
+            remove(path)
+        rows = {name: file.go_back(self.saved, self.step) for name, file in self.rows.items()}
+        self.evaluations = [row for row in rows[METRICS] if evaluation_names(row)]
         self.progress.update(self.step)
         say(f"resumed {self.saved} after step {self.step}")
 
     def _save(self) -> None:
+        self._keep(self._write_rows)
+        self._keep(lambda: self._write_checkpoint(self.folder))
+        self.saved, self.saved_step = self.folder / f"checkpoint-{self.step}", self.step
+
+    def _write_rows(self) -> None:
+        for file in self.rows.values():
+            file.write(self.folder)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        """Writes README.md and the checkpoint. The checkpoint comes last: when it is there, all is there."""
+        for file in self.rows.values():
+            if (folder / file.name).exists():
+                flush(folder / file.name)
         card = model_card(self.config, self.file, self.record, comparable(self.evaluations), self.step)
-        self.saved = save_checkpoint(self.folder, self.step, self.models, self.parts, self.config.save_total_limit, card)
-        write_file(self.folder / "README.md", card)
-        self.saved_step = self.step
+        write_file(folder / "README.md", card)
+        marks = {name: file.mark for name, file in self.rows.items()}
+        save_checkpoint(folder, self.step, self.models, self.parts, self.config.save_total_limit, card, marks)
+
+    def _keep(self, work: Callable[[], None]) -> None:
+        """Does `work`, which writes to the run folder at the end of a step.
+
+        If that stays impossible, saves what is in memory elsewhere. Raises UserError then, which says how to go on.
+        """
+        try:
+            patiently(self.lock, work)
+        except OSError as error:
+            raise UserError(f"{cause(error, self.folder)}; {self._rescue(error)}") from error
+
+    def _rescue(self, error: OSError) -> str:
+        """Saves what is in memory in another folder. Returns what there is now and how to go on, in words."""
+        saved = newest_checkpoint(self.folder)
+        if saved is not None and step_of(saved) == self.step:
+            return f"nothing is lost: {remedy(error)}, and go on with: {self._go_on(saved)}"
+        if self.step > 0 and (place := save_elsewhere(self.folder, f"{self.folder.name}-saved-after-step-{self.step}", self._write_all)):
+            return f"what was in memory is saved in {place}; go on with: {self._go_on(place / f'checkpoint-{self.step}')}"
+        nowhere = "no other place could be written either; " if self.step > 0 else ""
+        if saved is not None:
+            return f"{nowhere}{remedy(error)}, and go on after step {step_of(saved)} with: {self._go_on(saved)}"
+        return f"{nowhere}there is no checkpoint yet: {remedy(error)}, and start again with --resume_from_checkpoint auto"
+
+    def _write_all(self, folder: Path) -> None:
+        """Fills the new folder with the whole run, as far as its files can still be read."""
+        write_config(folder, self.record)
+        for file in self.rows.values():
+            copy_if_readable(self.folder / file.name, folder)
+            append(folder / file.name, file.waiting)
+        self._write_checkpoint(folder)
+
+    def _go_on(self, checkpoint: Path) -> str:
+        return f"python {self.script}.py --resume_from_checkpoint {checkpoint}"
 
     def _end(self) -> None:
         """Says how the run ended. After a signal, ends the process as the signal would have."""

@@ -1,0 +1,69 @@
+"""When a folder cannot be written any more: wait for it, and then save what is in memory in another place."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import sleep
+from typing import TypeVar
+
+from common.console import say
+from common.files import new_folder
+from common.run.lock import Lock
+
+WAITS = (1, 2, 4, 8, 15)  # seconds before the next try
+PASSING = {getattr(errno, name) for name in (  # errors of a network mount that may be back soon
+    "ESTALE", "EIO", "ENOENT", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ESHUTDOWN", "ECONNRESET", "EREMOTEIO", "ENODEV",
+    "ENXIO", "EAGAIN") if hasattr(errno, name)}
+REMEDIES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota", errno.EFBIG: "raise the limit for the size of a file "
+            "(ulimit -f)", errno.EROFS: "make the folder writable", errno.EACCES: "make the folder writable",
+            errno.EPERM: "make the folder writable", errno.EMFILE: "raise the limit for open files (ulimit -n)"}
+T = TypeVar("T")
+
+
+def patiently(lock: Lock, work: Callable[[], T]) -> T:
+    """The result of `work`, which writes to the folder of `lock`. Waits for a folder that may come back. Raises OSError if it does not."""
+    for seconds in (*WAITS, 0):
+        try:
+            lock.find()
+            return work()
+        except OSError as error:
+            if seconds == 0 or error.errno not in PASSING or lock.deleted:
+                raise
+            say(f"note: {error.filename or lock.folder} cannot be written ({error.strerror}); the next try is in {seconds} s")
+            sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def save_elsewhere(folder: Path, name: str, fill: Callable[[Path], object]) -> Path | None:
+    """A new folder that `fill` has filled: beside `folder`, in the working folder or in that for temporary files. None if all fail."""
+    for place in dict.fromkeys((folder.absolute().parent, Path.cwd(), Path(tempfile.gettempdir()))):
+        saved = place / name
+        with contextlib.suppress(OSError):
+            for number in range(2, 100):
+                if not saved.exists():
+                    break
+                saved = place / f"{name}-{number}"
+            with new_folder(saved) as new:
+                fill(new)
+            return saved
+    return None
+
+
+def copy_if_readable(file: Path, folder: Path) -> None:
+    """Copies a file of a folder that may have gone."""
+    with contextlib.suppress(OSError):
+        shutil.copyfile(file, folder / file.name)
+
+
+def cause(error: OSError, folder: Path) -> str:
+    """The error in words."""
+    return f"{error.filename or folder} cannot be written ({error.strerror or type(error).__name__})"
+
+
+def remedy(error: OSError) -> str:
+    """What the user can do against the error."""
+    return REMEDIES.get(error.errno or 0, "put the folder right")
