@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.policy.model_files import check_plain, read_json, words
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # text never reaches these parts of multimodal models, so they get no adapter
 LARGEST_RANK = 2**14
 # what plain LoRA is made of; and what has no influence on a finished adapter: on which layers it was put, how its first values were found
 PLAIN = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"}
@@ -35,10 +36,15 @@ UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # values of ini
 KEY = re.compile(r"(?:module\.|_orig_mod\.|base_model\.model\.(?=base_model))*base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
-def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of the layers that can have an adapter, by name. GPT-2's Conv1D is a linear layer with a transposed weight."""
-    sizes = {}
+def linear_layers(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the layers that can have an adapter, by name: all linear layers but the output head.
+
+    GPT-2's Conv1D is a linear layer with a transposed weight.
+    """
+    sizes, head = {}, model.get_output_embeddings()
     for name, module in model.named_modules():
+        if module is head:
+            continue
         if isinstance(module, nn.Linear):
             sizes[name] = module.in_features, module.out_features
         elif isinstance(module, Conv1D):
@@ -134,8 +140,10 @@ def check_adapter(folder: str, layers: dict[str, tuple[int, int]], model: str) -
     settings, weights = adapter_settings(folder), read_weights(Path(folder))
     for (layer, side), tensor in weights.items():
         rank = rank_and_alpha(settings, layer)[0]
+        if re.fullmatch(NOT_LANGUAGE, layer):
+            raise UserError(f"--adapter {folder} adapts {layer}, which text never reaches; train an adapter of the language layers alone")
         if layer not in layers:
-            needs = "has no such layer"
+            needs = "has no such linear layer below its output head"
         elif (layer, "B" if side == "A" else "A") not in weights:
             raise UserError(f"--adapter {folder}: {layer} has {side} and not both A and B; save or download it again")
         else:

@@ -20,14 +20,12 @@ from transformers import (
 from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
-from common.policy.adapters import with_saved_adapter
+from common.policy.adapters import NOT_LANGUAGE, with_saved_adapter
 from common.policy.attention import register
 from common.policy.model_files import words
 from common.policy.policy import REFERENCE, Policy
 from common.policy.pretrained import first_adapter, model_folder, public_name
 from common.policy.self_checks import check_head, keeps_packed_rows_apart
-
-NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # text never reaches these parts of multimodal models, so they get no adapter
 
 
 def with_adapter(base: PreTrainedModel, config: CommonConfig) -> PeftModel:

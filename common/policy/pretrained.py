@@ -121,8 +121,9 @@ def check_tokens(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, gen
         raise UserError(f"--model {config.model}: the end token {str(wrong[0])[:80]!r} of its generation config is not one of the model's "
                         f"{rows} tokens; correct eos_token_id in generation_config.json")
     # Gemma 3 without vision has the token of an image: no row, and no use in a text
-    beyond = [f"{token} ({index})" for token, index in tokenizer.get_vocab().items() if index >= rows
-              and not (re.search("image|audio|video|vision", token) and tokenizer.added_tokens_decoder[index].special)]
+    without = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
+    beyond = [f"{token} ({index})" for index, token in without
+              if not (re.search("image|audio|video|vision", token) and tokenizer.added_tokens_decoder[index].special)]
     if beyond:
         raise UserError(f"--model {config.model}: its tokenizer has tokens without a row in the embedding, which has {rows}: "
                         f"{', '.join(beyond[:3])[:200]}; give the model its own tokenizer, or resize its embedding and save it again")
@@ -140,7 +141,7 @@ def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig)
     except Exception as error:  # a config may hold numbers with which a model cannot be made in a hundred ways
         raise UserError(f"--model {config.model}: no model can be made from its config.json: {words(error)}; download it again") from error
     layers = linear_layers(skeleton)
-    kinds = sorted({name.rpartition(".")[2] for name in layers} - {"lm_head"})
+    kinds = sorted({name.rpartition(".")[2] for name in layers})
     wanted = getattr(config, "lora_target_modules", None) or ()  # eval.py has no such flag
     unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
     if unknown:
