@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -21,8 +22,8 @@ def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evalu
     `record`: the content of config.json. `evaluations`: the rows of metrics.jsonl that have `eval/*`, oldest first. The front matter
     lists only models and data sets that are on the hub. Of a folder of this machine the card has the last name alone.
     """
-    local = {name for name in (config.model, config.dataset) if Path(name).exists()}
-    base, data = (Path(name).name if name in local else name for name in (config.model, config.dataset))
+    local = {name for name in (config.model, config.dataset) if folderless(name) != name or Path(name).exists()}
+    base, data = folderless(config.model), folderless(config.dataset)
     tiny = config.model == "tiny"
     on_hub = config.dataset not in local and data.partition(":")[0] != "arithmetic"
     head = ModelCardData(base_model=None if tiny or config.model in local else base,
@@ -95,19 +96,27 @@ def command(config: CommonConfig, script: Path) -> str:
         if spec.name in LOCAL or value in (None, []) or (value == getattr(defaults, spec.name) and spec.name not in ("model", "dataset")):
             continue
         if spec.name == "system_prompt":  # a text may be long, have lines, and be no path
-            words.append(f"--system_prompt {shlex.quote(value if len(value) > 200 else _folderless(value))}")
+            words.append(f"--system_prompt {shlex.quote(folderless(value, text=True))}")
         elif isinstance(value, bool):
             words.append(f"--{spec.name}" if value else f"--no_{spec.name}")
         else:
-            words.append(" ".join([f"--{spec.name}", *(_word(str(one)) for one in (value if isinstance(value, list) else [value]))]))
+            words.append(" ".join([f"--{spec.name}", *(_word(str(one), spec.name == "stop") for one in (value if isinstance(value, list) else [value]))]))
     return " \\\n    ".join([f"python {script.name}", *words])
 
 
-def _word(text: str) -> str:
-    """The text quoted for a shell, on one line."""
-    return shlex.quote(_folderless(text).replace("\n", "\\n"))
+def _word(value: str, text: bool) -> str:
+    """The value quoted for a shell, on one line."""
+    return shlex.quote(folderless(value, text).replace("\n", "\\n"))
 
 
-def _folderless(text: str) -> str:
-    """The last name of a path that exists, else the text."""
-    return Path(text).name if Path(text).exists() else text
+def folderless(value: str, text: bool = False) -> str:
+    """The last name of a path, also of a file:function. Others, such as the id of a model on the hub, stay as they are.
+
+    text: the value may be a text, and is taken for a path only if there is such a file.
+    """
+    path = Path(re.sub(r"(\.py):\w+$", r"\1", value))
+    try:
+        local = path.is_file() if text else path.is_absolute() or value.startswith(("~", "./", "../")) or path.exists()
+    except OSError:  # too long for a path
+        local = False
+    return Path(value).name if local else value

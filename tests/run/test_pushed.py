@@ -15,7 +15,7 @@ def strings(folder):
 
 
 @pytest.mark.parametrize("script, flags", [
-    ("train_ppo", []), ("train_grpo", ["--beta", "0.1", "--sampling", "lilo"]), ("train_vineppo", []), ("train_nft", [])])
+    ("train_ppo", []), ("train_grpo", ["--beta", "0.1", "--sampling", "lilo"])])
 def test_a_checkpoint_names_no_folder_user_or_host(script, flags, tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: NAMES[0])
     for name, value in zip(("HOSTNAME", "USER", "HF_TOKEN"), NAMES, strict=True):
@@ -51,3 +51,16 @@ def test_the_name_of_a_base_from_the_hub_stays_and_that_of_a_folder_is_its_last(
     for name in (tmp_path / "base", f"{tmp_path}/base/", f"{tmp_path}/base/../base"):
         assert public_name(CommonConfig(model=str(name))) == "base"
     assert public_name(CommonConfig()).startswith("tiny-")
+
+
+def test_the_command_in_a_model_card_keeps_texts_and_shortens_paths(tmp_path):
+    from common.run.model_card import folderless
+
+    (tmp_path / "gone").mkdir()
+    for path in (f"{tmp_path}/gone", f"{tmp_path}/gone/", "~/elsewhere/gone", "../x/gone", f"{tmp_path}/deleted/gone"):
+        assert folderless(path) == "gone"
+    assert folderless(f"{tmp_path}/rewards/mine.py:score") == "mine.py:score"
+    for kept in ("Qwen/Qwen2.5-1.5B", "openai/gsm8k", "arithmetic:values=18,tiers=plus:1:1-2"):
+        assert folderless(kept) == kept
+    for kept in ("/no_think", "/", "~~~", "./", "a" * 5000):
+        assert folderless(kept, text=True) == kept
