@@ -100,7 +100,8 @@ def command(config: CommonConfig, script: Path) -> str:
         elif isinstance(value, bool):
             words.append(f"--{spec.name}" if value else f"--no_{spec.name}")
         else:
-            words.append(" ".join([f"--{spec.name}", *(_word(str(one), spec.name == "stop") for one in (value if isinstance(value, list) else [value]))]))
+            values = [_word(str(one), spec.name == "stop") for one in (value if isinstance(value, list) else [value])]
+            words.append(" ".join([f"--{spec.name}", *values]))
     return " \\\n    ".join([f"python {script.name}", *words])
 
 
