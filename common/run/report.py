@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.files import write_file
 from common.run.folder import EVALUATIONS, evaluation_names
 from common.run.report_charts import IMPORTANT, MIX, OTHERS, PAGE_POINTS, PHASES, POINTS, X, line_chart, metrics_to_chart, stacked_chart
-from common.run.report_runs import PALETTE, Group, RunData, differences, group_runs, read_run, shown
+from common.run.report_runs import PALETTE, Group, RunData, differences, group_runs, is_number, read_run, shown
 
 PAGE = Path(__file__).with_name("report_page.html")
 SAMPLE_BYTES = 1_200_000  # of completions in one page. Steps of longer runs are left out
@@ -57,8 +57,8 @@ def samples_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     order = sorted(by_prompt.values(), key=lambda own: min(row["reward"] for row in own) - max(row["reward"] for row in own))
     return [{**{key: finite(row[key]) for key in ("prompt", "answer", "reward", "advantage", "finish_reason", "tokens")},
              "pieces": pieces(row)[:TOKENS], "credit": finite(row["token_advantages"][:TOKENS]),
-             "values": finite(row.get("token_values"))[:TOKENS] if "token_values" in row else None, "starts": row.get("step_starts"),
-             "states": finite(row.get("state_values"))} for own in order for row in own]
+             "values": finite(row.get("token_values"))[:TOKENS] if "token_values" in row else None,
+             "starts": finite(row.get("step_starts")), "states": finite(row.get("state_values"))} for own in order for row in own]
 
 
 def finite(value: Any) -> Any:
@@ -86,16 +86,16 @@ def summary(group: Group) -> str:
     flags = record["flags"]
     many, last = len(group.runs) > 1, group.steps[-1] if group.steps else None
     seeds = ", ".join(str(run.record["flags"]["seed"]) for run in group.runs)
-    words = [f"{record['script']}.py, {short_name(flags['model'])} on {short_name(flags['dataset'])}, seed{'s' * many} {seeds}"]
+    words = [f"{record['script']}.py, {short_name(str(flags['model']))} on {short_name(str(flags['dataset']))}, seed{'s' * many} {seeds}"]
     if group.evaluations:
         first, final = group.evaluations[0], group.evaluations[-1]
         sampled, greedy = evaluation_names(final)
         words.append(f"{f'mean of {len(group.runs)} runs: ' if many else ''}{sampled.removeprefix('eval/')} {first[sampled]:.3f} → "
                      f"{final[sampled]:.3f}, greedy {final[greedy]:.3f} after step {final['steps']:g}")
     if last:
-        words.append(f"{last['tokens']:,.0f} tokens, {last['seconds']:,.0f} s, peak memory {last['memory/peak_gb']:.1f} GB"
+        words.append(f"{last['tokens']:,.0f} tokens, {last['seconds']:,.0f} s, peak memory {last.get('memory/peak_gb', math.nan):.1f} GB"
                      f"{' each' if many else ''}")
-        if flags.get("max_steps", 0) > last["steps"]:
+        if is_number(flags.get("max_steps")) and flags["max_steps"] > last["steps"]:
             words.append(f"step {last['steps']:g} of {flags['max_steps']}")
     return "; ".join(words)
 

@@ -209,15 +209,15 @@ def line_chart(groups: list[Group], x: str, y: str, title: str, most: int = POIN
 
 def stacked_chart(rows: list[Row], parts: dict[str, tuple[str, str]], title: str, most: int = POINTS) -> str:
     """Shares of each step on top of each other, the first of `parts` at the bottom: names of metrics with label and colour."""
-    full = [{"steps": row["steps"], **{name: row.get(name, 0.0) for name in parts}} for row in rows]
+    full = [{"steps": row["steps"], **{name: row[name] if row.get(name, -1) >= 0 else 0.0 for name in parts}} for row in rows]
     curves = [thin(full, "steps", name, most) for name in parts]
     steps = curves[0][0]
-    half = (steps[-1] - steps[0]) / (len(steps) - 1) / 2 if len(steps) > 1 else 0.5
+    half = abs(steps[-1] - steps[0]) / (len(steps) - 1) / 2 if steps[-1] != steps[0] else 0.5
     xs = [edge for step in steps for edge in (step - half, step + half)]
     levels = [[0.0] * len(xs)]
     for _, ys in curves:
         levels.append([below + own for below, own in zip(levels[-1], [y for y in ys for _ in range(2)], strict=True)])
-    plot = Plot(xs[0], xs[-1], 0.0, max(levels[-1]) or 1.0)
+    plot = Plot(min(xs), max(xs), 0.0, max(levels[-1]) or 1.0)
     shapes = [plot.area(xs, low, high, colour, "stack") for low, high, (_, colour) in zip(levels, levels[1:], parts.values(), strict=False)]
     return plot.html(shapes, "steps", title)
 

@@ -2,22 +2,27 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
+import math
 import os
 import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.run.folder import comparable
+from common.files import open_plain
+from common.run.folder import COMPLETIONS, CONFIG, EVALUATIONS, METRICS, comparable
+from common.run.saved_config import read_record
 
 PALETTE = ("#2588cf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")  # legible on white and on black
 Row = dict[str, Any]  # of a jsonl file
+LARGEST_LINE = 2**26  # bytes
+LARGEST = 1e100  # number that a chart can have
+MOST_METRICS = 500
 
 # Flags that may differ between the runs of a group
 OWN = {"seed", "output_dir", "config", "resume_from_checkpoint", "report_to", "plan_memory"}
@@ -52,30 +57,92 @@ class Group:
 
 
 def read_run(folder: Path) -> RunData:
-    """Raises UserError if the folder is not a run folder."""
+    """Raises UserError if the folder is not a run folder.
+
+    Folders come from other people too: of a row only that is kept which has the type that the page expects.
+    """
     try:
-        record = json.loads((folder / "config.json").read_text())
-        record["flags"] |= record.get("derived", {})  # the page shows the values that counted
-        rows = list(whole_rows((folder / "metrics.jsonl").read_text().split("\n")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a run folder (config.json, metrics.jsonl): {error}") from error
-    seconds = accumulate(row.get("step_time", 0.0) for row in rows)
+        record = read_record(folder / CONFIG)
+    except UserError as error:
+        raise UserError(f"{folder} is not a run folder: {str(error).rpartition(';')[0]}") from error
+    derived = record.get("derived")
+    flags = {**record["flags"], **(derived if isinstance(derived, dict) else {})}  # the page shows the values that counted
+    flags = {"model": "?", "dataset": "?", "seed": "?", **{name: plain_value(value) for name, value in flags.items()}}
+    command = record.get("command")
+    record = {"script": str(plain_value(record.get("script"))), "flags": flags, "command": command if isinstance(command, list) else []}
+    rows = [numbers for row in whole_rows(folder / METRICS) if (numbers := numbers_of(row))]
+    names = dict.fromkeys(name for row in rows for name in row)
+    if len(names) > MOST_METRICS:
+        raise UserError(f"{folder / METRICS} has {len(names)} metrics; a page shows at most {MOST_METRICS}")
+    seconds = accumulate(_from_zero(row, "step_time") for row in rows)
     for row, passed in zip(rows, seconds, strict=True):
-        row |= {"steps": row["step"], "tokens": row.get("num_tokens", 0), "seconds": passed}
+        row |= {"steps": row["step"], "tokens": _from_zero(row, "num_tokens"), "seconds": passed}
     samples: dict[int, list[Row]] = {}
-    path = folder / "completions.jsonl"
-    with open(path, encoding="utf-8") if path.exists() else io.StringIO() as file:
-        for row in whole_rows(line for line in file if '"token_advantages"' in line):  # parsing takes long, and the page shows these alone
-            samples.setdefault(row["step"], []).append(row)
+    if (folder / COMPLETIONS).exists():
+        for row in whole_rows(folder / COMPLETIONS, b'"token_advantages"'):  # parsing takes long, and the page shows these alone
+            if is_sample(row):
+                samples.setdefault(row["step"], []).append(row)
     return RunData(folder.name, record, rows, samples)
 
 
-def whole_rows(lines: Iterable[str]) -> Iterator[Row]:
-    """The rows of a jsonl file. The last line may be cut if the run is still going on or was killed."""
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
+def whole_rows(path: Path, marked: bytes = b"") -> Iterator[Row]:
+    """The rows of a jsonl file, those with the text `marked`. Lines that are no rows are left out: the last may be cut.
 
+    Raises UserError if the file is not a plain file or has a line that is too long to be a row.
+    """
+    try:
+        with open(open_plain(path), "rb") as file:
+            while line := file.readline(LARGEST_LINE):
+                if len(line) == LARGEST_LINE:
+                    raise UserError(f"{path} has a line of more than {LARGEST_LINE >> 20} MiB; it is not of a run")
+                if marked in line:
+                    with contextlib.suppress(ValueError, RecursionError):
+                        row = json.loads(line)
+                        if isinstance(row, dict):
+                            yield row
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a run folder (config.json, metrics.jsonl)") from error
+
+
+def numbers_of(row: Row) -> Row:
+    """The numbers of a row of metrics.jsonl, NaN in place of those too large to draw. {} if its step is not a number from 0 up."""
+    found = {name: value if abs(value) < LARGEST else math.nan for name, value in row.items() if type(value) in (int, float)}
+    if not found.get("step", -1) >= 0:  # NaN is not either
+        return {}
+    for sampled, greedy in EVALUATIONS:
+        if sampled in found:
+            found.setdefault(greedy, math.nan)
+    if not found.get("eval/problems", 1) >= 1:
+        del found["eval/problems"]
+    return found
+
+
+def _from_zero(row: Row, name: str) -> float:
+    """The number in a row if it is 0 or more, else 0."""
+    return row[name] if row.get(name, -1) >= 0 else 0
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value is a float, or an int that a float can hold."""
+    return type(value) is float or (type(value) is int and abs(value) < LARGEST)
+
+
+def is_sample(row: Row) -> bool:
+    """Whether a row of completions.jsonl has a completion token by token, as the page shows it."""
+    texts = [row.get(name) for name in ("prompt", "completion", "answer", "finish_reason")]
+    lists = [row.get("offsets"), row.get("token_advantages"), row.get("token_values", [])]
+    lists += [row[name] for name in ("step_starts", "state_values") if row.get(name) is not None]
+    return (type(row.get("step")) is int and all(is_number(row.get(name)) for name in ("step", "reward", "advantage", "tokens"))
+            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(values, list) and all(value is None or is_number(value) for value in values) for values in lists)
+            and all(type(place) is int for place in lists[0]))
+
+
+def plain_value(value: Any) -> Any:
+    """The value of a flag: a text, a number, null or a list of these. Anything else is not of a flag."""
+    if isinstance(value, list):
+        return [plain_value(one) for one in value if not isinstance(one, list)]
+    return value if value is None or isinstance(value, (str, int, float)) else "?"
 
 
 def group_runs(runs: list[RunData]) -> list[Group]:
