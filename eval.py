@@ -10,6 +10,10 @@ docs/evaluation.md has the flags of published protocols.
 """
 from __future__ import annotations
 
+from common.interrupt import Stop, Stopped, end_quietly
+
+end_quietly(__name__)  # a signal during the imports, which take seconds, is no stack trace
+
 import importlib.util
 import json
 import math
@@ -190,15 +194,11 @@ def evaluate_model(config: Config) -> dict[str, Any]:
             if config.second_opinion != "none" else None
         size = max(1, engine.chunk // (config.num_samples + 1))  # problems in a part; a part is sampled in one call and then written
         parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]
-        with bar(total=len(problems), initial=len(done), desc="problems", unit="problem", disable=False) as progress:
+        progress = bar(total=len(problems), initial=len(done), desc="problems", unit="problem", disable=False)
+        with Stop("these problems") as stop, progress:
             for part in parts:
                 count = len(problems[part])
-                try:
-                    groups = engine.generate(greedy[part] + sampled[part])
-                except KeyboardInterrupt:
-                    say(f"interrupted: {len(done)} problems are in {folder}; with --output_dir {folder} the same command "
-                        "continues")
-                    raise
+                groups = engine.generate(greedy[part] + sampled[part])
                 found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
                 if opinion:
                     add_opinion(opinion, problems[part], groups, found)
@@ -206,6 +206,8 @@ def evaluate_model(config: Config) -> dict[str, Any]:
                 done += found
                 progress.update(count)
                 progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
+                if stop.number is not None and len(done) < len(problems):
+                    raise Stopped(stop.number)  # `run_script` says how to go on
     left_out = len(rows) - len(problems) if not config.max_problems else 0
     k = sorted(set(config.k or [4**i for i in range(20) if 4**i <= config.num_samples]))
     summary = summarise(done, k, left_out)

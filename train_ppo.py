@@ -16,6 +16,10 @@ Deviations from that baseline:
 """
 from __future__ import annotations
 
+from common.interrupt import end_quietly
+
+end_quietly(__name__)  # a signal during the imports, which take seconds, is no stack trace
+
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -17,6 +17,10 @@ Deviations from the official code:
 """
 from __future__ import annotations
 
+from common.interrupt import end_quietly
+
+end_quietly(__name__)  # a signal during the imports, which take seconds, is no stack trace
+
 import re
 from bisect import bisect_left
 from dataclasses import dataclass

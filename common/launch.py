@@ -28,6 +28,8 @@ from transformers import HfArgumentParser
 from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig, resolve
 from common.console import fail, guard, say
 from common.errors import UserError
+from common.interrupt import Stop, Stopped
+from common.run.go_on import stopped_line
 from common.run.resume import IDENTITY, find_checkpoint, step_of
 from common.run.saved_config import PATHS, Saved, all_flags, different, read_config
 
@@ -189,7 +191,7 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
     """
     guard()
     keep_freed_memory()
-    with _errors_in_one_line(config):
+    with Stop(), _errors_in_one_line(config):
         from common.run.gpu import check_gpu  # imports torch
 
         check_gpu(config)
@@ -209,7 +211,7 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
 
 @contextlib.contextmanager
 def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
-    """In a `with` block: a UserError ends the process with one line. A full disk does so too. Ctrl-C ends it without a word.
+    """In a `with` block: a UserError ends the process with one line. A full disk or a signal does so too.
 
     All other errors keep their stack trace.
     """
@@ -217,8 +219,11 @@ def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
         yield
     except UserError as error:
         fail(*error.lines)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Stopped) else Stopped()
+        if config is not None:
+            say(stopped_line(config, stopped.number))
+        sys.exit(128 + stopped.number)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -2,6 +2,7 @@ import importlib
 import itertools
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -129,21 +130,23 @@ def test_an_evaluation_goes_on_with_the_same_base_flags_and_derived_values_alone
     assert "was begun with another base" in evaluate(folder, *flags, "model", monkeypatch=monkeypatch)
 
 
-def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capfd):
     module = importlib.import_module("eval")
     calls, real = [], module.TransformersEngine.generate
 
     def generate(self, requests):
         calls.append(1)
         if len(calls) == 4:  # the check at the start makes two calls; this is the second of the evaluation
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGUSR2)
         return real(self, requests)
 
     monkeypatch.setattr(module.TransformersEngine, "generate", generate)
     monkeypatch.setattr(transformers_engine, "MAX_ROWS", {"cpu": 60})
-    assert evaluate(tmp_path / "a", monkeypatch=monkeypatch) == 130
-    assert f"12 problems are in {tmp_path / 'a'}; with --output_dir" in capsys.readouterr().out
-    assert len((tmp_path / "a" / "problems.jsonl").read_text().splitlines()) == 12
+    assert evaluate(tmp_path / "a", monkeypatch=monkeypatch) == 128 + signal.SIGUSR2
+    told = capfd.readouterr()
+    assert "stopping after these problems" in told.err + told.out
+    assert f"--output_dir {tmp_path / 'a'}" in told.out.partition("stopped by SIGUSR2; go on with: ")[2]
+    assert len((tmp_path / "a" / "problems.jsonl").read_text().splitlines()) == 24  # the part in hand was finished
     assert evaluate(tmp_path / "a", monkeypatch=monkeypatch)["problems"] == 30
 
 

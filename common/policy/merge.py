@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from common.config import CommonConfig
 from common.console import fail, guard, say
 from common.errors import UserError
 from common.files import new_folder
+from common.interrupt import Stop, Stopped
 from common.policy.adapters import with_saved_adapter
 from common.policy.load import load_base
 from common.policy.model_files import GENERATION, text_folder, words
@@ -52,15 +52,15 @@ def main() -> None:
     command.add_argument("--out", required=True, help="folder to write")
     arguments = parser.parse_args()
     config, out = CommonConfig(model=arguments.model, adapter=arguments.adapter), Path(arguments.out)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not at once, so that nothing half written stays
     try:
-        if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"--out {out} is there and no empty folder; name a new folder")
-        load_tokenizer(config)  # checks model and adapter
-        merge(config, out)
+        with Stop():  # not at once, so that nothing half written stays
+            if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+                raise UserError(f"--out {out} is there and no empty folder; name a new folder")
+            load_tokenizer(config)  # checks model and adapter
+            merge(config, out)
     except UserError as error:
         fail(*error.lines)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         fail(f"error: --out {out} could not be written, and nothing is left of it: {words(error)}; free some space, or name another folder")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)

@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +18,14 @@ from common.config import CommonConfig, run_prefix
 from common.console import bar, say
 from common.errors import UserError
 from common.files import append, flush, remove, write_file
+from common.interrupt import Stop
 from common.policy.policy import Policy
 from common.records import Batch, Completion, Problem
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
 from common.run.claim import claim_folder
 from common.run.completion_rows import add_tokens, completion_rows
 from common.run.folder import COMPLETIONS, METRICS, Rows, comparable, evaluation_names, write_config
+from common.run.go_on import go_on
 from common.run.identity import Identity
 from common.run.lines import Forecast, result_line, sample_line, step_line
 from common.run.model_card import model_card
@@ -50,7 +50,7 @@ class Run:
         self.seconds: dict[str, float] = {}  # of the step's phases
         self.sample = ""  # a completion to show after the step's line
         self.evaluations: list[dict[str, Any]] = []  # rows of metrics.jsonl, oldest first
-        self.stop_signal: int | None = None
+        self.stop = Stop("this step")
         self.forecast = Forecast(config)
         self.step_started = time.perf_counter()
         self.saved: Path | None = None
@@ -93,20 +93,16 @@ class Run:
         say(f"writing {self.folder}")
 
     def steps(self) -> Iterator[int]:
-        """The steps still to do. After SIGINT or SIGTERM the step in hand is finished and saved. A second signal ends at once."""
+        """The steps still to do. After a signal, as Ctrl-C or of a scheduler, the step in hand is finished and saved."""
         self.forecast.begin_steps()
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with self.stop:
             for step in range(self.step + 1, self.config.max_steps + 1):
                 self.step, self.seconds, self.step_started = step, {}, time.perf_counter()
                 yield step
-                if self.stop_signal is not None:
+                if self.stop.number is not None:
                     if self.saved_step != step:  # the signal came after the step had looked for one
                         self._save()
                     break
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         self._end()
 
     @property
@@ -177,7 +173,7 @@ class Run:
     def save_if_due(self) -> None:
         """Saves a checkpoint every `--save_steps`, after the last step, and before an orderly stop."""
         every = self.config.save_steps
-        if (every and self.step % every == 0) or self.step == self.config.max_steps or self.stop_signal is not None:
+        if (every and self.step % every == 0) or self.step == self.config.max_steps or self.stop.number is not None:
             self._save()
 
     def stop_if_not_finite(self, losses: list[tuple[Tensor, Tensor]], grad_norm: Tensor, batch: Batch) -> None:
@@ -290,22 +286,15 @@ class Run:
         self.progress.close()
         if self.tracker is not None:
             self.tracker.finish()
-        if self.stop_signal is not None and self.step < self.config.max_steps:
+        if self.stop.number is not None and self.step < self.config.max_steps:
             self.lock.release()
-            say(f"stopped after step {self.step}; go on with: python {self.script}.py --resume_from_checkpoint {self.saved}")
-            sys.exit(128 + self.stop_signal)
+            say(f"stopped after step {self.step}; go on with: {go_on(self.config, self.saved)}")
+            sys.exit(128 + self.stop.number)
         if len(evaluations := comparable(self.evaluations)) > 1:
             say(result_line(evaluations, self.forecast.seconds, self.resumed, self.saved))
         if (self.folder / "report.html").exists():
             say(f"curves and completions: {self.folder / 'report.html'}")
         self.lock.release()
-
-    def _on_signal(self, number: int, _: Any) -> None:
-        if self.stop_signal is not None:
-            os._exit(128 + number)
-        self.stop_signal = number
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step (once more: stop now)\n")  # print is not for signal handlers
 
 
 def peak_gb() -> float:
