@@ -11,6 +11,7 @@ import time
 import pytest
 from helpers import QUICK, ROOT, exit_code, forked, metrics, output_of, run, wait_for
 
+import common.verify.rewards
 from common.interrupt import SIGNALS, Stop, Stopped, command, take_signals
 from common.run.resume import what_is_missing
 from common.run.run import Run
@@ -59,24 +60,22 @@ def test_the_command_works_when_it_is_pasted(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
 def test_a_signal_in_evaluation_0_says_what_is_lost_and_the_command_starts_again(number, tmp_path, monkeypatch):
-    import common.rollout.rounds as rounds
+    real = common.verify.rewards.score
 
-    real = rounds.verify
-
-    def verify(groups, reward):
+    def score(problems, completions):
         if not (tmp_path / "once").exists():
             (tmp_path / "once").touch()
             os.kill(os.getpid(), number)
-            time.sleep(60)
-        return real(groups, reward)
+            time.sleep(9)
+        return real(problems, completions)
 
     folder = tmp_path / "run"
-    monkeypatch.setattr(rounds, "verify", verify)
+    monkeypatch.setattr(common.verify.rewards, "score", score)
     process = forked("train_grpo", folder, "--max_steps", "1", monkeypatch=monkeypatch)
     code, output = exit_code(process), output_of(folder).read_text()
     assert code == 128 + number and "Traceback" not in output
     said, _, line = output.partition(f"stopped by {number.name} before the first step was done: ")[2].partition("start again with: ")
-    assert "evaluation 0" in said and {path.name for path in folder.iterdir()} <= {"config.json"}
+    assert "evaluation 0" in said and {path.name for path in folder.iterdir()} <= {"config.json", ".config.json"}
     again = shlex.split(line.splitlines()[0])[2:]
     assert run("train_grpo", folder, *again, monkeypatch=monkeypatch, quick=[]) == 0
     assert [row["step"] for row in metrics(folder)] == [0, 1]
@@ -85,7 +84,7 @@ def test_a_signal_in_evaluation_0_says_what_is_lost_and_the_command_starts_again
 def test_a_signal_while_the_model_is_loaded_leaves_no_folder(tmp_path, monkeypatch):
     import train_grpo
 
-    monkeypatch.setattr(train_grpo, "load_policy", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))
+    monkeypatch.setattr(train_grpo, "load_policy", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(9))
     folder = tmp_path / "run"
     process = forked("train_grpo", folder, monkeypatch=monkeypatch)
     code, output = exit_code(process), output_of(folder).read_text()
