@@ -1,5 +1,7 @@
 import json
+import multiprocessing
 import shlex
+import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from common.config import CommonConfig, flag, run_prefix
 from common.errors import UserError
 from common.launch import parse_config
+from common.run.lock import Lock
 from common.run.record import config_record
 
 
@@ -158,6 +161,28 @@ def test_candidates_that_cannot_be_this_run_are_passed_over(begin, capsys):
     assert (config.output_dir, config.resume_from_checkpoint) == (str(own), str(own / "checkpoint-10"))
     output = capsys.readouterr().out
     assert f"skipping {damaged}: " in output and f"skipping {foreign}: " in output and str(empty) not in output
+
+
+def test_two_requeues_at_once_do_not_make_two_runs(begin, tmp_path):
+    """The second one finds the first at work, before it has a checkpoint."""
+    folder, ready = begin("20260101-000000", 0), tmp_path / "ready"
+
+    def hold():
+        lock = Lock(folder)
+        ready.touch()
+        signal.pause()
+        lock.release()
+
+    process = multiprocessing.get_context("fork").Process(target=hold, daemon=True)
+    process.start()
+    while not ready.exists():
+        assert process.is_alive()
+    with pytest.raises(UserError, match=f"{folder} is in use: process {process.pid}"):
+        parse(*AUTO)
+    assert parse(*AUTO, "--seed", "1").resume_from_checkpoint == "auto"  # another command may start
+    process.kill()
+    process.join()
+    assert parse(*AUTO).resume_from_checkpoint == "auto"  # it was killed, and left nothing to continue
 
 
 @pytest.mark.parametrize("how", ["auto", "output_dir", "path", "fewer steps", "with --config"])

@@ -1,6 +1,7 @@
 """Which checkpoint a run is resumed from. Needs no torch."""
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import re
@@ -11,6 +12,7 @@ from common.console import say
 from common.errors import UserError
 from common.files import read_file, sha256
 from common.run.folder import CONFIG, CONFIG_COPY, differs, marks
+from common.run.lock import Lock
 from common.run.saved_config import all_flags, different, read_config
 
 MANIFEST = "manifest.json"  # every file of a checkpoint, with its size and hash
@@ -46,7 +48,7 @@ def find_checkpoint(config: SamplingConfig, script: str) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` names. None if `auto` finds none: then a new run starts, and a line says so.
 
     `auto` looks in `--output_dir`, else for the newest run of this very command: the same script and the same flags. Raises UserError for
-    a named folder that is not a whole checkpoint.
+    a named folder that is not a whole checkpoint, and if another process is at work on this run.
     """
     wanted = config.resume_from_checkpoint
     if wanted != "auto":
@@ -60,10 +62,14 @@ def find_checkpoint(config: SamplingConfig, script: str) -> Path | None:
         runs, where = [Path(config.output_dir)], config.output_dir
     else:
         runs, where = runs_of(config, script), f"{run_prefix(config, script)}-*"
-    found = next((folder for run in runs if (folder := newest_checkpoint(run))), None)
-    if found is None:
-        say(f"nothing to resume in {where}: a new run starts")
-    return found
+    for run in runs:
+        if found := newest_checkpoint(run):
+            return found
+        if not config.output_dir:
+            with contextlib.suppress(OSError):
+                Lock(run).release()  # refused if this very command is at work there, and has no checkpoint yet
+    say(f"nothing to resume in {where}: a new run starts")
+    return None
 
 
 def newest_checkpoint(run: Path) -> Path | None:
