@@ -18,6 +18,7 @@ from common.problems.data import Row, in_fixed_order
 from common.records import Problem
 from common.run.saved_config import read_record
 
+LARGEST_TEXT = 2**20  # bytes of a template file or a system prompt
 # the request for an answer, in the templates chat and plain
 ASK = "Reason step by step, and put your final answer within \\boxed{}."
 
@@ -60,9 +61,10 @@ def load_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) ->
     if name == "question":
         return Template(name, lambda question, _=(): question + "\n", True)
     try:
-        text = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"--prompt_template {name}: not auto, chat, plain, math_task or question, and there is no such text file") from None
+        text = text_of(Path(name))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--prompt_template {name}: not auto, chat, plain, math_task or question, and there is no such text file "
+                        f"({getattr(error, 'strerror', None) or error})") from None
     if "{question}" not in text:
         raise UserError(f"--prompt_template {name}: the file must hold {{question}} at the place of the question")
     has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
@@ -136,12 +138,21 @@ def prompt_date(config: SamplingConfig) -> datetime:
     return date
 
 
+def text_of(path: Path) -> str:
+    """The text of a file. Raises OSError or ValueError for a file that is no text of a prompt, as a device without end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a plain file")
+    if path.stat().st_size > LARGEST_TEXT:
+        raise ValueError(f"it has more than {LARGEST_TEXT >> 20} MiB")
+    return path.read_text(encoding="utf-8")
+
+
 def system_text(given: str) -> str:
     """The text of `--system_prompt`, which is a text or the path of a text file. Raises UserError for a file that cannot be read."""
     try:
         if Path(given).is_file():
-            return Path(given).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+            return text_of(Path(given)).strip()
+    except (OSError, ValueError) as error:
         if len(given) < 256:  # a longer text is no path; the system says so with an OSError
             raise UserError(f"--system_prompt {given}: the file cannot be read: {error}") from error
     if Path(given).suffix in (".txt", ".md") and len(given.split()) == 1:

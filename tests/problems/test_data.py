@@ -263,3 +263,14 @@ def test_a_table_of_headers_alone_is_empty(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer\n")
     with pytest.raises(UserError, match="is empty"):
         load_rows(config_for(tmp_path / "a.csv"))
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written_is_named(monkeypatch):
+    import datasets
+
+    def load(*_):
+        raise PermissionError(13, "Permission denied", "/cache/datasets")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(UserError, match=r"the cache of the hub cannot be written \(/cache/datasets\); name a folder of your own in HF_HOME"):
+        load_rows(config_for("owner/name"))

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from datetime import datetime
 
 import pytest
@@ -375,3 +376,18 @@ def test_a_hostile_template_is_one_line_and_nothing_runs(case, tmp_path, monkeyp
 def test_a_template_file_is_no_program(tmp_path, tokenizer):
     (tmp_path / "mine.txt").write_text("{{ 7 * 7 }}{% for %} {question}")
     assert load_template(config_for(prompt_template=str(tmp_path / "mine.txt")), tokenizer).render("q?") == "{{ 7 * 7 }}{% for %} q?"
+
+
+def test_a_text_file_is_a_plain_file_of_some_pages(tmp_path, tokenizer):
+    """A saved config of other people may name anything."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "large.txt").touch()
+    os.truncate(tmp_path / "large.txt", 10**12)
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9 {question}")
+    for path, why in (("/dev/zero", "not a plain file"), (tmp_path / "pipe.txt", "not a plain file"), (tmp_path / "large.txt", "1 MiB"),
+                      (tmp_path / "latin1.txt", "can't decode"), (tmp_path, "not a plain file"), (tmp_path / "no.txt", "No such file")):
+        with pytest.raises(UserError, match=f"no such text file .*{why}"):
+            load_template(config_for(prompt_template=str(path)), tokenizer)
+    other, _ = family("qwen base")
+    with pytest.raises(UserError, match="large.txt: the file cannot be read: it has more than 1 MiB"):
+        load_template(config_for(system_prompt=str(tmp_path / "large.txt")), other)
