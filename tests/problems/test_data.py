@@ -272,5 +272,5 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_named(monkeypatch):
         raise PermissionError(13, "Permission denied", "/cache/datasets")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UserError, match=r"the cache of the hub cannot be written \(/cache/datasets\); name a folder of your own in HF_HOME"):
+    with pytest.raises(UserError, match=r"the cache of the hub cannot be written \(/cache/datasets\); name a folder"):
         load_rows(config_for("owner/name"))

@@ -389,5 +389,5 @@ def test_a_text_file_is_a_plain_file_of_some_pages(tmp_path, tokenizer):
         with pytest.raises(UserError, match=f"no such text file .*{why}"):
             load_template(config_for(prompt_template=str(path)), tokenizer)
     other, _ = family("qwen base")
-    with pytest.raises(UserError, match="large.txt: the file cannot be read: it has more than 1 MiB"):
+    with pytest.raises(UserError, match=r"large.txt: the file cannot be read: it has more than 1 MiB"):
         load_template(config_for(system_prompt=str(tmp_path / "large.txt")), other)
