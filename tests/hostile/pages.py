@@ -141,6 +141,10 @@ def make_manifest_one_file_by_many_names(folder: Path) -> Path:
     return made
 
 
+def make_manifest_large(folder: Path) -> Path:
+    return checkpoint(folder, {f"file-{i}": {"bytes": 0, "sha256": ZEROS} for i in range(100_000)})
+
+
 def make_manifest_deep(folder: Path) -> Path:
     return checkpoint(folder, "[" * 100_000)
 

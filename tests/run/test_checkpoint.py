@@ -1,10 +1,12 @@
 import errno
 import json
 import random
+import re
 
 import pytest
 import torch
 from helpers import make_policy
+from hostile import pages
 
 import common.files as files
 import common.run.checkpoint as checkpoint
@@ -117,3 +119,21 @@ def test_trainer_state_holds_nothing_that_runs_code_when_loaded(policy, tmp_path
     folder = save_checkpoint(tmp_path, 1, [policy], {"optimizer": make_optimizer(policy.parameters_of(), 0.1)}, keep=0, card="# card")
     assert torch.load(folder / "trainer_state.pt", weights_only=True)["step"] == 1
     assert set(json.loads((folder / checkpoint.MANIFEST).read_text())) == {p.name for p in folder.iterdir()} - {checkpoint.MANIFEST}
+
+
+MANIFESTS = {
+    "device": "names /dev/zero, which is no file of this folder",
+    "outside": r"names \.\./.*, which is no file of this folder",
+    "link": "x/zero is behind a link",
+    "lists_a_pipe": "it is a pipe and not a plain file: pipe",
+    "is_a_pipe": "it is a pipe and not a plain file: manifest.json",
+    "one_file_by_many_names": "names ./trainer_state.pt, which is no file of this folder",
+    "large": "manifest.json has more than 1 MiB",
+    "deep": "manifest.json is damaged",
+    "of_wrong_types": "manifest.json is damaged",
+}
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_a_manifest_of_other_people_reads_nothing_elsewhere(case, tmp_path):
+    assert re.search(MANIFESTS[case], what_is_missing(getattr(pages, f"make_manifest_{case}")(tmp_path)))
