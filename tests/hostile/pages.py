@@ -96,7 +96,7 @@ def make_completions_of_wrong_types(folder: Path) -> Path:
 
 # ---- checkpoints ----
 
-ZEROS = hashlib.sha256(bytes(10**8)).hexdigest()
+ZEROS = hashlib.sha256(bytes(10**7)).hexdigest()
 
 
 def checkpoint(folder: Path, manifest: Any) -> Path:
@@ -136,8 +136,8 @@ def make_manifest_is_a_pipe(folder: Path) -> Path:
 
 def make_manifest_one_file_by_many_names(folder: Path) -> Path:
     """Each name means the same large file, so that its hash would be computed again and again."""
-    made = checkpoint(folder, {"./" * i + "trainer_state.pt": {"bytes": 10**8, "sha256": ZEROS} for i in range(200)})
-    os.truncate(made / "trainer_state.pt", 10**8)
+    made = checkpoint(folder, {"./" * i + "trainer_state.pt": {"bytes": 10**7, "sha256": ZEROS} for i in range(200)})
+    (made / "trainer_state.pt").write_bytes(bytes(10**7))
     return made
 
 
