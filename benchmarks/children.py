@@ -95,7 +95,7 @@ def become(command: list[str], warm: bool, output: int | None) -> NoReturn:
         os.chdir(ROOT)
         if not warm:
             os.execv(sys.executable, [sys.executable, *command])
-        sys.argv = command
+        sys.argv, sys.orig_argv = command, [sys.executable, *command]
         sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
         runpy.run_path(command[0], run_name="__main__")
         code = 0

@@ -109,7 +109,8 @@ class Drill:
         says = self.end(child)
         if child.code:
             fail(f"error: the undisturbed run {says}; all of its output is in {self.log}")
-        self.step = (time.monotonic() - child.began - self.first) / max(1, self.done() - before)  # seconds of a step
+        self.all = self.done()
+        self.step = (time.monotonic() - child.began - self.first) / max(1, self.all - before)  # seconds of a step
         self.folder.rename(self.whole)
         say(f"{self.target}: undisturbed run: first step after {self.first:.1f} s, then {self.step:.2f} s a step")
 
@@ -145,11 +146,7 @@ class Drill:
         """What happens to a process. After some time it is ended, if it goes on."""
         if kind in SIGNALS:
             child.send(SIGNALS[kind])
-            child.follow()
-        elif kind == "terminal closed":
-            child.close()
-            child.follow()
-        elif kind == "pipe closed":  # it has to go on
+        elif kind in ("terminal closed", "pipe closed"):
             child.close()
         elif kind == "disk full":  # from now on no file may grow beyond a random size
             sizes = [path.stat().st_size for path in self.whole.rglob("*") if path.is_file()]
@@ -163,11 +160,12 @@ class Drill:
             before, other = snapshot(self.folder), self.start()
             says = self.end(other, ", the second start")
             changed = changes(before, snapshot(self.folder))
-            if other.code == 0 or changed:
+            if changed or (other.code == 0 and self.done() < self.all):  # it may have been stopped after its last line
                 self.fault(f"the second start {says}; changed: {changed or 'nothing'}")
             child.send(signal.SIGCONT)
-        alive = child.follow(self.rng.uniform(0, 3 * self.step))
-        if kind == "pipe closed" and not alive and child.code:
+        if kind in SIGNALS or kind == "terminal closed":
+            return  # it has to end by itself
+        if not child.follow(self.rng.uniform(0, 3 * self.step)) and kind == "pipe closed" and child.code:
             self.fault(f"it did not go on, but ended with {child.code}")
         child.send(self.rng.choice([signal.SIGKILL, signal.SIGTERM]))
 

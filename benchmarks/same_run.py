@@ -19,6 +19,8 @@ def content(path: Path) -> Any:
         record = json.loads(path.read_text())
         record["flags"].pop("resume_from_checkpoint", None)  # a path, once the run was resumed
         return record
+    if path.name == "rows.json":  # sizes and hashes of the files that grow; metrics.jsonl has times
+        return json.loads(path.read_text())["completions.jsonl"]
     if path.name == "trainer_state.pt":
         import torch  # takes seconds
 
