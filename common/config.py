@@ -154,7 +154,7 @@ class CommonConfig(SamplingConfig):
     reward_timeout: float = flag(10.0, "data", "Longest call of the --reward function, in seconds. A slower call has failed.")
     reward_workers: int | None = flag(None, "data", "Processes that call the --reward function. Default: one per processor, at most 8.")
     reward_failed: str = flag(
-        "lowest", "data", "Reward of a failed call, and of a completion cut off at the length limit: a number, or lowest (of the batch).")
+        "lowest", "data", "Reward of a failed call, and of a completion cut off at the length limit: a number, or lowest (so far).")
 
     problems_per_step: int = flag(16, "problems", "Number of problems in a step.")
     num_generations: int = flag(8, "completions", "Completions per problem.")

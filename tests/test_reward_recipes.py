@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+import os
 import re
+import socket
+import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import hostile.rewards as hostile
 import pytest
 from helpers import ROOT, metrics, run
-from processes import gone
 
 from common.records import Completion, Problem
 from common.tiny.model import tiny_model
@@ -19,6 +23,7 @@ from common.verify.reward_worker import Completion as Text
 from common.verify.rewards import CustomReward
 
 FOLDER = ROOT / "examples" / "rewards"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs landlock and seccomp")
 # two steps of the model that ships with the project; no completion is cut off
 STEPS = ["--max_steps", "2", "--problems_per_step", "2", "--num_generations", "4", "--eval_problems", "4"]
 
@@ -105,17 +110,14 @@ def test_a_program_gets_the_share_of_its_tests(program, share):
     assert recipe("unit_tests").share_passed(program, tests) == pytest.approx(share)
 
 
-def test_programs_that_do_not_end(tmp_path):
+def test_programs_that_do_not_end():
     module = recipe("unit_tests")
     module.SECONDS = 0.7
     began = time.monotonic()
     assert module.share_passed("while True: pass", ["assert True"]) == 0.0
     loops = "def f(x):\n    while x: pass\n    return 1"
     assert module.share_passed(loops, ["assert f(0) == 1", "assert f(1) == 1"]) == 0.5  # the tests before the endless one count
-    forks = f"import subprocess; open('{tmp_path}/pid', 'w').write(str(subprocess.Popen(['/bin/sleep', '1000']).pid))"
-    assert module.share_passed(forks, ["assert True"]) == 1.0
     assert time.monotonic() - began < 20
-    assert gone(int((tmp_path / "pid").read_text()))
 
 
 def test_the_last_code_block_is_the_program():
@@ -124,6 +126,61 @@ def test_the_last_code_block_is_the_program():
     assert program_of("x = 3") == "x = 3"
     completion = text("```python\n" + ADD + "```")
     assert recipe("unit_tests").unit_tests(completion, SimpleNamespace(row={"tests": ["assert add(1, 1) == 2", "assert add"]})) == 1.0
+
+
+@pytest.mark.parametrize("name", hostile.PROGRAMS)
+def test_a_program_passes_no_test_but_by_the_right_result(name, monkeypatch):
+    module = recipe("unit_tests")
+    monkeypatch.setattr(module, "SECONDS", 1)
+    tests = ["assert add(17, 25) == 42", "assert abs(add(1, 1) - 2) < 0.1", "assert len([add(1, 2)]) == 3"]
+    assert module.passed(hostile.PROGRAMS[name], tests) in ([], [False] * 3)
+
+
+@linux
+@pytest.mark.parametrize("name", hostile.ESCAPES)
+def test_a_program_does_not_get_out(name, tmp_path, monkeypatch):
+    module = recipe("unit_tests")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    home = hostile.make_programs_that_try_to_get_out(tmp_path)
+    before = {path: path.read_text() for path in home.glob("*") if path.is_file()}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = {"home": str(home), "port": server.getsockname()[1], "worker": os.getpid()}
+        found = module.passed(hostile.ESCAPES[name].format(**words), ["assert out()", "assert 1"])
+    assert found == ([] if name in ("daemon", "many_files") else [False, True])  # []: the program itself failed
+    assert {path: path.read_text() for path in home.glob("*") if path.is_file()} == before
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@linux
+def test_what_a_machine_does_not_enforce_is_said(monkeypatch, capsys):
+    module = recipe("unit_tests")
+    module.say_what_is_open()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(module, "passed", lambda *_: [True, False])
+    module.say_what_is_open.cache_clear()
+    module.say_what_is_open()
+    assert "can get at files, processes on this machine" in capsys.readouterr().out
+
+
+def test_results_of_every_plain_type_reach_the_tests():
+    program = """
+from collections import Counter, namedtuple
+P = namedtuple("P", "a b")
+X = [1, {2: (3,)}]
+def count(text): return Counter(text)
+def pair(): return P(1, float("inf"))
+def many(n):
+    if n < 0: raise ValueError(n)
+    return {n}, set(), b"x", "inf", None, True, -1.5, 2j
+class Stack: pass
+"""
+    tests = {"assert count('aab') == {'a': 2, 'b': 1}": True, "import math\nassert pair() == (1, math.inf)": True,
+             "assert many(2) == ({2}, set(), b'x', 'inf', None, True, -1.5, 2j)": True, "assert X == [1, {2: (3,)}]": True,
+             "try:\n    many(-1)\nexcept ValueError: pass\nelse: assert 0": True, "assert many(n=1)[0] == {1}": True,
+             "assert Stack()": False, "assert missing": False, "this is no Python": False}  # fmt: skip
+    assert recipe("unit_tests").passed(program, list(tests)) == list(tests.values())
 
 
 def test_unit_tests_of_the_rows_in_a_run(tmp_path, monkeypatch):
