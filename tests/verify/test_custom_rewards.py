@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import textwrap
 import time
 from functools import partial
 
 import pytest
-from helpers import run
+from helpers import metrics, run
 
 from common.config import CommonConfig
 from common.errors import UserError
@@ -199,6 +200,40 @@ def test_the_lowest_is_that_of_the_run_and_survives_a_resume(tmp_path):
     resumed = load(tmp_path, MIXED)
     resumed.load_state_dict(reward.state_dict())
     assert resumed(*batch(["good", "good"], ["stop", "length"])).tolist() == [1.0, -1.0] and resumed.failures["reward/errors"] == 1
+
+
+def test_a_run_with_costly_wrong_answers_does_not_learn_to_go_on_without_end(tmp_path, monkeypatch):
+    """Right 1 and wrong -1. If a completion that is cut off got 0, almost all completions would be cut off after ten steps."""
+    code = "from common.verify import is_correct\ndef f(completion, problem): return 2 * is_correct(completion, problem.answer) - 1"
+    (tmp_path / "f.py").write_text(code)
+    flags = ["--reward", f"{tmp_path}/f.py:f", "--reward_workers", "1", "--max_completion_length", "16", "--max_steps", "10"]
+    flags += ["--num_generations", "8", "--learning_rate", "2e-3", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
+    flags += ["--eval_steps", "0", "--save_steps", "0"]
+    cut_off = {}
+    for failed in ("lowest", "0"):
+        assert run("train_grpo", tmp_path / failed, *flags, "--reward_failed", failed, monkeypatch=monkeypatch) == 0
+        cut_off[failed] = metrics(tmp_path / failed)[-1]["completions/clipped_ratio"]
+    assert cut_off["lowest"] < 0.2 and cut_off["0"] > 0.8
+
+
+def test_a_resumed_run_goes_on_with_the_lowest_reward_and_the_counts(tmp_path, monkeypatch):
+    """A quarter of the calls fails, and only the first steps have the lowest reward: the resumed run must know both from before."""
+    code = f"""
+        from pathlib import Path
+        def f(completion, problem):
+            number = sum(map(ord, completion))
+            if number % 4 == 0: raise ValueError("no")
+            return -5.0 if number % 4 == 1 and len(list(Path("{tmp_path}").glob("*/checkpoint-2"))) == 0 else number % 4
+        """
+    (tmp_path / "f.py").write_text(textwrap.dedent(code))
+    flags = ["--reward", f"{tmp_path}/f.py:f", "--reward_workers", "1", "--eval_steps", "0", "--save_steps", "2"]
+    assert run("train_grpo", tmp_path / "whole", *flags, "--max_steps", "4", monkeypatch=monkeypatch) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoint-4")
+    again = ["--resume_from_checkpoint", str(tmp_path / "again" / "checkpoint-2"), *flags[:2]]
+    assert run("train_grpo", tmp_path / "again", *again, monkeypatch=monkeypatch, quick=[]) == 0
+    whole, again = metrics(tmp_path / "whole"), metrics(tmp_path / "again")
+    assert whole == again and whole[-1]["reward/errors"] > whole[1]["reward/errors"] > 0
 
 
 def test_the_verifier_gives_a_cut_off_completion_0_whatever_the_flags_say():
