@@ -14,11 +14,13 @@ REWARD = """
 import helper
 
 def score(completion, problem):
+    if len(completion) % 4 == 0:
+        raise ValueError("a failure to count")
     return helper.share(completion) + float(problem.row["bonus"])
 """
 FLAGS = "--model model --adapter adapter --beta 0.1 --dataset data.jsonl --eval_dataset held.jsonl --prompt_template template.txt"
 FLAGS += " --problems_per_step 4 --num_generations 2 --max_completion_length 8 --eval_problems 4 --eval_steps 2 --save_steps 1"
-FLAGS += " --max_steps 2 --lora_r 4 --learning_rate 0.01 --num_minibatches 1 --reward_workers 1 --reward reward.py:score"
+FLAGS += " --stop e --max_steps 2 --lora_r 4 --learning_rate 0.01 --num_minibatches 1 --reward_workers 1 --reward reward.py:score"
 RESUME = ["--resume_from_checkpoint", "run/checkpoint-1", "--reward", "reward.py:score"]
 
 
@@ -120,6 +122,8 @@ def test_the_same_content_under_other_paths_is_the_same_run(whole, copy, monkeyp
     assert go(copy, *flags, monkeypatch=monkeypatch) == 0
     assert "changed on resume: --dataset data.jsonl -> new place/other data.jsonl" in capsys.readouterr().out
     assert metrics(copy / "run") == metrics(whole / "run") and completions(copy / "run") == completions(whole / "run")
+    errors = [row.get("reward/errors", 0) for row in metrics(whole / "run")]
+    assert errors[2] > errors[1] > 0, errors  # counted on, and not from 0
     adapters = [(folder / "run" / "checkpoint-2" / "adapter_model.safetensors").read_bytes() for folder in (whole, copy)]
     assert adapters[0] == adapters[1]
     assert go(copy, *flags[2:], "--resume_from_checkpoint", "auto", "--max_steps", "3", monkeypatch=monkeypatch) == 0
