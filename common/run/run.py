@@ -63,6 +63,8 @@ class Run:
         wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.lock = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
         config.output_dir, config.release = str(self.folder), self.lock.release
+        if config.seen and config.seen != tuple(path.name for path in checkpoints(self.folder)):
+            raise UserError(f"{self.folder} went on in another process while this one started; start again")
 
     @property
     def folder(self) -> Path:
