@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from common.console import say, bar
+from common.console import bar, say
 from common.errors import UserError
 from common.files import MANIFEST, damage, new_folder, probe, write_file, write_manifest
 from common.tiny.task import ITEMS, NAMES, VERBS, WORDS, Arithmetic, Generator
