@@ -98,7 +98,7 @@ def append(path: Path, content: str | bytes) -> None:
 
 def write_manifest(folder: Path) -> None:
     """Lists every file of the folder, with its size and hash, in MANIFEST."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     manifest = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
     write_file(folder / MANIFEST, json.dumps(manifest, indent=1))
 

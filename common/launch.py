@@ -217,7 +217,7 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
 
 @contextlib.contextmanager
 def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
-    """In a `with` block: a UserError ends the process with one line. A full disk, a run folder that cannot be used, or a signal does so too.
+    """In a `with` block: a UserError ends the process with one line. A full disk, a lost run folder or a signal does so too.
 
     All other errors keep their stack trace.
     """
