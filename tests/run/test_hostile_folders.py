@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from hostile import folders as runs
+from hostile import folders
 
 import common.run.report as report
 from common.errors import UserError
@@ -12,7 +12,7 @@ from common.run.folder import METRICS, Rows, marks
 from common.run.resume import newest_checkpoint, what_is_missing
 from common.run.saved_config import read_record
 
-CASES = {name.removeprefix("make_"): make for name, make in vars(runs).items() if name.startswith("make_")}
+CASES = {name.removeprefix("make_"): make for name, make in vars(folders).items() if name.startswith("make_")}
 REFUSED = [case for case in CASES if case.endswith(("that_is_a_link", "that_are_a_link", "that_are_a_pipe"))]
 
 
@@ -50,17 +50,17 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(case, tmp_path, capsys):
 
 
 def test_the_copy_of_a_damaged_config_is_read(tmp_path, capsys):
-    run = runs.make_config_cut_off(tmp_path)
-    assert read_record(run / "config.json") == runs.FLAGS and "its copy .config.json is read" in capsys.readouterr().out
+    run = folders.make_config_cut_off(tmp_path)
+    assert read_record(run / "config.json") == folders.FLAGS and "its copy .config.json is read" in capsys.readouterr().out
     (run / "config.json").unlink()
-    assert read_record(run / "config.json") == runs.FLAGS
+    assert read_record(run / "config.json") == folders.FLAGS
     (run / ".config.json").unlink()
     with pytest.raises(UserError, match=r"is not the config\.json of a run"):
         read_record(run / "config.json")
 
 
 def test_rows_that_have_changed_are_said_and_an_older_checkpoint_is_preferred(tmp_path, capsys):
-    run = runs.make_rows_changed_since_the_checkpoint(tmp_path)
+    run = folders.make_rows_changed_since_the_checkpoint(tmp_path)
     assert newest_checkpoint(run) == run / "checkpoint-2"  # there is no other
     out = capsys.readouterr().out
     assert "skipping" in out and "metrics.jsonl has changed since it was saved" in out and "no checkpoint is from before that" in out
@@ -68,6 +68,6 @@ def test_rows_that_have_changed_are_said_and_an_older_checkpoint_is_preferred(tm
     assert [row["step"] for row in rows.go_back(run / "checkpoint-2", 2)] == [1, 2]
     assert "has changed or was cut off since checkpoint-2; the 2 rows that can be read are kept" in capsys.readouterr().out
     (run / "checkpoint-2").rename(run / "checkpoint-4")
-    whole = runs.run_folder(tmp_path / "other")
+    whole = folders.run_folder(tmp_path / "other")
     (whole / "checkpoint-2").rename(run / "checkpoint-2")
     assert newest_checkpoint(run) == run / "checkpoint-2" and marks(run / "checkpoint-2") == {}
