@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 REQUIREMENTS := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo requirements.txt || echo requirements-cpu.txt)
 
-.PHONY: demo test test-vllm clean
+.PHONY: demo test test-vllm audit clean
 
 demo: .venv/installed
 	.venv/bin/python train_vineppo.py
@@ -41,5 +41,14 @@ endif
 	.venv/bin/pip install pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.5 import-linter==2.17 tensorboard==2.21.0 wandb==0.31.0 trackio==0.43.0 math-verify==0.9.0 hypothesis==6.170.15 scipy==1.17.1
 	touch $@
 
+# Known advisories about the packages of the two locks; says so where none can be had
+audit: .venv-audit/installed
+	.venv-audit/bin/python tools/audit.py
+
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install pip-audit==2.10.1
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm
+	rm -rf .venv .venv-vllm .venv-audit

@@ -54,7 +54,7 @@ def flags_of(script: str, card: float, arguments: argparse.Namespace, model: Pat
 def planned(script: str, flags: list[str], card: float) -> tuple[Plan, list[str]]:
     """The plan for a card, and the flags of the plan on the device in the machine."""
     config = parse_config(importlib.import_module(script).Config, flags, script)
-    plan = make_plan(config, shape_of(AutoConfig.from_pretrained(config.model), config), card * GB, set())
+    plan = make_plan(config, shape_of(AutoConfig.from_pretrained(config.model, trust_remote_code=False), config), card * GB, set())
     settings = dataclasses.asdict(plan.settings) if plan.settings else {}
     if ON_GPU and settings:  # vLLM's share is a share of the device in the machine
         settings["vllm_gpu_memory_utilization"] *= card * GB / torch.cuda.mem_get_info()[1]

@@ -90,7 +90,7 @@ def random_model(shape: str, folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
     torch.manual_seed(0)
     with torch.device("cuda" if ON_GPU else "cpu"):
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     torch.cuda.empty_cache()
     (folder / "done").touch()

@@ -29,7 +29,7 @@ def plan(name: str, card: int, config_class: type[CommonConfig], four_bit: bool)
     """The plan of a run with the script's defaults."""
     with tempfile.TemporaryDirectory() as folder:
         config = config_class(model=str(write_config(name, Path(folder))), dataset="gsm8k", load_in_4bit=four_bit)
-        return make_plan(config, shape_of(AutoConfig.from_pretrained(folder), config), card * GB, set())
+        return make_plan(config, shape_of(AutoConfig.from_pretrained(folder, trust_remote_code=False), config), card * GB, set())
 
 
 def told(made: Plan) -> str:

@@ -40,7 +40,7 @@ class Clock(TrainerCallback):
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
-    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=False)
     clock = Clock()
 
     def reward(completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: Any) -> list[float]:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.errors import UserError
 from common.policy.micro_batches import MicroBatch
+from common.policy.model_files import words
 from common.policy.policy import Policy, per_token
 from common.records import Batch
 
@@ -58,4 +61,7 @@ class Critic:
     def load(self, folder: Path) -> None:
         """Puts what `save` wrote into adapter and head."""
         self.policy.load(folder / ADAPTER, ADAPTER)
-        self.head.load_state_dict(load_file(folder / ADAPTER / HEAD))
+        try:
+            self.head.load_state_dict(load_file(folder / ADAPTER / HEAD))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(f"{folder / ADAPTER / HEAD} is not the critic's head ({words(error)}); use another checkpoint") from error

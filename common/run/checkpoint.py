@@ -79,8 +79,12 @@ def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful
         raise UserError(f"{folder} is not a whole checkpoint ({problem}); resume from an older one")
     for model in models:
         model.load(folder)
-    state = torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True)
-    torch.set_rng_state(state["rng"])
+    try:
+        state = torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True)
+        torch.set_rng_state(state["rng"])
+    except Exception as error:  # somebody else may have written the file, and torch raises whatever it likes
+        raise UserError(f"{folder / TRAINER_STATE} is not the state of a run ({type(error).__name__}); it is not read, as such a file "
+                        "can hold code. Resume from a checkpoint of your own") from error
     for name, part in parts.items():
         if name in state:
             part.load_state_dict(state[name])
