@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import signal
 import time
@@ -74,6 +73,8 @@ def _parts(reading: int, limit: int, end: float) -> Iterator[bytes]:
 def _write_all(writing: int, tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat], options: dict[str, Any],
                seconds: float) -> NoReturn:
     """The work of the other process: writes a line of JSON for each chat, a text or a list with an error."""
+    import resource  # not there on Windows
+
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the other process too
         # the process ends by itself if this one is killed
@@ -90,6 +91,8 @@ def _write_all(writing: int, tokenizer: PreTrainedTokenizerBase, chats: Sequence
 
 def _limit_memory() -> None:
     """This process may take MEMORY more than it has. Only Linux says how much it has."""
+    import resource
+
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             taken = int(file.read().split()[0]) * resource.getpagesize()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -147,11 +148,11 @@ def _load_tables(name: str) -> dict[str, Table]:
         import datasets  # imported only here: it takes a second and 100 MB, and only the hub needs it
 
         return dict(datasets.load_dataset(source.path, source.subset))
-    except PermissionError as error:
-        raise UserError(f"--dataset {name}: the cache of the hub cannot be written ({error.filename}); name a folder of your own in "
-                        "HF_HOME") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # OSError: also a hub that cannot be reached
-        cause = str(error.__cause__ or error).strip().split("\n")[0]
+    except Exception as error:  # the hub's libraries, and files of the hub, raise whatever they like
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"--dataset {name}: the cache of the hub cannot be written ({error.filename}); name a folder of your own in "
+                            "HF_HOME") from error
+        cause = (str(error.__cause__ or error).strip() or type(error).__name__).split("\n")[0]
         if "corresponds to no data" in cause:
             raise UserError(f"--dataset {name} is empty") from error
         raise UserError(f"--dataset {name} could not be loaded: {cause}; check the name and the network, or give a local file") from error
