@@ -121,6 +121,7 @@ class SamplingConfig:
             _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
         _require(self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "a whole number from 1 up")
         _require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")  # "-": no stop string to check
+        _require(-2**63 <= self.seed < 2**63, "seed", self.seed, "a whole number of 64 bits")
         _require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         for name in ("top_p", "vllm_gpu_memory_utilization"):
             _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")

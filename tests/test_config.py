@@ -40,6 +40,7 @@ def test_tiny_brings_its_own_defaults_for_flags_not_given():
         (["--max_steps", "many"], "--max_steps.*invalid int value: 'many'"),
         (["--seed"], "--seed.*expected one argument"),
         (["--num_generations", "0"], "--num_generations 0 cannot work: give a whole number from 1 up"),
+        (["--seed", "99999999999999999999"], "a whole number of 64 bits"),
         (["--temperature", "0"], "--temperature 0.0 cannot work: give a number above 0"),
         (["--top_p", "1.5"], "above 0 and at most 1"),
         (["--beta", "-1"], "0 or more"),

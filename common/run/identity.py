@@ -57,7 +57,7 @@ class Identity:
             return
         path, _, function = self.config.reward.rpartition(":")
         files = {"": sha256(Path(path))} if Path(path).is_file() else {}
-        files |= {file.name: sha256(file) for file in imported_beside(Path(path))}
+        files |= {file.relative_to(Path(path).parent).as_posix(): sha256(file) for file in imported_beside(Path(path))}
         self._check("reward function", function, f"--reward {self.config.reward}: the function")
         before = self.before.get("reward")
         self.now["reward"] = files
@@ -78,8 +78,8 @@ class Identity:
 
     def check_base(self) -> None:
         """Of the base's files. Where they are still on the hub, nothing is compared: call it again when they have been loaded."""
-        found = base_fingerprint(self.config)
-        if found is None or "base" in self.now:
+        found = None if "base" in self.now else base_fingerprint(self.config)
+        if found is None:
             return
         before = self.before.get("base")
         self.now["base"] = found
@@ -148,31 +148,30 @@ class Identity:
 
 
 def imported_beside(path: Path) -> list[Path]:
-    """The Python files in the folder of `path` that it imports, directly or through each other, sorted."""
+    """The Python files in the folder of `path` and below that it imports, directly or through each other, sorted."""
     found: set[Path] = set()
     waiting = [path]
     while waiting:
-        for name in _imports(waiting.pop()):
-            parts = name.split(".")
-            for file in (path.parent.joinpath(*parts).with_suffix(".py"), path.parent.joinpath(*parts, "__init__.py")):
-                if file.is_file() and file not in found and file != path:
+        for module in _imports(waiting.pop(), path.parent):
+            for file in (module.parent / f"{module.name}.py", module / "__init__.py"):
+                if file.is_file() and file not in found and file != path and file.is_relative_to(path.parent):
                     found.add(file)
                     waiting.append(file)
     return sorted(found)
 
 
-def _imports(path: Path) -> Iterable[str]:
-    """The names of the modules that a file imports, and of what it imports from them."""
+def _imports(path: Path, root: Path) -> Iterable[Path]:
+    """Where the modules that a file imports would be, and those that may be among the names that it imports. root: of absolute imports."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return  # the reward does not load, and says why
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (root.joinpath(*alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level <= len(path.parents):
+            module = (path.parents[node.level - 1] if node.level else root).joinpath(*(node.module or "").split("."))
+            yield from (module, *(module / alias.name for alias in node.names))
 
 
 def tokens_fingerprint(problems: list[Problem]) -> str:

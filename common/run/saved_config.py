@@ -151,7 +151,7 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_in_words(kind) for kind in get_args(hint))
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
+        return f"one of {', '.join(map(json.dumps, get_args(hint)))}"
     return f"a list, each {_in_words(get_args(hint)[0])}" if get_origin(hint) is list else WORDS.get(hint, str(hint))
 
 

@@ -426,3 +426,11 @@ def test_candidates_learnability_is_that_of_the_first_tries():
 def test_settings_that_cannot_work_are_named(flags, named):
     with pytest.raises(UserError, match=named):
         CommonConfig(**flags).check()
+
+
+def test_a_buffer_of_other_data_is_refused_when_a_run_is_resumed():
+    """A checkpoint of an older version has no fingerprint of the data."""
+    sampler = make([0.5] * 4, sampling="buffer")
+    state = {**sampler.state_dict(), "buffer": ["p1", "q7"]}
+    with pytest.raises(UserError, match="no usable row q7, which the resumed run has in its buffer"):
+        sampler.load_state_dict(state)

@@ -8,6 +8,7 @@ import pytest
 from helpers import completions, metrics, run, save_random_model
 from safetensors.torch import load_file, save_file
 
+from common.run.identity import imported_beside
 from common.run.resume import IDENTITY
 
 REWARD = """
@@ -157,3 +158,22 @@ def test_what_may_change_is_no_other_run(copy, monkeypatch, capsys):
 def test_a_checkpoint_names_no_folder_of_this_machine(whole):
     text = (whole / "run" / "checkpoint-2" / IDENTITY).read_text()
     assert str(whole) not in text and len(text) < 4000
+
+
+def test_files_that_a_reward_imports_are_found_and_no_others(tmp_path):
+    (tmp_path / "package" / "deep").mkdir(parents=True)
+    texts = {
+        "reward.py": "from . import nothing\nimport json, helper\nfrom package import one\nimport not_there\n",
+        "helper.py": "import reward\n",
+        "other.py": "",
+        "package/__init__.py": "from .two import x\nfrom . import deep\n",
+        "package/one.py": "def f():\n    from package.deep.three import y\n",
+        "package/two.py": "from ... import outside\n",
+        "package/deep/__init__.py": "",
+        "package/deep/three.py": "this is no Python",
+        "../outside.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    found = {str(path.relative_to(tmp_path)) for path in imported_beside(tmp_path / "reward.py")}
+    assert found == texts.keys() - {"reward.py", "other.py", "../outside.py"}

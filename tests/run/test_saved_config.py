@@ -107,8 +107,8 @@ def test_defaults_of_the_embedded_model_do_not_pass_to_another(tmp_path):
 
 
 WRONG = {
-    "engine": (["vlm", None, True, "VLLM"], "one of auto, vllm, transformers"),
-    "dtype": (["float16", 32], "one of auto, float32, bfloat16"),
+    "engine": (["vlm", None, True, "VLLM"], 'one of "auto", "vllm", "transformers"'),
+    "dtype": (["float16", 32], 'one of "auto", "float32", "bfloat16"'),
     "max_steps": ([None, "3", 3.0, True, [3]], "a whole number"),
     "learning_rate": ([None, "0.1", True, 10**400, {}], "a number"),
     "load_in_4bit": ([1, "false", None], "true or false"),
@@ -141,7 +141,7 @@ def test_values_that_could_be_typed_are_taken(tmp_path):
 
 
 CAUSES = {
-    "unknown_choice": "must be one of auto, float32, bfloat16",
+    "unknown_choice": 'must be one of "auto", "float32", "bfloat16"',
     "null": "max_steps is null, and must be a whole number",
     "text_for_a_list": "must be a list, each a text or null",
     "text_for_a_bool": "must be true or false",
