@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 REQUIREMENTS := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo requirements.txt || echo requirements-cpu.txt)
 
-.PHONY: demo test test-vllm audit clean
+.PHONY: demo test test-vllm test-nullgpu audit clean
 
 demo: .venv/installed
 	.venv/bin/python train_vineppo.py
@@ -19,6 +19,17 @@ test: .venv/installed-for-tests
 # The vLLM engine without a GPU, on vLLM's CPU build in a second environment
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest -rs --show-capture=no tests/rollout/test_vllm_engine.py
+
+# The GPU path on a card that computes nothing, with pip's CUDA builds in a third environment (9 GB); see tests/nullgpu/card.py
+test-nullgpu: .venv-nullgpu/installed
+	.venv-nullgpu/bin/python -m pytest -rs tests/nullgpu
+
+# Without the folders of wheels and the indexes that this machine may prefer: they can have torch without CUDA
+.venv-nullgpu/installed: requirements.txt $(wildcard tests/nullgpu/stubs/*)
+	$(PYTHON) -m venv .venv-nullgpu
+	env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null .venv-nullgpu/bin/pip install -r requirements.txt pytest==9.2.0
+	.venv-nullgpu/bin/python tests/nullgpu/card.py --build
+	touch $@
 
 # The build pulls in a torchvision that does not load beside CPU torch and then breaks transformers; text needs none of the four
 .venv-vllm/installed: requirements-cpu.txt
@@ -51,4 +62,4 @@ audit: .venv-audit/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-audit
+	rm -rf .venv .venv-vllm .venv-nullgpu .venv-audit

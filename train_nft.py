@@ -172,9 +172,9 @@ def train(config: Config) -> None:
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     fill = partial(sample, engine=engine, config=config)  # samples the completions that groups still lack
     sampler = ProblemSampler(problems, config, fill, reward, run)  # chooses the problems of each step
+    preflight(engine, policy, config, problems + held_out)  # on a GPU: does the largest micro-batch fit?
     run.start(policy, {"optimizer": optimizer, "sampler": sampler, "reward": reward})
     connect(engine, policy)  # the engine now samples from the policy; a check compares their log-probs
-    preflight(engine, policy, config, problems + held_out)
     if config.eval_steps and run.step == 0:  # step 0: the model before training
         run.log(evaluate(fill, held_out, config, reward))
 

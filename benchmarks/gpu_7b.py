@@ -13,7 +13,6 @@ Without a GPU the script rehearses at a toy shape in float32. --same_process the
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import json
 import statistics
@@ -23,6 +22,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from gpu_smoke import ON_GPU, SHAPES, random_model, random_task, run_on_coin_flips, watched
@@ -51,33 +51,32 @@ def flags_of(script: str, card: float, arguments: argparse.Namespace, model: Pat
     return flags + (["--load_in_4bit"] if card <= 24 and ON_GPU else [])
 
 
-def planned(script: str, flags: list[str], card: float) -> tuple[Plan, list[str]]:
-    """The plan for a card, and the flags of the plan on the device in the machine."""
+def planned(script: str, flags: list[str], card: float) -> Plan:
+    """The plan for a card of `card` GB."""
     config = parse_config(importlib.import_module(script).Config, flags, script)
-    plan = make_plan(config, shape_of(AutoConfig.from_pretrained(config.model, trust_remote_code=False), config), card * GB, set())
-    settings = dataclasses.asdict(plan.settings) if plan.settings else {}
-    if ON_GPU and settings:  # vLLM's share is a share of the device in the machine
-        settings["vllm_gpu_memory_utilization"] *= card * GB / torch.cuda.mem_get_info()[1]
-    words = []
-    for name, value in settings.items():
-        if value is not False and (ON_GPU or "vllm" not in name):
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return plan, words
+    return make_plan(config, shape_of(AutoConfig.from_pretrained(config.model, trust_remote_code=False), config), card * GB, set())
+
+
+def run_as_on(card: float, script: str, folder: Path, *flags: str) -> Path:
+    """A run that plans its memory as on a card of `card` GB that is empty."""
+    whole = torch.cuda.mem_get_info()[1] if ON_GPU else 0
+    with mock.patch("common.run.memory_plan.card_memory", lambda: (card * GB, whole)):
+        return run_on_coin_flips(script, folder, *flags)
 
 
 def measure(script: str, card: float, arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
     """One run, during which the device's memory is watched."""
     flags = flags_of(script, card, arguments, model)
-    plan, settings = planned(script, flags, card)
-    row: dict[str, Any] = {"script": script, "card": card, "plan_gb": plan.peak / GB, "settings": settings, "result": "ok"}
+    plan = planned(script, flags, card)
+    row: dict[str, Any] = {"script": script, "card": card, "plan_gb": plan.peak / GB, "option": plan.option._asdict(), "result": "ok"}
     if plan.settings is None:
         return row | {"result": f"does not fit; {' or '.join(plan.remedies) or 'no remedy'}"}
     folder, log = arguments.out / f"{script}-{card:g}", arguments.out / f"{script}-{card:g}.log"
     if arguments.same_process:
-        run_on_coin_flips(script, folder, *flags, *settings)
+        run_as_on(card, script, folder, *flags)
     else:
         with watched() as memory:
-            code = run_logged([sys.executable, __file__, "--inside", script, str(folder), *flags, *settings], log)
+            code = run_logged([sys.executable, __file__, "--inside", str(card), script, str(folder), *flags], log)
         row |= {"peak_gb": max(memory)} if ON_GPU else {}
         if code:
             return row | {"result": f"FAILED: code {code}, see {log.name}"}
@@ -135,6 +134,6 @@ def main(words: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:  # the process of a run
-        run_on_coin_flips(sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])
+        run_as_on(float(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), *sys.argv[5:])
     else:
         main()

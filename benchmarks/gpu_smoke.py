@@ -58,7 +58,7 @@ SHAPES = {
     "toy": (128, 256, 2, 4, 2, 512, True),
 }
 ON_GPU = torch.cuda.is_available()
-CACHE_GB = 4  # for vLLM's keys, values and graphs
+CACHE_GB = 6  # for vLLM's buffers and graphs, keys and values
 TRAINER_GB = 6  # for the trainer's activations, log-probs and optimiser
 
 

@@ -34,12 +34,11 @@ def plan(name: str, card: int, config_class: type[CommonConfig], four_bit: bool)
 
 def told(made: Plan) -> str:
     """The settings of a plan in one line."""
-    settings = made.settings
-    if settings is None:
+    if made.settings is None:
         return "does not fit"
-    flags = {", checkpointing": settings.gradient_checkpointing, ", sleep": settings.vllm_enable_sleep_mode}
-    chosen = "".join(text for text, on in flags.items() if on)
-    return f"{settings.max_tokens_per_microbatch} tokens{chosen}, share {settings.vllm_gpu_memory_utilization}, {made.rows} at a time"
+    tokens, checkpointed, sleep, rows = made.option
+    chosen = (f", {checkpointed} layers checkpointed" if checkpointed else "") + (", sleep" if sleep else "")
+    return f"{tokens} tokens{chosen}, share {made.settings.vllm_gpu_memory_utilization}, {rows} at a time"
 
 
 def main() -> None:

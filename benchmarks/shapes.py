@@ -24,9 +24,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Qwen3-8B": shape(QWEN3, 151936, 4096, 12288, 36, 32, 40960),
 }
 
+GEMMA2 = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 256, "sliding_window": 4096,
+          "query_pre_attn_scalar": 256, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "tie_word_embeddings": True}
+# further models, for the simulation of a GPU alone
+OTHERS: dict[str, dict[str, Any]] = {
+    "Qwen2.5-0.5B": shape(QWEN2, 151936, 896, 4864, 24, 14, 32768, num_key_value_heads=2, tie_word_embeddings=True),
+    "Qwen2.5-1.5B": shape(QWEN2, 151936, 1536, 8960, 28, 12, 32768, num_key_value_heads=2, tie_word_embeddings=True),
+    "Gemma-2-9B": shape(GEMMA2, 256000, 3584, 14336, 42, 16, 8192),
+}
+
 
 def write_config(name: str, folder: Path) -> Path:
     """A folder that holds the config.json of one shape and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(SHAPES[name]))
+    (folder / "config.json").write_text(json.dumps((SHAPES | OTHERS)[name]))
     return folder

@@ -86,6 +86,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     weights that cannot be read, and for adapters that are not plain LoRA.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    others = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     dtype = getattr(torch, config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32")
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
@@ -104,6 +105,9 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     for settings in model.peft_config.values():  # checkpoints are given away, and must not name a folder of this machine
         settings.base_model_name_or_path = public_name(config)
     policy = policy_class(model, tokenizer, config.temperature, config.gradient_checkpointing)
+    policy.others_bytes = others
+    if not config.gradient_checkpointing:
+        policy.checkpoint(config.planned.get("checkpointed_layers", 0))
     policy.activate("default")
     check_head(policy)
     policy.packs = policy.packs and keeps_packed_rows_apart(policy)

@@ -16,6 +16,7 @@ import torch.nn as nn
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common.policy.adapters import put_weights, read_weights
 from common.policy.attention import can_pack
@@ -31,6 +32,8 @@ REFERENCE = "reference"  # name of the frozen copy of the adapter that a run sta
 class Policy:
     """A frozen base with LoRA adapters. `model` is the PeftModel; parameters are reached by adapter name."""
 
+    others_bytes = 0  # GPU memory that torch had given to others, such as vLLM, before this model was loaded
+
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, temperature: float, checkpointing: bool = False) -> None:
         self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
         self.base = model.get_base_model()
@@ -41,7 +44,6 @@ class Policy:
         self.dtype = self.base.get_output_embeddings().weight.dtype
         self.vocabulary = self.base.get_output_embeddings().weight.shape[0]
         self.stop_ids = stop_token_ids(tokenizer, self.base.generation_config)
-        self.checkpointing = checkpointing
         self.packs = can_pack(text_config, self.device, self.dtype)
         model.eval()  # dropout off everywhere: the ratio of a policy to itself must be 1
         self.copies: dict[str, Copies] = {}  # bfloat16 copies of the adapters, on a bfloat16 base
@@ -51,7 +53,17 @@ class Policy:
         for layer in model.modules():
             if type(layer).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks the weight for a CPU kernel that has no gradient
                 layer.training = True
-        if checkpointing:
+        adapted = set(self._lora_layers())
+        self.layers = [m for m in self.base.modules() if isinstance(m, GradientCheckpointingLayer) and adapted & set(m.modules())]
+        self.checkpoint(len(self.layers) if checkpointing else 0)
+
+    def checkpoint(self, layers: int) -> None:
+        """From now on the first `layers` layers compute their activations again in the backward pass. The gradient stays the same.
+
+        The first layers and not the last: in the backward pass their turn comes when the others' activations are gone.
+        """
+        self.checkpointed = min(layers, len(self.layers))
+        if layers:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     # ---- running --------------------------------------------------------------------------------------------------
@@ -205,7 +217,7 @@ class Policy:
     @contextlib.contextmanager
     def _recompute(self, wanted: bool) -> Iterator[None]:
         """Inside, layers checkpoint their activations, if `wanted` and asked for. Only their own switch moves, so dropout stays off."""
-        layers = [m for m in self.base.modules() if getattr(m, "gradient_checkpointing", False)] if self.checkpointing and wanted else []
+        layers = self.layers[:self.checkpointed] if wanted else []
         for layer in layers:
             layer.training = True
         try:

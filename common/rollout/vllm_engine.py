@@ -15,6 +15,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.config import SamplingConfig
+from common.console import say
 from common.errors import UserError
 from common.policy.adapters import adapter_settings
 from common.policy.policy import Policy
@@ -26,6 +27,10 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has buffers for these r
 CPU_KV_GIB = 2  # GiB for vLLM's keys and values without a GPU; the transformers engine has as much (CPU_CACHE_BYTES)
 # Tokens in a cache block without a GPU, a multiple of 32. With vLLM's default of 128 a short prompt is never shared.
 CPU_BLOCK = 32
+# vLLM's own limits depend on the card and take up to 2 GB from its keys and values. Fewer sequences would leave memory unused when most
+# completions end long before their limit.
+SEQUENCES = 256  # completions that grow at a time, at least
+BATCHED_TOKENS = 4096  # tokens in one forward
 
 
 class VLLMEngine:
@@ -52,7 +57,14 @@ class VLLMEngine:
         self.on_wake: Callable[[], object] = lambda: None
         on_gpu = torch.cuda.is_available()
         options: dict[str, Any] = {"gpu_memory_utilization": config.vllm_gpu_memory_utilization, "enable_sleep_mode": self.sleeps}
-        if not on_gpu:
+        if on_gpu:
+            sequences = max(SEQUENCES, config.planned.get("rows", 0))
+            options |= {"max_num_seqs": sequences, "max_num_batched_tokens": max(BATCHED_TOKENS, sequences),
+                        "kv_cache_memory_bytes": config.planned.get("cache_bytes"),
+                        # graphs for as many sequences as there can be, and with the adapter alone: it is always on
+                        "compilation_config": {"max_cudagraph_capture_size": min(sequences, 512), "cudagraph_specialize_lora": False}}
+            say("vLLM starts and captures its CUDA graphs: this takes a minute or two")
+        else:
             # for a prompt that is prefilled in pieces vLLM winds its random numbers back, which only CUDA's generators can do
             options = {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_GIB))

@@ -22,23 +22,26 @@ from common.policy.adapters import adapter_settings
 from common.policy.loss import CHUNK_ELEMENTS
 from common.policy.pretrained import first_adapter, load_model_config
 from common.rollout.choose_engine import choose_engine
-from common.run.model_shape import Shape, shape_of
+from common.run.model_shape import PROMPT, Shape, shape_of
 
 GB = 1e9
 # Bytes of a weight in NF4 with double quantisation: 4 bits, a byte for every 64 weights, four bytes for every 256 of these bytes
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+NF4_VLLM = 0.5 + 4 / 64  # in vLLM: four bytes for every 64 weights
 STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes of the optimiser's state, per parameter
 LOGIT_BYTES = 12  # per element of a chunk of logits: its value in bfloat16 and in float32, and float32 results of these
-PROMPT = 256  # tokens of a prompt; assumed, since no data has been read
 # Assumed, not calculated:
 CUDA_BYTES = 0.8e9  # CUDA and its libraries
 VLLM_BYTES = 1.5e9  # vLLM's buffers and CUDA graphs
-WASTE = 0.05  # share of the card that the allocator cannot use
+WASTE = 0.04  # share of the card that the allocator cannot use
 ASSUMED = ("CUDA", "its buffers")  # names of the assumed parts in the table
+NEEDS_PLUGIN = "base in the sampler (vllm-bnb-plugin)"
 # What a plan tries:
 BUDGETS = (8192, 4096, 2048, 1024, 512)  # tokens of a micro-batch
-BUSY = 4096  # tokens of a micro-batch that keep a GPU busy
+BUSY = 1024  # tokens of a micro-batch that keep a GPU busy
 ROWS = (256, 128, 64, 32, 16)  # completions sampled at a time; with fewer, sampling takes too long
+RECOMPUTED = 0.45  # share of an update's products that is computed again if every layer is checkpointed
+PER_MICROBATCH = 128  # tokens whose products take as long as what every micro-batch costs once: reading the weights, launching kernels
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Option(NamedTuple):
     """One way to run on a card."""
 
     max_tokens: int  # of a micro-batch
-    checkpointing: bool
+    checkpointed: int  # layers, counted from the first, whose activations are computed again in the backward pass
     sleep: bool
     rows: int  # completions sampled at a time
 
@@ -78,33 +81,43 @@ class Parts:
 class Plan:
     """How a run uses a card. If nothing fits, the plan is that of the smallest option."""
 
+    option: Option
     parts: Parts
     peak: float  # bytes
     card: float  # bytes
     settings: Settings | None  # None: nothing fits
-    rows: int  # completions whose keys and values are in memory at once
     remedies: list[str]  # changes of flags that would make it fit
 
 
-def parts_of(shape: Shape, config: CommonConfig, settings: Settings, rows: int) -> Parts:
-    """The memory of a run under these settings, with the keys and values of `rows` completions at a time."""
+def parts_of(shape: Shape, config: CommonConfig, option: Option) -> Parts:
+    """The memory of a run that does so."""
     width = 2 if config.dtype == "float32" else 1  # bytes per number, relative to bfloat16
-    base = (shape.parameters - shape.linear) * 2 * width + shape.linear * (NF4 if config.load_in_4bit else 2 * width)
-    adapters = {"adapters, gradients, optimiser": config.trained_adapters * shape.lora * (4 + 4 + STATES[config.optim])}
+    rest = (shape.parameters - shape.linear) * 2 * width
+    base, sampler_base = (rest + shape.linear * (four_bits if config.load_in_4bit else 2 * width) for four_bits in (NF4, NF4_VLLM))
+    copies = 2 if width == 1 else 0  # of the adapter, in bfloat16
+    adapters = {"adapters, gradients, optimiser": config.trained_adapters * shape.lora * (4 + copies + 4 + STATES[config.optim])}
     if config.adapter and config.beta > 0:
-        adapters["reference adapter"] = shape.lora * 4
-    length = PROMPT + config.max_completion_length
-    tokens, layer = max(settings.max_tokens_per_microbatch, length), shape.layer_bytes * width
-    # One layer's gradients take about as much as its activations. Checkpointed, each layer keeps its input alone, and one layer's
-    # activations are computed again at a time.
-    activations = shape.layers * shape.hidden * 2 * width + 2 * layer if settings.gradient_checkpointing else (shape.layers + 1) * layer
-    update = {f"activations of {tokens} tokens{', checkpointed' if settings.gradient_checkpointing else ''}": tokens * activations,
-              "log-probs": CHUNK_ELEMENTS * LOGIT_BYTES}
-    if config.load_in_4bit:
-        update["a layer's weights in 16 bits"] = shape.largest * 2
-    cache = {"keys and values": rows * length * shape.kv_bytes * width}
-    sampler = {"base in the sampler": base, "its adapter": shape.lora * 2, "its buffers": VLLM_BYTES} if uses_vllm(config) else {}
-    return Parts({"base in the trainer": base, **adapters, "CUDA": CUDA_BYTES}, sampler | cache, update)
+        adapters["reference adapter"] = shape.lora * (4 + copies)
+    tokens = max(option.max_tokens, PROMPT + config.max_completion_length)
+    cached = config.max_completion_length + (PROMPT / config.num_generations if uses_vllm(config) else PROMPT)  # vLLM shares prompts
+    sampler = {NEEDS_PLUGIN if config.load_in_4bit else "base in the sampler": sampler_base, "its adapter": shape.lora * 2,
+               "its buffers": VLLM_BYTES} if uses_vllm(config) else {}
+    cache = {"keys and values": option.rows * cached * shape.kv_bytes * width}
+    return Parts({"base in the trainer": base, **adapters, "CUDA": CUDA_BYTES}, sampler | cache,
+                 _update_parts(shape, tokens, option.checkpointed, width, config.load_in_4bit))
+
+
+def _update_parts(shape: Shape, tokens: int, checkpointed: int, width: int, four_bits: bool) -> dict[str, float]:
+    """The memory of a forward and backward over `tokens` tokens."""
+    layer, states = tokens * shape.layer_bytes * width, tokens * shape.hidden * 2 * width  # of one layer: all it keeps, its input alone
+    kept = (shape.layers - checkpointed) * layer + checkpointed * states
+    # The backward pass begins with everything that was kept, and some gradients. When it reaches the checkpointed layers, the other layers
+    # are gone, and each is computed again. The factors 0.3 and 2 are those of the simulated GPU (docs/memory.md).
+    activations = max(kept + 0.3 * layer, checkpointed * states + layer + 2 * states if checkpointed else 0)
+    name = f"activations of {tokens} tokens" + (f", {checkpointed} of {shape.layers} layers checkpointed" if checkpointed else "")
+    # the log-probs come before the backward pass of the layers
+    update = {name: activations, "log-probs": max(0.0, kept + CHUNK_ELEMENTS * LOGIT_BYTES - activations)}
+    return update | ({"a layer's weights in 16 bits": shape.largest * 2} if four_bits else {})
 
 
 def uses_vllm(config: CommonConfig) -> bool:
@@ -118,40 +131,46 @@ def make_plan(config: CommonConfig, shape: Shape, card: float, given: Set[str], 
     If none fits, the plan is that of the option that needs least, without settings and (if `recommend`) with remedies.
     """
     smallest: Plan | None = None
-    for option in options(config, given):
-        settings = Settings(option.max_tokens, option.checkpointing, option.sleep, config.vllm_gpu_memory_utilization)
-        parts = parts_of(shape, config, settings, option.rows)
+    for option in options(config, shape, given):
+        parts = parts_of(shape, config, option)
         peak = parts.peak(option.sleep) + card * WASTE
         if peak <= card:
+            share = config.vllm_gpu_memory_utilization
             if uses_vllm(config) and "vllm_gpu_memory_utilization" not in given:
                 share = math.ceil(100 * sum(parts.sampling.values()) / card) / 100
-                settings = dataclasses.replace(settings, vllm_gpu_memory_utilization=share)
-            return Plan(parts, peak, card, settings, option.rows, [])
+            settings = Settings(option.max_tokens, option.checkpointed == shape.layers, option.sleep, share)
+            return Plan(option, parts, peak, card, settings, [])
         if smallest is None or peak <= smallest.peak:
-            smallest = Plan(parts, peak, card, None, option.rows, [])
+            smallest = Plan(option, parts, peak, card, None, [])
     assert smallest is not None
     return dataclasses.replace(smallest, remedies=_remedies(config, shape, card, given) if recommend else [])
 
 
-def options(config: CommonConfig, given: Set[str]) -> Iterator[Option]:
+def options(config: CommonConfig, shape: Shape, given: Set[str]) -> Iterator[Option]:
     """What a plan may choose, the quickest first. A flag in `given` has its one value.
 
     The order is by what a choice costs. Sleep mode costs seconds a step, so it changes last. Micro-batches below BUSY tokens leave a GPU
-    idle, and so does sampling few completions at a time. Checkpointing costs a third of the update. The token budget costs least.
+    idle, and so does sampling few completions at a time. Then token budget and checkpointed layers are chosen for the quickest update.
     """
     def values(flag: str, usual: tuple[Any, ...]) -> tuple[Any, ...]:
         return (getattr(config, flag),) if flag in given else usual
 
     budgets = values("max_tokens_per_microbatch", BUDGETS)
-    checkpointing = values("gradient_checkpointing", (False, True))
+    counts = range(shape.layers + 1)
+    if "gradient_checkpointing" in given:
+        counts = counts[-1:] if config.gradient_checkpointing else counts[:1]
     sleep = values("vllm_enable_sleep_mode", (False, True) if uses_vllm(config) and not config.load_in_4bit else (False,))
     completions = config.problems_per_step * config.num_generations
     all_rows = sorted({completions, *(rows for rows in ROWS if rows < completions)}, reverse=True)
     large = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget >= BUSY)
     small = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget < BUSY)
-    for asleep, some_budgets, rows, checkpoint in itertools.product(sleep, (large, small), all_rows, checkpointing):
-        for budget in some_budgets:
-            yield Option(budget, checkpoint, asleep, rows)
+
+    def cost(updating: tuple[int, int]) -> float:
+        return (1 + RECOMPUTED * updating[1] / shape.layers) * (1 + PER_MICROBATCH / updating[0])
+
+    for asleep, some_budgets, rows in itertools.product(sleep, (large, small), all_rows):
+        for budget, checkpointed in sorted(itertools.product(some_budgets, counts), key=cost):
+            yield Option(budget, checkpointed, asleep, rows)
 
 
 def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) -> list[str]:
@@ -188,9 +207,17 @@ def table(plan: Plan, config: CommonConfig) -> list[str]:
     else:
         flags = [f"--{name}" if value is True else f"--{name} {value}" for name, value in dataclasses.asdict(plan.settings).items()
                  if value is not False and (uses_vllm(config) or "vllm" not in name)]
-        lines += [f"fits, with {plan.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time, under",
+        lines += [f"fits, with {plan.option.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time, under",
                   f"  {' '.join(flags)}"]
+        if sleep:
+            base = sum(value for name, value in plan.parts.sampling.items() if name.startswith("base"))
+            lines.append(f"  host memory while vLLM sleeps: up to {2 * base / GB:.0f} GB, pinned")
     return lines
+
+
+def card_memory() -> tuple[int, int]:
+    """The free memory of the GPU and all of it, bytes."""
+    return torch.cuda.mem_get_info()
 
 
 def plan_run(config: CommonConfig) -> Plan | None:
@@ -214,7 +241,7 @@ def plan_run(config: CommonConfig) -> Plan | None:
             raise UserError(f"--plan_memory: {cause}; plans are for decoder models such as Llama, Qwen, Mistral, Gemma") from error
         say(f"note: {cause}; going on without a plan")
         return None
-    free, whole = (config.plan_memory * GB,) * 2 if asked else torch.cuda.mem_get_info()
+    free, whole = (config.plan_memory * GB,) * 2 if asked else card_memory()
     plan = make_plan(wanted, shape, free, config.given)
     if not asked:
         if plan.settings is None:
@@ -222,4 +249,7 @@ def plan_run(config: CommonConfig) -> Plan | None:
         settings = dataclasses.asdict(plan.settings)  # vLLM counts in shares of the whole card, whatever is free of it
         settings["vllm_gpu_memory_utilization"] = round(plan.settings.vllm_gpu_memory_utilization * free / whole, 3)
         config.derive(**{name: value for name, value in settings.items() if name not in config.given})
+        config.planned = {"checkpointed_layers": plan.option.checkpointed, "rows": plan.option.rows}
+        if uses_vllm(wanted) and "vllm_gpu_memory_utilization" not in config.given:
+            config.planned["cache_bytes"] = int(plan.parts.sampling["keys and values"])
     return plan

@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from common.config import CommonConfig
 from common.policy.load import with_adapter
 
+PROMPT = 256  # tokens of a prompt; assumed, since no data has been read
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -44,11 +46,14 @@ def shape_of(model_config: PretrainedConfig, config: CommonConfig) -> Shape:
                  layer_bytes=saved_bytes(model_config, config, 2) - saved_bytes(model_config, config, 1))
 
 
-def saved_bytes(model_config: PretrainedConfig, config: CommonConfig, layers: int, tokens: int = 64) -> float:
+def saved_bytes(model_config: PretrainedConfig, config: CommonConfig, layers: int) -> float:
     """Bytes per token that a forward of the model's first `layers` keeps for backward, in bfloat16 and with fused attention.
 
-    Counted on a model without data: shapes and what autograd saves are the real ones.
+    Counted on a model without data: shapes and what autograd saves are the real ones. Where attention is not fused, as its scores are
+    soft-capped, it keeps the scores, and these grow with the length of a row.
     """
+    fused = not getattr(model_config.get_text_config(), "attn_logit_softcapping", None)
+    tokens = 64 if fused else PROMPT + config.max_completion_length
     short = copy.deepcopy(model_config)
     text = short.get_text_config()
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = layers, 256, None
@@ -57,7 +62,8 @@ def saved_bytes(model_config: PretrainedConfig, config: CommonConfig, layers: in
     AttentionInterface.register("planned", _attention)
     AttentionMaskInterface.register("planned", lambda *_, **__: None)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(short, attn_implementation="planned", trust_remote_code=False).requires_grad_(False)
+        base = AutoModelForCausalLM.from_config(short, attn_implementation="planned" if fused else "eager", trust_remote_code=False)
+        base.requires_grad_(False)
         model = with_adapter(base, config).to(torch.bfloat16).eval()
         ids, mask = torch.zeros(1, tokens, dtype=torch.long), torch.zeros(1, 1, tokens, tokens, dtype=torch.bool)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}

@@ -63,8 +63,6 @@ class Run:
         wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.lock = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
         config.output_dir, config.release = str(self.folder), self.lock.release
-        if config.seen and config.seen != tuple(path.name for path in checkpoints(self.folder)):
-            raise UserError(f"{self.folder} went on in another process while this one started; start again")
 
     @property
     def folder(self) -> Path:
@@ -130,7 +128,7 @@ class Run:
             evaluation_s = self.seconds.get("evaluate", 0.0)  # not part of the step's time
             row |= {"num_tokens": self.num_tokens, "num_completions": self.num_completions,
                     "step_time": time.perf_counter() - self.step_started - evaluation_s,
-                    **{f"time/{phase}": seconds for phase, seconds in self.seconds.items()}, "memory/peak_gb": peak_gb()}
+                    **{f"time/{phase}": seconds for phase, seconds in self.seconds.items()}, "memory/peak_gb": peak_gb(self.models[0])}
         self.rows[METRICS].add([row])
         self._keep(self._write_rows)
         if self.tracker is not None:
@@ -264,12 +262,12 @@ class Run:
         """Saves what is in memory in another folder. Returns what there is now and how to go on, in words."""
         saved = newest_checkpoint(self.folder)
         if saved is not None and step_of(saved) == self.step:
-            return f"nothing is lost: {remedy(error)}, and go on with: {go_on(self.config, saved)}"
+            return f"nothing is lost: {remedy(error)}, and go on with: {self._go_on(saved)}"
         if self.step > 0 and (place := save_elsewhere(self.folder, f"{self.folder.name}-saved-after-step-{self.step}", self._write_all)):
-            return f"what was in memory is saved in {place}; go on with: {go_on(self.config, place / f'checkpoint-{self.step}')}"
+            return f"what was in memory is saved in {place}; go on with: {self._go_on(place / f'checkpoint-{self.step}')}"
         nowhere = "no other place could be written either; " if self.step > 0 else ""
         if saved is not None:
-            return f"{nowhere}{remedy(error)}, and go on after step {step_of(saved)} with: {go_on(self.config, saved)}"
+            return f"{nowhere}{remedy(error)}, and go on after step {step_of(saved)} with: {self._go_on(saved)}"
         return f"{nowhere}there is no checkpoint yet: {remedy(error)}, and start again with --resume_from_checkpoint auto"
 
     def _write_all(self, folder: Path) -> None:
@@ -279,6 +277,9 @@ class Run:
             copy_if_readable(self.folder / file.name, folder)
             append(folder / file.name, file.waiting)
         self._write_checkpoint(folder)
+
+    def _go_on(self, checkpoint: Path) -> str:
+        return f"python {self.script}.py --resume_from_checkpoint {checkpoint}"
 
     def _end(self) -> None:
         """Says how the run ended. After a signal, ends the process as the signal would have."""
@@ -296,9 +297,11 @@ class Run:
         self.lock.release()
 
 
-def peak_gb() -> float:
-    """The most memory that was in use so far, in GB: on the GPU, or of this process where there is none."""
+def peak_gb(policy: Policy) -> float:
+    """The most memory that was in use, in GB: of the trainer on the GPU since the last call, or of this process where there is no GPU."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+        most = torch.cuda.max_memory_allocated() - policy.others_bytes  # vLLM runs in this process, and torch counts its memory too
+        torch.cuda.reset_peak_memory_stats()
+        return most / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

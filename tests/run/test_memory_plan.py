@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from common.config import CommonConfig
 from common.errors import UserError
-from common.run.memory_plan import GB, NF4, STATES, WASTE, Settings, make_plan, parts_of, plan_run, table
+from common.run.memory_plan import GB, NF4, STATES, WASTE, Option, Settings, make_plan, parts_of, plan_run, table
 from common.run.model_shape import saved_bytes, shape_of
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -83,8 +83,9 @@ def test_what_fits_fits_larger_cards_too_and_only_harmless_flags_are_set(name, f
         plan = make_plan(config, found, card * GB, set())
         fits.append(plan.settings is not None)
         if plan.settings:
-            assert plan.peak <= card * GB and plan.rows >= 16
-            parts = parts_of(found, config, plan.settings, plan.rows)
+            assert plan.peak <= card * GB and plan.option.rows >= 16
+            parts = parts_of(found, config, plan.option)
+            assert plan.settings.gradient_checkpointing == (plan.option.checkpointed == found.layers)
             assert parts == plan.parts and plan.peak == parts.peak(plan.settings.vllm_enable_sleep_mode) + WASTE * card * GB
             assert card * plan.settings.vllm_gpu_memory_utilization * GB >= sum(parts.sampling.values())
         else:
@@ -109,7 +110,7 @@ def test_every_remedy_is_one(tmp_path):
         changed = make_plan(dataclasses.replace(config, **change), found, 24 * GB, set())
         assert (changed.settings is not None) == (remedy in plan.remedies)
     assert "would fit with --load_in_4bit" in " ".join(table(plan, config))
-    wide = dataclasses.replace(config, max_tokens_per_microbatch=65536)
+    wide = dataclasses.replace(config, max_tokens_per_microbatch=131072)
     plan = make_plan(wide, found, 48 * GB, {"max_tokens_per_microbatch"})
     assert plan.remedies == ["the plan's own --max_tokens_per_microbatch"]  # what was typed stays: nothing else is enough
     hopeless = make_plan(config, found, 4 * GB, set())
@@ -121,7 +122,9 @@ def test_flags_that_were_given_stay(tmp_path):
     plan = make_plan(config, found, 80 * GB, {"max_tokens_per_microbatch", "gradient_checkpointing"})
     assert plan.settings.max_tokens_per_microbatch == 3000 and plan.settings.gradient_checkpointing
     plan = make_plan(config, found, 80 * GB, set())
-    assert not plan.settings.gradient_checkpointing
+    assert not plan.settings.gradient_checkpointing and plan.option.checkpointed == 0
+    plan = make_plan(dataclasses.replace(config, gradient_checkpointing=False), found, 48 * GB, {"gradient_checkpointing"})
+    assert plan.option.checkpointed == 0
     asleep = dataclasses.replace(config, vllm_enable_sleep_mode=True)
     plan = make_plan(asleep, found, 40 * GB, {"vllm_enable_sleep_mode"})
     assert plan.settings.vllm_enable_sleep_mode and make_plan(config, found, 32 * GB, {"vllm_enable_sleep_mode"}).settings is None
@@ -129,23 +132,47 @@ def test_flags_that_were_given_stay(tmp_path):
 
 def test_parts_grow_with_what_causes_them(tmp_path):
     config, found = shape("Qwen2.5-7B", tmp_path)
-    settings = Settings(4096, False, False, 0.3)
-    plain = parts_of(found, config, settings, 16)
+    option = Option(4096, 0, False, 16)
+    plain = parts_of(found, config, option)
 
-    def changed(new=settings, rows=16, **flags):
-        return parts_of(found, dataclasses.replace(config, **flags), new, rows)
+    def changed(tokens=4096, checkpointed=0, rows=16, **flags):
+        return parts_of(found, dataclasses.replace(config, **flags), Option(tokens, checkpointed, False, rows))
 
     adapters = "adapters, gradients, optimiser"
-    assert plain.always[adapters] == found.lora * (8 + STATES["adamw_torch"])
-    assert changed(optim="adamw_8bit").always[adapters] == found.lora * 10
-    assert changed(adapter="some", beta=0.1).always["reference adapter"] == 4 * found.lora
+    assert plain.always[adapters] == found.lora * (10 + STATES["adamw_torch"])
+    assert changed(optim="adamw_8bit").always[adapters] == found.lora * 12
+    assert changed(dtype="float32").always[adapters] == found.lora * 16  # needs no copy in bfloat16
+    assert changed(adapter="some", beta=0.1).always["reference adapter"] == 6 * found.lora
     assert changed(rows=32).sampling["keys and values"] == 2 * plain.sampling["keys and values"]
     assert changed(engine="transformers").sampling.keys() == {"keys and values"}
     assert changed(load_in_4bit=True).always["base in the trainer"] < 0.4 * plain.always["base in the trainer"]
-    update = [
-        sum(changed(Settings(tokens, ckpt, False, 0.3)).update.values()) for tokens, ckpt in ((4096, False), (8192, False), (4096, True))
-    ]
+    in_vllm = changed(load_in_4bit=True).sampling["base in the sampler (vllm-bnb-plugin)"]  # its block scales are float32
+    assert in_vllm - changed(load_in_4bit=True).always["base in the trainer"] == pytest.approx(found.linear * (0.0625 - 1 / 64), rel=0.01)
+    assert changed(num_generations=1).sampling["keys and values"] == 16 * 1280 * found.kv_bytes  # a prompt is there once for its group
+    assert plain.sampling["keys and values"] == 16 * (1024 + 256 / 8) * found.kv_bytes
+    update = [sum(changed(tokens, layers).update.values()) for tokens, layers in ((4096, 0), (8192, 0), (4096, 28), (4096, 14))]
     assert update[1] > 1.9 * update[0] and update[2] < 0.2 * update[0]
+    assert update[3] == pytest.approx((update[0] + update[2]) / 2, rel=0.1)
+
+
+def test_no_more_layers_are_checkpointed_than_must_be(tmp_path):
+    config, found = shape("Qwen2.5-7B", tmp_path)
+    counts = []
+    for card in (44, 48, 52, 56, 60, 66, 72):
+        plan = make_plan(config, found, card * GB, {"max_tokens_per_microbatch"})  # 4096 tokens
+        counts.append(plan.option.checkpointed)
+        if plan.option.checkpointed:
+            less = parts_of(found, config, plan.option._replace(checkpointed=plan.option.checkpointed - 1))
+            assert less.peak(False) + WASTE * card * GB > card * GB
+    assert 0 in counts and len(set(counts)) > 3
+
+
+def test_scores_that_are_kept_are_counted(tmp_path):
+    """Gemma 2 caps its attention scores, so its attention is not fused and keeps them: they grow with the length of a row."""
+    config, _ = shape("Gemma-2-9B", tmp_path)
+    model_config = AutoConfig.from_pretrained(config.model)
+    long, short = (shape_of(model_config, dataclasses.replace(config, max_completion_length=n)).layer_bytes for n in (1024, 256))
+    assert (long - short) / 768 == pytest.approx(16 * 8, rel=0.1)  # 8 bytes for each of 16 heads' scores
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -158,9 +185,10 @@ def test_the_plan_needs_a_config_alone_and_leaves_nothing(script, tmp_path, monk
     assert "does not fit" in capsys.readouterr().out
     assert run(script, tmp_path / "run", *flags, "24", "--load_in_4bit", monkeypatch=monkeypatch, quick=[]) == 0
     text = capsys.readouterr().out
-    assert "fits, with" in text and "--gradient_checkpointing" in text and "--vllm_gpu_memory_utilization 0." in text
+    assert "fits, with" in text and "layers checkpointed" in text and "base in the sampler (vllm-bnb-plugin)" in text
+    assert "--vllm_gpu_memory_utilization 0." in text
     (line,) = (line for line in text.splitlines() if "adapters" in line)
-    assert float(line.split()[-2]) == pytest.approx(80_740_352 * 16 / 1e9 * (2 if script == "train_ppo" else 1), abs=0.01)
+    assert float(line.split()[-2]) == pytest.approx(80_740_352 * 18 / 1e9 * (2 if script == "train_ppo" else 1), abs=0.01)
     assert not (tmp_path / "run").exists()
     elsewhere = run(script, tmp_path / "run", "--model", "no/such-model", *flags[2:], "24", monkeypatch=monkeypatch, quick=[])
     assert "--model no/such-model could not be loaded" in elsewhere
@@ -177,7 +205,9 @@ def test_a_run_on_a_gpu_takes_over_the_plan_for_what_is_free(tmp_path, monkeypat
     a_gpu(monkeypatch, 50, 80, "vllm")
     plan = plan_run(config)
     assert plan == make_plan(dataclasses.replace(config, engine="vllm"), found, 50 * GB, set())
-    assert config.max_tokens_per_microbatch == plan.settings.max_tokens_per_microbatch and config.gradient_checkpointing
+    assert config.max_tokens_per_microbatch == plan.settings.max_tokens_per_microbatch
+    cache = int(plan.parts.sampling["keys and values"])
+    assert config.planned == {"checkpointed_layers": plan.option.checkpointed, "rows": plan.option.rows, "cache_bytes": cache}
     # vLLM takes its share of the whole card
     assert config.vllm_gpu_memory_utilization * 80 == pytest.approx(plan.settings.vllm_gpu_memory_utilization * 50, abs=0.1)
 
@@ -185,6 +215,7 @@ def test_a_run_on_a_gpu_takes_over_the_plan_for_what_is_free(tmp_path, monkeypat
     config.given = {"max_tokens_per_microbatch", "vllm_gpu_memory_utilization"}
     plan_run(config)
     assert (config.max_tokens_per_microbatch, config.vllm_gpu_memory_utilization) == (1024, 0.4)
+    assert "cache_bytes" not in config.planned  # what was typed decides
 
 
 def test_a_run_that_does_not_fit_its_gpu_stops_and_without_vllm_needs_less(tmp_path, monkeypatch):

@@ -2,11 +2,14 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import make_policy
+from helpers import make_policy, random_batch
 
 from common.config import CommonConfig
+from common.errors import UserError
 from common.policy.critic import Critic
-from common.run.preflight import largest_microbatch
+from common.policy.micro_batches import microbatches
+from common.run import preflight as trial
+from common.run.preflight import largest_microbatch, preflight
 
 
 @pytest.mark.parametrize("critic", [False, True])
@@ -26,3 +29,81 @@ def test_the_trial_is_of_full_length_and_keeps_nothing(critic, random_models, to
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
     assert all(p.grad is None for p in (judge.parameters().values() if judge else ()))
+
+
+@pytest.fixture
+def a_full_card(random_models, tokenizer, monkeypatch):
+    """A policy that believes that it is on a card, and a trial that runs out of memory as long as `fits(policy, config)` is not true."""
+    policy = make_policy(random_models["qwen3"], tokenizer)
+
+    def make(fits, **flags):
+        config = CommonConfig(model="x", max_tokens_per_microbatch=4096, **flags)
+        tried = []
+
+        def microbatch(policy, config, prompt_length, critic):
+            tried.append((config.max_tokens_per_microbatch, policy.checkpointed))
+            parameter = next(iter(policy.parameters_of().values()))
+            parameter.grad = torch.ones_like(parameter)
+            if not fits(policy, config):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(policy, "device", torch.device("cuda"))
+        for name in ("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats", "empty_cache"):
+            monkeypatch.setattr(torch.cuda, name, lambda: 0)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 10**9)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 24 * 10**9))
+        monkeypatch.setattr(torch, "empty", lambda *_, real=torch.empty, **__: real(1))
+        monkeypatch.setattr(trial, "largest_microbatch", microbatch)
+        return policy, config, tried
+
+    return make
+
+
+class Sleeper:
+    def sleep(self):
+        pass
+
+
+PROBLEMS = [type("Problem", (), {"prompt_ids": (1, 2)})]
+
+
+def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_option(a_full_card, capsys):
+    policy, config, tried = a_full_card(lambda policy, config: config.max_tokens_per_microbatch <= 1024)
+    preflight(Sleeper(), policy, config, PROBLEMS)
+    assert tried == [(4096, 0), (4096, 2), (2048, 2), (1024, 2)]
+    assert config.derived == {"gradient_checkpointing": True, "max_tokens_per_microbatch": 1024}
+    assert "going on with --max_tokens_per_microbatch 1024" in capsys.readouterr().out
+    policy, config, tried = a_full_card(lambda policy, config: policy.checkpointed == 2)
+    policy.checkpoint(1)
+    preflight(Sleeper(), policy, config, PROBLEMS)
+    assert tried == [(4096, 1), (4096, 2)] and config.max_tokens_per_microbatch == 4096
+
+
+def test_flags_that_were_typed_stay_and_then_the_plan_is_shown(a_full_card, monkeypatch):
+    monkeypatch.setattr(trial, "make_plan", lambda *_: "the plan")
+    monkeypatch.setattr(trial, "shape_of", lambda *_: None)
+    monkeypatch.setattr(trial, "table", lambda *_: ["the table"])
+    policy, config, tried = a_full_card(lambda policy, config: False)
+    config.given = {"max_tokens_per_microbatch", "gradient_checkpointing"}
+    with pytest.raises(UserError, match="out of memory in a trial at full length with micro-batches of 4096 tokens"):
+        preflight(Sleeper(), policy, config, PROBLEMS)
+    assert tried == [(4096, 0)]
+    assert all(p.grad is None for p in policy.parameters_of().values())
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 9])
+def test_checkpointing_some_layers_changes_no_gradient(layers, random_models, tokenizer):
+    gradients = []
+    for count in (0, layers):
+        policy = make_policy(random_models["qwen3"], tokenizer)
+        policy.checkpoint(count)
+        assert policy.checkpointed == min(count, 2)
+        (micro,) = microbatches(random_batch(tokenizer), torch.arange(3), 10_000, policy)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.nbytes) or x, lambda x: x):
+            loss = policy.logps(micro)[0].sum()
+        loss.backward()
+        gradients.append((sum(kept), [p.grad for p in policy.parameters_of().values()]))
+    (whole, plain), (less, ours) = gradients
+    assert all(torch.equal(x, y) for x, y in zip(plain, ours, strict=True))
+    assert (less < whole) == (layers > 0)

@@ -78,7 +78,7 @@ def test_a_plan_for_a_large_card_does_not_bind_a_small_one(tmp_path, monkeypatch
 
     large = planned("--model", "some/model", "--dataset", "gsm8k", card=80)
     small = planned("--config", write(tmp_path / "run", large), card=14)
-    assert small.gradient_checkpointing and not large.gradient_checkpointing
+    assert small.planned["checkpointed_layers"] > large.planned["checkpointed_layers"] == 0
     assert {**small.flags(), "config": None} == large.flags() and set(PLANNED) <= set(small.derived)
     typed = planned("--model", "some/model", "--dataset", "gsm8k", "--gradient_checkpointing", "false", card=80)
     with pytest.raises(UserError, match="would fit with the plan's own --gradient_checkpointing"):

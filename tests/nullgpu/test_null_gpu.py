@@ -1,0 +1,137 @@
+"""The GPU path on a card that computes nothing: `make test-nullgpu`. See card.py for what this shows, and what it cannot.
+
+Each run is a process of its own on a sparse model of a published shape. vLLM starts without torch.compile and CUDA graphs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, SCRIPTS
+
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "benchmarks")]
+from card import PACKAGES, environment  # noqa: E402
+
+LIB = Path(os.environ.get("NULLGPU_LIB", PACKAGES / "nullgpu"))
+if not (LIB / "libnullgpu.so").exists():
+    pytest.skip("the simulated GPU has an environment of its own: make test-nullgpu", allow_module_level=True)
+
+from simulated_gpu import simulate  # noqa: E402
+from sparse import sparse_model  # noqa: E402
+
+QUICK = ["--prompt_template", "question", "--max_completion_length", "16", "--problems_per_step", "4", "--num_generations", "4"]
+QUICK += ["--max_steps", "2", "--eval_steps", "2", "--eval_problems", "4", "--save_steps", "1"]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Folder of a sparse model of this shape."""
+    folder = tmp_path_factory.mktemp("models")
+    return lambda name: sparse_model(name, folder / name)
+
+
+@pytest.fixture(scope="session")
+def problems(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "problems.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i} + " * 60 + "1", "answer": "1"}) + "\n" for i in range(60)))
+    return path
+
+
+def drive(script, model, problems, folder, *flags, gib=79.1, capability=80, code=0, **variables):
+    """The run's output and what each of its phases counted. Fails if it ends with another code."""
+    counts = folder.with_name(f"{folder.name}.counts")
+    command = [sys.executable, str(ROOT / "tests" / "nullgpu" / "drive.py"), script, *QUICK]
+    command += ["--model", str(model), "--dataset", str(problems), "--output_dir", str(folder), *flags]
+    done = subprocess.run(command, env={**environment(LIB, gib, capability), "COUNTS": str(counts), **variables}, cwd=ROOT,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == code, done.stdout[-4000:]
+    return done.stdout, [json.loads(line) for line in counts.read_text().splitlines()] if counts.exists() else []
+
+
+VARIANTS = {
+    "train_grpo": ["", "--gradient_checkpointing", "--dtype float32", "--optim adamw_8bit", "--optim paged_adamw_8bit", "--load_in_4bit",
+                   "--num_iterations 2 --num_minibatches 2 --beta 0.04 --top_p 0.9 --stop ###", "--load_in_4bit --dtype float32",
+                   "--sampling lilo --lora_target_modules q_proj v_proj --mask_truncated_completions"],
+    "train_nft": ["", "--ratio_level sequence --num_minibatches 2"],
+    "train_ppo": ["", "--kl_in_reward --beta 0.05 --gradient_checkpointing", "--load_in_4bit --critic_warmup_steps 1"],
+    "train_vineppo": ["--step_split tokens:8", "--step_split tokens:8 --load_in_4bit"]}
+
+
+@pytest.mark.parametrize(("script", "flags"), [(script, flags) for script in SCRIPTS for flags in VARIANTS[script]])
+def test_variants_end_and_nothing_waits_inside_the_loop_over_micro_batches(script, flags, models, problems, tmp_path):
+    _, rows = drive(script, models("Qwen2.5-0.5B"), problems, tmp_path / "run", "--engine", "transformers", *flags.split())
+    loops = [row for row in rows if row["phase"] == "micro-batches"]
+    assert loops and all(row["waits"] == 0 for row in loops)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit"])
+def test_a_run_resumes_and_goes_on_from_an_adapter(optim, models, problems, tmp_path):
+    flags = ["--engine", "transformers", "--optim", optim]
+    drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "run", *flags)
+    again = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2"), "--max_steps", "3"]
+    text, _ = drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "run", *again)
+    assert "resumed" in text
+    adapter = ["--adapter", str(tmp_path / "run" / "checkpoint-3"), "--beta", "0.04"]
+    drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "next", "--engine", "transformers", *adapter)
+
+
+def test_launches_are_few(models, problems, tmp_path):
+    """At the 7B shape: 5,600 a micro-batch and 1,300 a token when this was written."""
+    flags = ["--engine", "transformers", "--max_steps", "1", "--eval_steps", "0", "--max_completion_length", "32"]
+    _, rows = drive("train_grpo", models("Qwen2.5-7B"), problems, tmp_path / "run", *flags)
+    (sample,), (loop,) = ([row for row in rows if row["phase"] == phase] for phase in ("sample", "micro-batches"))
+    assert sample["launches"] / 32 < 1500
+    assert loop["launches"] / loop["microbatches"] < 6000
+
+
+@pytest.mark.parametrize("flags", ["", "--load_in_4bit", "--vllm_enable_sleep_mode --gradient_checkpointing"])
+def test_vllm_starts_samples_and_gets_the_adapter_in_one_transfer(flags, models, problems, tmp_path):
+    """At the 7B shape on the card that the README names for it."""
+    sizes = ["--max_completion_length", "64", "--eval_steps", "0", "--save_steps", "0", "--engine", "vllm"]
+    gib = 23.64 if "4bit" in flags else 39.4
+    text, rows = drive("train_grpo", models("Qwen2.5-7B"), problems, tmp_path / "run", *sizes, *flags.split(), gib=gib, EAGER="1")
+    syncs = [row for row in rows if row["phase"] == "sync"]
+    assert len(syncs) == 2 and all(row["down"] == 1 for row in syncs)
+    assert "out of memory" not in text
+    if "sleep" in flags:
+        awake = [row for row in rows if row["phase"] == "check_awake"]
+        start, = (row for row in rows if row["phase"] == "check_parity")
+        assert len(awake) == 2 and all(row["launches"] < 0.25 * start["launches"] for row in awake)
+
+
+def test_the_readmes_run_on_24_gb_keeps_to_its_plan(models, problems, tmp_path):
+    text, rows = drive("train_grpo", models("Qwen2.5-7B"), problems, tmp_path / "run", "--load_in_4bit", "--max_completion_length", "1024",
+                       "--problems_per_step", "16", "--num_generations", "8", "--max_steps", "3", "--eval_steps", "0", gib=23.64, EAGER="1")
+    planned = float(next(line for line in text.splitlines() if "at once, at most" in line).split()[-2])
+    context = 500 * 2**20  # of the driver, as card.py assumes it
+    assert "step    3" in text and max(row["device_peak"] for row in rows) + context <= planned * 1e9
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-7B", "Llama-3.1-8B", "Qwen3-8B"])
+@pytest.mark.parametrize("layers", [0, 14, None])
+def test_the_plan_is_a_little_above_what_is_counted(name, layers, models):
+    """layers None: as planned for 24 GB in 4 bits; else that many are checkpointed, on a card with room enough."""
+    four_bits = layers is None
+    found = simulate(LIB, "train_grpo", models(name), 24 if four_bits else 80, four_bits, layers, gib=120)
+    assert 1.0 <= found["plan_update"] / found["update"] <= 1.1
+    assert 0.99 <= found["plan"] / found["counted"] <= 1.1
+
+
+def test_an_old_driver_and_an_old_card_are_named(models, problems, tmp_path):
+    text, _ = drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "run", capability=75, gib=15, code=1)
+    assert "has compute capability 7.5" in text and not (tmp_path / "run").exists()
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 550.54\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    text, _ = drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "run", code=1, PATH=path, NULLGPU_OLD_DRIVER="1")
+    assert "(driver 550.54)" in text and "needs driver 580 or newer" in text
+
+
+def test_a_trial_without_room_goes_on_with_less(models, problems, tmp_path):
+    """A plan that hoped for more: the card is smaller than it was told."""
+    sizes = ["--engine", "transformers", "--max_completion_length", "1024", "--eval_steps", "0", "--max_steps", "1"]
+    text, _ = drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "run", *sizes, gib=8, CARD_GB="24")
+    assert "going on with --gradient_checkpointing" in text and "step    1" in text
