@@ -37,20 +37,22 @@ def learning_rate_at(step: int, config: CommonConfig) -> float:
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, passes: int) -> Tensor:
     """The gradient norm before clipping to `max_norm`, after `passes` backward passes.
 
-    Raises RuntimeError if a parameter got no gradient from them: an adapter was switched before its backward. No passes
-    (no completion needed one) count as zero gradients.
+    A gradient of exactly 0, or none because no completion needed a pass, leaves parameters and optimiser as they are: `take_step` then
+    does nothing. Adam would move on its momentum. Raises RuntimeError if a parameter got no gradient from the passes: an adapter was
+    switched before its backward.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     missing = [p for p in parameters if p.grad is None]
     if missing and (passes or len(missing) < len(parameters)):
         raise RuntimeError(f"{len(missing)} of {len(parameters)} parameters got no gradient: was the adapter switched before backward?")
-    for parameter in missing:  # Adam moves on its momentum, as it would after a pass that gave zeros
-        parameter.grad = torch.zeros_like(parameter)
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm).to(parameters[0].device)  # without gradients it comes from the CPU
+    if norm == 0:
+        optimizer.zero_grad(set_to_none=True)  # an optimiser passes over parameters without a gradient
+    return norm
 
 
 def take_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Moves the parameters and drops their gradients."""
+    """Moves the parameters that have a gradient, and drops the gradients."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()

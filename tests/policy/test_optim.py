@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 import pytest
@@ -57,20 +58,54 @@ def test_a_pass_that_leaves_no_gradient_anywhere_stops_the_run():
     assert clip_gradients(optimizer, 1.0, 0) == 0
 
 
-def test_a_step_in_which_nothing_needed_a_pass_is_a_step_with_zero_gradients():
-    steps = []
-    for zero in (False, True):
-        named = parameters()
-        optimizer = make_optimizer(named, 0.1)
-        sum(p.sum() for p in named.values()).backward()
-        clip_gradients(optimizer, 1.0, 1)
-        take_step(optimizer, 0.1)
-        if zero:
-            (sum(p.sum() for p in named.values()) * 0).backward()
-        assert clip_gradients(optimizer, 1.0, int(zero)) == 0
-        take_step(optimizer, 0.1)
-        steps.append(torch.cat([p.detach() for p in named.values()]))
-    assert torch.equal(*steps)
+def learn(named, optimizer, scale):
+    """A step of the optimiser. scale: of the gradient; None: nothing needed a pass. The norm."""
+    if scale is not None:
+        (sum(p.sum() for p in named.values()) * scale).backward()
+    norm = clip_gradients(optimizer, 1.0, int(scale is not None))
+    take_step(optimizer, 0.1)
+    return norm
+
+
+@pytest.mark.parametrize("empty", [None, 0.0], ids=["no pass", "a pass that gives zeros"])
+@pytest.mark.parametrize("learnt", [0, 2], ids=["at the start", "with momentum"])
+def test_a_step_that_learns_nothing_changes_nothing(empty, learnt):
+    named = parameters()
+    optimizer = make_optimizer(named, 0.1)
+    for _ in range(learnt):
+        learn(named, optimizer, 1.0)
+    weights, state = copy.deepcopy(named), copy.deepcopy(optimizer.state_dict())
+    for _ in range(3):
+        norm = learn(named, optimizer, empty)
+        assert norm == 0 and norm.device == named["a"].device
+    assert all(torch.equal(named[name], weights[name]) for name in named)
+    assert optimizer.state_dict()["state"].keys() == state["state"].keys()
+    for key, own in state["state"].items():
+        assert all(torch.equal(optimizer.state_dict()["state"][key][name], value) for name, value in own.items())
+    # what comes after is as if the empty steps had not been there
+    other = parameters()
+    other_optimizer = make_optimizer(other, 0.1)
+    for _ in range(learnt):
+        learn(other, other_optimizer, 1.0)
+    for own, its in ((named, optimizer), (other, other_optimizer)):
+        assert learn(own, its, 3.0) > 0
+    assert all(torch.equal(named[name], other[name]) for name in named) and not torch.equal(named["a"], weights["a"])
+
+
+@pytest.mark.parametrize("script", ["train_grpo", "train_nft", "train_vineppo"])  # the critic of PPO always learns
+def test_a_run_that_learns_nothing_ends_with_the_adapter_it_began_with(script, tmp_path, monkeypatch):
+    (tmp_path / "reward.py").write_text("def never(completion, problem):\n    return 0.0\n")
+    flags = ["--reward", f"{tmp_path / 'reward.py'}:never", "--num_minibatches", "2", "--eval_steps", "0", "--warmup_steps", "2"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    again = str(resumed / "checkpoint-1")
+    assert run(script, whole, *flags, "--max_steps", "2", monkeypatch=monkeypatch) == 0
+    shutil.copytree(whole, resumed)
+    assert run(script, resumed, "--resume_from_checkpoint", again, *flags[:2], monkeypatch=monkeypatch, quick=[]) == 0
+    rows = metrics(whole)
+    assert [row["grad_norm"] for row in rows] == [0, 0] and rows[1]["learning_rate"] == 2 * rows[0]["learning_rate"]
+    first, second = (load_file(whole / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (1, 2))
+    assert all(torch.equal(first[key], second[key]) for key in first) and not any(v.any() for key, v in first.items() if "lora_B" in key)
+    assert metrics(resumed) == rows
 
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
