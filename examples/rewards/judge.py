@@ -3,7 +3,8 @@
 JUDGE_URL=http://127.0.0.1:8000/v1/chat/completions JUDGE_MODEL=my-judge \
     python train_grpo.py --reward examples/rewards/judge.py:judge --reward_timeout 60
 
-The function is an `async def`, so up to 16 requests in each process are under way at the same time.
+The function is an `async def`, so up to 16 requests in each process are under way at the same time. JUDGE_KEY is the key of the server, if
+it wants one. Variables with other names that look like keys reach a reward only if VINERY_REWARD_ENV names them.
 """
 
 import asyncio

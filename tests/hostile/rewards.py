@@ -180,6 +180,22 @@ def make_leaves_daemons(folder: Path) -> Path:
         """)
 
 
+def make_forks_in_every_direction(folder: Path) -> Path:
+    """Sixty-four processes, each in a session of its own, whose parents have ended. `pids` has their numbers."""
+    return write(folder, f"""
+        if os.fork() == 0:
+            for _ in range(6):
+                os.fork()
+                os.setsid() if os.getsid(0) != os.getpid() else None
+            with open("{folder}/pids", "a") as pids:
+                pids.write(f"{{os.getpid()}}\\n")
+            time.sleep(1000)
+        while not os.path.exists("{folder}/pids") or len(open("{folder}/pids").read().split()) < 64:
+            time.sleep(0.02)
+        os._exit(3)
+        """)
+
+
 def make_tells_the_environment(folder: Path) -> Path:
     """The score is the number of variables with a known name that it, or a program that it starts, can see."""
     names = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "NEPTUNE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"]

@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import textwrap
 import time
 
 import hostile.rewards as hostile
 import pytest
-from helpers import metrics, run
+from helpers import exit_code, forked, metrics, run, wait_for
 from processes import gone
 
 from common.errors import UserError
@@ -184,6 +185,27 @@ def test_a_worker_takes_along_whatever_it_has_started(how, tmp_path):
     if how == "end of the run":
         del reward
     assert all(map(gone, numbers(tmp_path)))
+
+
+@linux
+def test_many_processes_end_with_the_worker(tmp_path):
+    reward = load("forks_in_every_direction", tmp_path)
+    assert reward(*batch(["bad", "good"])).tolist() == [-9.0, 1.0]
+    assert len(numbers(tmp_path)) == 64 and all(map(gone, numbers(tmp_path)))
+
+
+@linux
+def test_a_signal_ends_a_run_whose_reward_does_not_answer(tmp_path, monkeypatch):
+    """The step in hand is finished after the time limit, and saved."""
+    file = hostile.make_answers_a_byte_at_a_time(tmp_path)
+    first = f"open({str(tmp_path / 'n')!r}, 'a').write('.')\n    if os.path.getsize({str(tmp_path / 'n')!r}) < 4"
+    file.write_text(file.read_text().replace("if completion == 'good'", first))
+    flags = ["--reward", f"{file}:reward", "--reward_workers", "1", "--reward_timeout", "2", "--eval_steps", "0", "--save_steps", "0"]
+    flags += ["--problems_per_step", "2", "--num_generations", "2"]
+    process = forked("train_grpo", tmp_path / "run", *flags, monkeypatch=monkeypatch)
+    wait_for(lambda: (tmp_path / "n").exists() and len((tmp_path / "n").read_text()) == 4, process, tmp_path / "run")
+    os.kill(process.pid, signal.SIGTERM)
+    assert exit_code(process) == 143 and (tmp_path / "run" / "checkpoint-1").is_dir()
 
 
 @linux
