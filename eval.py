@@ -174,6 +174,7 @@ def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def evaluate_model(config: Config) -> dict[str, Any]:
     """The content of summary.json. Samples and verifies all problems, except those that the result folder already has."""
+    config.complete()
     lock = claim_results(config)  # the result folder, which nothing else writes to; config.output_dir names it
     rows = load_split(config, config.split)  # everything that can fail without a model comes before the model
     tokenizer, model_config = load_tokenizer(config)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from common.errors import UserError
 from common.tiny.task import Arithmetic, Generator
@@ -98,6 +98,35 @@ class SamplingConfig:
     release: ClassVar[Callable[[], None]] = staticmethod(lambda: None)  # gives the run folder free, once it is taken
     planned: ClassVar[dict[str, int]] = {}  # what the memory plan of a run on a GPU chose beside flags, by name
     before_derived: ClassVar[dict[str, Any]] = {}  # the values of these flags before that
+    passed: ClassVar[Set[str]] = frozenset()  # names of the flags that a program gave when it made the config
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Notes which flags were given. The config itself cannot tell a default from the same value given."""
+        config = super().__new__(cls)
+        config.passed = frozenset([spec.name for spec in fields(cls)][:len(values)]) | named.keys()
+        return config
+
+    def complete(self) -> None:
+        """For a config that a program made, and not a command line: sets the defaults of the embedded model, and checks all values.
+
+        A value that was given, or that is no longer the default of the script, stays. Raises UserError.
+        """
+        if "given" in vars(self):  # of a command line
+            return
+        own = self.embedded_defaults()
+        for spec in fields(self):
+            if spec.name in own and spec.name not in self.passed and getattr(self, spec.name) == spec.default:
+                setattr(self, spec.name, own[spec.name])
+        self.given = self.passed
+        self.check()
+
+    def embedded_defaults(self) -> dict[str, Any]:
+        """The defaults that hold with `--model tiny`, by name. With other models there are none."""
+        if self.model != "tiny":
+            return {}
+        name, _, settings = self.dataset.partition(":")
+        longest = {"max_completion_length": Generator(Arithmetic.parse(settings)).longest_solution()} if name == "arithmetic" else {}
+        return {**self.tiny_defaults, **longest}
 
     def derive(self, **values: Any) -> None:
         """Sets values that the run works out itself, as the stop strings of the template. A name may be that of a flag, or a new one for a
@@ -307,11 +336,9 @@ def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any],
     chosen = {**{name: saved[name] for name in given}, **typed}
     config = config_class(**{**saved, **typed})
     defaults = {} if (config.model == "tiny") != (saved.get("model", config.model) == "tiny") else saved
-    if config.model == "tiny":
-        name, _, settings = config.dataset.partition(":")
-        longest = {"max_completion_length": Generator(Arithmetic.parse(settings)).longest_solution()} if name == "arithmetic" else {}
-        defaults = {**config_class.tiny_defaults, **defaults, **longest}
-    config = config_class(**{**defaults, **chosen})
+    own = config.embedded_defaults()
+    longest = {name: own[name] for name in ("max_completion_length",) if name in own}  # of these problems, and not of those saved
+    config = config_class(**{**own, **defaults, **longest, **chosen})
     config.given = frozenset(chosen)
     return config
 

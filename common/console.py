@@ -100,12 +100,19 @@ class Stream:
 
 
 def guard() -> None:
-    """For a process that runs a script: its stdout, stderr and stack traces never raise and are shown as `say` shows its lines."""
+    """For a process that runs a script: its stdout, stderr and stack traces never raise and are shown as `say` shows its lines.
+
+    Nothing reads its input: in a loop of a shell that reads a list, the list would be gone. A terminal stays, for breakpoint().
+    """
     for number in (0, 1, 2):  # else the next file that is opened would get the number, and with it what is meant for the console
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if not os.isatty(0):
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)  # children have it too
+        os.close(nothing)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, Stream):

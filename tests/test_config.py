@@ -1,3 +1,4 @@
+import copy
 import importlib
 import sys
 from dataclasses import dataclass, fields
@@ -104,3 +105,25 @@ def test_importing_a_script_does_nothing(script, monkeypatch):
     sys.modules.pop(script, None)
     importlib.import_module(script)
     assert "vllm" not in sys.modules
+
+
+def test_a_config_made_by_a_program_gets_what_the_command_line_gets():
+    config = Config(max_steps=3)
+    config.complete()
+    assert config == parse("--max_steps", "3") and config.given == {"max_steps"} and config.learning_rate == 1e-3
+    given = Config(learning_rate=2e-5, prompt_template="auto", max_completion_length=1024)  # all of them the defaults for real models
+    given.complete()
+    assert (given.learning_rate, given.prompt_template, given.max_completion_length, given.max_steps) == (2e-5, "auto", 1024, 60)
+    changed = Config()
+    changed.learning_rate, changed.num_generations = 0.5, 4
+    changed.complete()
+    assert (changed.learning_rate, changed.num_generations, changed.max_steps) == (0.5, 4, 60)
+    real = Config(model="some/model", dataset="gsm8k")
+    real.complete()
+    assert real == Config(model="some/model", dataset="gsm8k")
+    copied = copy.deepcopy(config)
+    copied.complete()
+    assert copied == config
+    for wrong, message in (({"max_steps": 0}, "--max_steps 0 cannot work"), ({"dataset": "gsm8k"}, "knows only the words")):
+        with pytest.raises(UserError, match=message):
+            Config(**wrong).complete()

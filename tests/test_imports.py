@@ -54,3 +54,11 @@ def test_an_import_that_is_not_allowed_breaks_its_contract(file, line, contract,
     code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
     ended = subprocess.run([sys.executable, "-c", code, "--no-cache"], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1 and f"{contract} BROKEN" in " ".join(ended.stdout.split()), ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("missing", ["sys.modules['fcntl'] = None", "sys.modules['resource'] = None", "sys.platform = 'win32'"])
+@pytest.mark.parametrize("script", ["train_vineppo", "eval"])
+def test_another_system_is_refused_in_one_line(missing, script):
+    code = f"import sys; {missing}; import runpy; runpy.run_path('{script}.py', run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stdout == "" and ended.stderr.count("\n") == 1 and "inside WSL" in ended.stderr

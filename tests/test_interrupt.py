@@ -1,5 +1,7 @@
 """Signals at every moment: what is in hand is finished or nothing was begun, and a line says how to go on."""
 
+import asyncio
+import json
 import os
 import shlex
 import signal
@@ -149,3 +151,44 @@ def test_another_thread_leaves_the_signals_alone():
     thread.start()
     thread.join()
     assert seen == [True]
+
+
+def test_a_run_in_another_thread_beside_a_running_loop(tmp_path):
+    """As in a notebook, or in an actor of Ray."""
+    import train_grpo
+
+    sizes = {"problems_per_step": 4, "num_generations": 4, "eval_problems": 8, "eval_steps": 0, "max_steps": 1}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    async def both():
+        train_grpo.train(train_grpo.Config(dataset=QUICK[1], output_dir=str(tmp_path / "a"), **sizes))
+        await asyncio.to_thread(train_grpo.train, train_grpo.Config(dataset=QUICK[1], output_dir=str(tmp_path / "b"), **sizes))
+
+    asyncio.run(both())
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b") != []
+    assert before == {number: signal.getsignal(number) for number in SIGNALS}
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["flags"]["learning_rate"] == 1e-3
+
+
+def test_a_user_without_a_name_and_without_a_home(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import pwd\ndef unknown(*_): raise KeyError('uid not found')\npwd.getpwuid = unknown\n")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    flags = [*QUICK[2:], "--eval_steps", "0", "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    command = [sys.executable, "train_grpo.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and [row["step"] for row in metrics(tmp_path / "run")] == [1]
+    command += ["--dataset", "arithmetic:warm_steps=2", "--output_dir", str(tmp_path / "other")]  # a model that has to be made
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: there is no home folder for the cache of models: name a folder in VINERY_CACHE\n"
+
+
+def test_nothing_reads_the_input(tmp_path):
+    """A script and its reward, in a loop of a shell that reads a list."""
+    code = "import subprocess, sys\ndef f(c, p):\n    return len(sys.stdin.read() + subprocess.getoutput('cat'))\n"
+    (tmp_path / "reads.py").write_text(code)
+    flags = [*QUICK, "--eval_steps", "0", "--max_steps", "1", "--reward", f"{tmp_path / 'reads.py'}:f"]
+    command = shlex.join([sys.executable, "train_grpo.py", *flags, "--output_dir"])
+    loop = f"while read -r name; do {command} {tmp_path}/$name > /dev/null; echo done $name; done"
+    done = subprocess.run(["sh", "-c", loop], cwd=ROOT, input="one\ntwo\n", capture_output=True, text=True)
+    assert done.stdout == "done one\ndone two\n", done.stderr
+    assert all(row["reward"] == 0 for name in ("one", "two") for row in metrics(tmp_path / name))

@@ -74,8 +74,9 @@ def load_model_config(config: SamplingConfig) -> PretrainedConfig:
 
 
 def _loaded(config: SamplingConfig, kind: Any) -> Any:
+    folder = model_folder(config)
     try:
-        return kind.from_pretrained(model_folder(config), trust_remote_code=False)
+        return kind.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # libraries that read damaged files raise whatever they like
         cause = words(error)
         if "custom code" in cause or "trust_remote_code" in cause:

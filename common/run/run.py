@@ -44,6 +44,7 @@ class Run:
 
         Raises UserError if the folder cannot be written or holds another run.
         """
+        config.complete()
         self.config, self.script, self.file = config, file.stem, file
         self.resumed = config.resume_from_checkpoint not in (None, "auto")
         self.num_tokens = self.num_completions = self.step = 0

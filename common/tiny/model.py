@@ -156,7 +156,9 @@ def tiny_model(settings: Arithmetic) -> Path:
     name = folder_name(settings)
     if (SHIPPED / name).exists():
         return SHIPPED / name
-    home = os.environ.get("VINERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vinery"
+    home = os.environ.get("VINERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vinery"
+    if str(home).startswith("~"):
+        raise UserError("there is no home folder for the cache of models: name a folder in VINERY_CACHE")
     folder = Path(home) / name
     if folder.exists():
         return folder

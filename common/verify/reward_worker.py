@@ -54,6 +54,7 @@ def main(path: str, name: str, seconds: float) -> None:
     """
     run = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the run ignores it, so would the guard, and it could not wait
+    take_signals(lambda *_: None)  # a scheduler may send the run's signals to all its processes
     prctl(SET_CHILD_SUBREAPER, 1)  # what the function leaves behind becomes a child of the guard
     # Programs that the function starts get neither the channel nor our input. Its prints go to stderr.
     os.dup2(0, CALLS, inheritable=False)
@@ -65,6 +66,7 @@ def main(path: str, name: str, seconds: float) -> None:
         guard(worker, run)
     prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     os.setsid()  # a process group of its own, which the guard can kill at once
+    os.register_at_fork(after_in_child=lambda: take_signals(signal.SIG_DFL))  # but what the function starts gets its signals
     os.register_at_fork(after_in_child=lambda: os.closerange(CALLS, ANSWERS + 1))
     limit_memory()
     sys.stdout.reconfigure(line_buffering=True)  # what is printed before a crash is shown too
@@ -119,6 +121,12 @@ def kind_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 # ---- processes and limits ---------------------------------------------------------------------------------------------
+
+def take_signals(handler: Any) -> None:
+    """Makes `handler` that of the signals that ask a run to stop, all but SIGTERM. A program that is started has the defaults again."""
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        signal.signal(getattr(signal, name), handler)
+
 
 def guard(worker: int, run: int) -> None:
     """Waits until the process `worker` or the process `run` ends. Then ends the worker, all processes that it started, and this one."""
