@@ -26,34 +26,6 @@ def flag(default: Any, group: str, help: str) -> Any:
     return field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
-class Source:
-    """The place of a registered data set on the Hugging Face hub, and the columns to read.
-
-    The texts of all `question` columns are joined with a space. No `question` or `answer`: the column is found by its usual names.
-    A dot names a key inside a column, as in "reward_model.ground_truth".
-    """
-
-    path: str
-    subset: str | None = None
-    question: tuple[str, ...] = ()
-    answer: str | None = None
-
-
-# data sets that --dataset knows by a short name
-REGISTERED = {
-    "gsm8k": Source("openai/gsm8k", "main"),
-    "math": Source("DigitalLearningGmbH/MATH-lighteval"),
-    "math500": Source("HuggingFaceH4/MATH-500"),
-    "aime24": Source("HuggingFaceH4/aime_2024"),
-    "aime25": Source("math-ai/aime25"),
-    "amc23": Source("math-ai/amc23"),
-    "svamp": Source("ChilleD/SVAMP", question=("Body", "Question"), answer="Answer"),
-    "olympiadbench": Source("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", answer="final_answer"),
-    "dapo17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", answer="reward_model.ground_truth"),
-}
-
-
 @dataclass
 class SamplingConfig:
     """The flags that `eval.py` shares with the training scripts: model, data set, sampling of completions, run folder."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.config import REGISTERED, CommonConfig, SamplingConfig, Source
+from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.problems.tables import READERS, read_tables
+from common.registered import REGISTERED, Source
 from common.tiny.task import Arithmetic, Generator
 from common.verify.answers import MAX_ANSWER_LENGTH, extract_answer
 

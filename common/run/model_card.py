@@ -10,7 +10,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from common.config import REGISTERED, CommonConfig, resolve
+from common.config import CommonConfig, resolve
+from common.registered import REGISTERED
 from common.run.folder import EVALUATIONS, evaluation_names
 
 LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to")  # flags that have no influence on the model
