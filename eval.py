@@ -69,7 +69,7 @@ from common.records import Completion, Problem
 from common.rollout.choose_engine import connect, make_engine
 from common.rollout.rounds import make_requests
 from common.rollout.transformers_engine import TransformersEngine
-from common.run.evaluation import PROBLEMS, begin, claim_results
+from common.run.evaluation import PROBLEMS, begin, claim_results, keep
 from common.run.folder import append_rows
 from common.verify.answers import answers_equal, extract_answer, is_correct
 from common.verify.rewards import CustomReward
@@ -181,12 +181,12 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     template = load_template(config, tokenizer)
     config.derive(stop=config.stop or list(template.stop))
     problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
-    folder, done = lock.folder, begin(lock.folder, config, problems)  # done: the rows of problems.jsonl that are already there
+    done = begin(lock.folder, config, problems)  # the rows of problems.jsonl that are already there
     # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples
     sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
     greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
     if len(done) < len(problems):
-        say(f"writing {folder}; after an interruption, the same command with --output_dir {folder} continues")
+        say(f"writing {lock.folder}; after an interruption, the same command with --output_dir {lock.folder} continues")
         engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems])
         if isinstance(engine, TransformersEngine):  # vLLM loads the model and the adapter itself
             shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
@@ -203,8 +203,8 @@ def evaluate_model(config: Config) -> dict[str, Any]:
                 found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
                 if opinion:
                     add_opinion(opinion, problems[part], groups, found)
-                append_rows(folder / PROBLEMS, found)
                 done += found
+                keep(lock, config, problems, done, lambda rows=found: append_rows(lock.folder / PROBLEMS, rows))
                 progress.update(count)
                 progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
                 if stop.number is not None and len(done) < len(problems):
@@ -212,8 +212,8 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     left_out = len(rows) - len(problems) if not config.max_problems else 0
     k = sorted(set(config.k or [4**i for i in range(20) if 4**i <= config.num_samples]))
     summary = summarise(done, k, left_out)
-    write_file(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    say(*table(summary, config), f"written to {folder / SUMMARY}")
+    keep(lock, config, problems, done, lambda: write_file(lock.folder / SUMMARY, json.dumps(summary, indent=2) + "\n"))
+    say(*table(summary, config), f"written to {lock.folder / SUMMARY}")
     return summary
 
 

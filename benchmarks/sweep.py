@@ -36,7 +36,9 @@ from typing import Any, NamedTuple, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.console import bar, fail, guard, say
-from common.files import write_file
+from common.errors import UserError
+from common.files import UNFINISHED, read_file, write_file
+from common.run.lock import LOCK, Lock
 
 ROOT = Path(__file__).parents[1]
 NOTE = "command.json"  # in each run's folder: its command, whether it is finished, seconds, revision of the code
@@ -46,8 +48,13 @@ OURS = ("seed", "output_dir", "resume_from_checkpoint")  # flags that the sweep 
 # ---- the runner ------------------------------------------------------------------------------------------------------
 
 def note_of(folder: Path) -> dict[str, Any]:
-    """What NOTE says in a run's folder; nothing if it is not there."""
-    return json.loads((folder / NOTE).read_text()) if (folder / NOTE).exists() else {}
+    """What NOTE says in a run's folder; nothing if it is not there. Exits if it is damaged."""
+    try:
+        return dict(json.loads(read_file(folder / NOTE)))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        fail(f"error: {folder / NOTE} is damaged, so that nobody knows which run is there; name another --out, or delete that folder")
 
 
 def write_note(folder: Path, **note: Any) -> None:
@@ -56,8 +63,8 @@ def write_note(folder: Path, **note: Any) -> None:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether there is more in the folder than NOTE."""
-    return folder.exists() and any(not path.name.startswith(NOTE) for path in folder.iterdir())
+    """Whether there is more in the folder than NOTE, and than what a killed start leaves."""
+    return folder.exists() and any(path.name not in (NOTE, LOCK) and not UNFINISHED.fullmatch(path.name) for path in folder.iterdir())
 
 
 def is_done(folder: Path, command: list[str]) -> bool:
@@ -89,7 +96,12 @@ def start(folder: Path, command: list[str]) -> Running:
         if any(folder.glob("checkpoint-*")):
             flags += ["--resume_from_checkpoint", "auto"]
         elif (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
+            try:
+                lock = Lock(folder)
+            except UserError as error:
+                fail(*error.lines)
             shutil.rmtree(folder)  # of a run that never came to a checkpoint: nothing in it can be continued
+            lock.release()
             folder.mkdir()
         began = None if is_begun(folder) else time.perf_counter()
         write_note(folder, command=command, finished=False)

@@ -68,6 +68,7 @@ class SamplingConfig:
     given: ClassVar[Set[str]] = frozenset()  # names of the flags that were typed, here or for the saved config.json
     derived: ClassVar[dict[str, Any]] = {}  # values that the run worked out itself, by name; config.json has them apart from the flags
     release: ClassVar[Callable[[], None]] = staticmethod(lambda: None)  # gives the run folder free, once it is taken
+    seen: ClassVar[tuple[str, ...]] = ()  # the checkpoints among which `auto` chose, by name
     planned: ClassVar[dict[str, int]] = {}  # what the memory plan of a run on a GPU chose beside flags, by name
     before_derived: ClassVar[dict[str, Any]] = {}  # the values of these flags before that
     passed: ClassVar[Set[str]] = frozenset()  # names of the flags that a program gave when it made the config

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -16,6 +17,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+MANIFEST = "manifest.json"  # every file of a folder, with its size and hash
+LARGEST_MANIFEST = 2**20  # bytes; real ones have some thousand
 UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the names of files and folders that are being written. A kill leaves them behind
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor waits for the other end of a pipe. Windows has neither
 
@@ -91,6 +94,36 @@ def append(path: Path, content: str | bytes) -> None:
                 raise
         finally:
             os.close(handle)
+
+
+def write_manifest(folder: Path) -> None:
+    """Lists every file of the folder, with its size and hash, in MANIFEST."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    manifest = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def damage(folder: Path, needed: str) -> str | None:
+    """Why the folder is not what its MANIFEST lists, or does not have the file `needed`; None if it is whole."""
+    try:
+        if (folder / MANIFEST).lstat().st_size > LARGEST_MANIFEST:
+            return f"{MANIFEST} has more than {LARGEST_MANIFEST >> 20} MiB"
+        manifest = json.loads(read_file(folder / MANIFEST))
+        for name, entry in manifest.items():
+            path = Path(name)
+            if path.is_absolute() or ".." in path.parts or str(path) != name:  # another spelling: the same file could be listed for ever
+                return f"{MANIFEST} names {name[:80]}, which is no file of this folder"
+            if any((folder / above).is_symlink() for above in path.parents[:-1]):
+                return f"{name} is behind a link"
+            if (folder / name).lstat().st_size != entry["bytes"] or sha256(folder / name) != entry["sha256"]:
+                return f"{name} has changed or was cut off"
+        if needed not in manifest:
+            return f"no {needed}"
+    except OSError as error:
+        return f"{error.strerror}: {Path(error.filename or folder).name}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    return None
 
 
 def cut(path: Path, size: int) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import difflib
 import errno
+import os
 import re
 import shlex
 import sys
@@ -29,8 +30,10 @@ from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig, reso
 from common.console import fail, guard, say
 from common.errors import UserError
 from common.interrupt import Stop, Stopped
+from common.run.claim import tidy
 from common.run.go_on import stopped_line
-from common.run.resume import IDENTITY, find_checkpoint, step_of
+from common.run.rescue import cause, remedy
+from common.run.resume import IDENTITY, checkpoints, find_checkpoint, step_of
 from common.run.saved_config import PATHS, Saved, all_flags, different, read_config
 
 NOT_TYPED = object()  # the value of flags that are not on the command line
@@ -110,6 +113,8 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
             begun = read_config(checkpoint.parent / "config.json", config_class)
             _refuse_code(begun, typed, [f"{script}.py", *argv])
             config, saved = _resumed_config(config_class, script, checkpoint, begun, saved, typed), begun
+            if typed["resume_from_checkpoint"] == "auto":
+                config.seen = tuple(path.name for path in checkpoints(checkpoint.parent))
         elif config.output_dir and (Path(config.output_dir) / "config.json").exists():
             _refuse_another_run(config, script)
     try:
@@ -159,6 +164,7 @@ def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved:
     if step_of(checkpoint) >= config.max_steps:
         say(f"{folder} is finished: it has done {step_of(checkpoint)} steps, and --max_steps is {config.max_steps}. Nothing was changed. "
             f"To go on: --resume_from_checkpoint {checkpoint} with a higher --max_steps")
+        tidy(folder)
         sys.exit(0)
     for name in changed:
         say(f"changed on resume: --{name} {before[name]} -> {typed[name]}")
@@ -211,7 +217,7 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
 
 @contextlib.contextmanager
 def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
-    """In a `with` block: a UserError ends the process with one line. A full disk or a signal does so too.
+    """In a `with` block: a UserError ends the process with one line. A full disk, a lost run folder or a signal does so too.
 
     All other errors keep their stack trace.
     """
@@ -225,11 +231,11 @@ def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
             say(stopped_line(config, stopped.number))
         sys.exit(128 + stopped.number)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        folder = Path(config.output_dir).absolute() if config and config.output_dir else None
+        ours = folder and error.filename and Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder)
+        if not ours and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        remedy = ("earlier checkpoints are complete: free some space and continue with --resume_from_checkpoint auto"
-                  if hasattr(config, "resume_from_checkpoint") else "free some space; the same command with this --output_dir continues")
-        fail(f"error: no room left to write {error.filename or 'the run folder'} ({error.strerror}); {remedy}")
+        fail(f"error: {cause(error, folder or Path())}; {remedy(error)}, and start again")
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,8 @@
+import errno
 import importlib
 import itertools
 import json
+import os
 import re
 import signal
 
@@ -172,3 +174,71 @@ def test_a_random_model_on_real_problems_gets_honest_zeros(name, tmp_path, token
     summary = evaluate(tmp_path / "run", *flags, monkeypatch=monkeypatch)
     assert summary["problems"] == 20 and summary["greedy"]["value"] == summary["mean"]["value"] == summary["pass@4"]["value"] == 0
     assert summary["greedy"]["low"] == 0 and 0.1 < summary["greedy"]["high"] < 0.2  # of 20
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """A finished evaluation, and the text of its rows."""
+    evaluate(tmp_path / "a", monkeypatch=monkeypatch)
+    return tmp_path / "a", (tmp_path / "a" / "problems.jsonl").read_text()
+
+
+def test_rows_that_are_not_whole_are_sampled_again(evaluated, monkeypatch, capsys):
+    folder, text = evaluated
+    lines = text.splitlines(keepends=True)
+    summary = (folder / "summary.json").read_bytes()
+
+    def without(name, row):
+        return json.dumps({key: value for key, value in row.items() if key != name}) + "\n"
+
+    second = json.loads(lines[1])
+    one_sample_less = {**second, "samples": second["samples"][:-1]}
+    wrong_type = {**second, "greedy": {**second["greedy"], "correct": "yes"}}
+    cut_off_and_right = {**second, "greedy": {**second["greedy"], "correct": True, "finish_reason": "length"}}
+    broken = [without("samples", second), without("greedy", second), "null\n", "[]\n", '{"problem": {}}\n', "\n", "\x00" * 50 + "\n",
+              "[" * 9999, *(json.dumps(row) + "\n" for row in (one_sample_less, wrong_type, cut_off_and_right))]  # fmt: skip
+    for line in broken:
+        (folder / "problems.jsonl").write_text(lines[0] + line + "".join(lines[2:]))
+        evaluation = importlib.import_module("common.run.evaluation")
+        config = importlib.import_module("eval").Config(num_samples=4)
+        assert evaluation.whole_row(line.encode(), config) is None, line
+    for kept in (lines[:1] + broken[:1] + lines[2:], lines[:1] + lines[2:], lines[:2] + lines[1:]):  # damaged, missing, twice
+        (folder / "problems.jsonl").write_text("".join(kept))
+        evaluate(folder, monkeypatch=monkeypatch)
+        assert (folder / "problems.jsonl").read_text() == text and (folder / "summary.json").read_bytes() == summary
+        assert "is not whole: it is sampled again" in capsys.readouterr().out
+
+
+def test_a_damaged_config_is_replaced_by_its_copy_and_without_one_refused(evaluated, monkeypatch):
+    folder, text = evaluated
+    for content in (None, b"", (folder / "config.json").read_bytes()[:100]):
+        (folder / "config.json").unlink()
+        if content is not None:
+            (folder / "config.json").write_bytes(content)
+        assert "problems" in evaluate(folder, monkeypatch=monkeypatch)
+        assert json.loads((folder / "config.json").read_text())["flags"]["num_samples"] == 4
+    for name in ("config.json", ".config.json"):
+        (folder / name).write_text("{")
+    message = evaluate(folder, monkeypatch=monkeypatch)
+    assert "is not the config.json of a run" in message and "\n" not in message
+    assert (folder / "problems.jsonl").read_text() == text
+
+
+def test_a_result_folder_that_cannot_be_written_loses_no_problems(evaluated, tmp_path, monkeypatch):
+    module = importlib.import_module("eval")
+    monkeypatch.setattr(transformers_engine, "MAX_ROWS", {"cpu": 60})
+    real, calls = module.append_rows, []
+
+    def full(path, rows):
+        calls.append(path)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, rows)
+
+    monkeypatch.setattr(module, "append_rows", full)
+    message = evaluate(tmp_path / "b", monkeypatch=monkeypatch)
+    saved = tmp_path / "b-saved-with-24-problems"
+    assert f"No space left on device); all 24 problems so far are saved in {saved}" in message and "\n" not in message
+    monkeypatch.setattr(module, "append_rows", real)
+    evaluate(saved, monkeypatch=monkeypatch)
+    assert (saved / "problems.jsonl").read_text() == evaluated[1]

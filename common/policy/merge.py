@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from common.config import CommonConfig
 from common.console import fail, guard, say
 from common.errors import UserError
-from common.files import new_folder
+from common.files import new_folder, probe
 from common.interrupt import Stop, Stopped
 from common.policy.adapters import with_saved_adapter
 from common.policy.load import load_base
@@ -43,6 +43,17 @@ def merge(config: CommonConfig, out: Path) -> None:
     say(f"wrote {out} ({stored})")
 
 
+def check_room(config: CommonConfig, out: Path) -> None:
+    """Raises UserError if there is less room than the weights of a local model take, and OSError if nothing can be written there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    probe(out.parent)
+    needed = sum(path.stat().st_size for path in Path(model_folder(config)).glob("*.safetensors"))
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise UserError(f"--out {out}: the merged model takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; free some "
+                        "space, or name another folder")
+
+
 def main() -> None:
     guard()
     parser = argparse.ArgumentParser(prog="python -m common.policy", allow_abbrev=False)
@@ -57,6 +68,7 @@ def main() -> None:
             if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
                 raise UserError(f"--out {out} is there and no empty folder; name a new folder")
             load_tokenizer(config)  # checks model and adapter
+            check_room(config, out)
             merge(config, out)
     except UserError as error:
         fail(*error.lines)

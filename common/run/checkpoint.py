@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 
 from common.console import say
 from common.errors import UserError
-from common.files import flush, new_folder, remove, sha256, write_file
+from common.files import flush, new_folder, remove, write_file, write_manifest
 from common.run.folder import MARKS
-from common.run.resume import MANIFEST, TRAINER_STATE, checkpoints, what_is_missing
+from common.run.resume import TRAINER_STATE, checkpoints, what_is_missing
 
 
 class Stateful(Protocol):
@@ -61,9 +61,7 @@ def save_checkpoint(run_folder: Path, step: int, models: list[Saved], parts: dic
         write_file(folder / TRAINER_STATE, state.getbuffer())
         if rows is not None:
             write_file(folder / MARKS, json.dumps(rows))
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
-        write_file(folder / MANIFEST, json.dumps(manifest, indent=1))
+        write_manifest(folder)
         flush(folder)
         # the rename comes last, so that a run that has its last checkpoint is finished in every way; but one checkpoint is always there
         older = [path for path in checkpoints(run_folder) if path != final]

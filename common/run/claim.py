@@ -79,6 +79,13 @@ def claim_folder(wanted: Path, named: bool, resume: str | None) -> Lock:
     return lock
 
 
+def tidy(folder: Path) -> None:
+    """Removes what a process that was killed at its very end left half written, if nothing else writes to the folder."""
+    with contextlib.suppress(OSError, UserError):
+        if any(path.name == LOCK or UNFINISHED.fullmatch(path.name) for path in folder.iterdir()):
+            own_folder(folder, True).release()
+
+
 def _check_owner(folder: Path) -> None:
     """Raises UserError if another user laid the link that leads to the folder, or owns the folder and could lay links in it."""
     trusted = {0, os.geteuid()}

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from common.run.folder import CONFIG, CONFIG_COPY, lines_of, write_config
 from common.run.identity import tokens_fingerprint
 from common.run.lock import Lock
 from common.run.record import config_record
+from common.run.rescue import cause, patiently, remedy, save_elsewhere
 from common.run.saved_config import all_flags, different, read_config, read_record
 
 PROBLEMS = "problems.jsonl"
@@ -49,10 +51,7 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
 
     The rows are those of the first problems. After a row that is damaged or out of place, all are sampled again.
     """
-    record, done = config_record(config, "eval"), []
-    record |= {"engine": choose_engine(config)[0], "device": "cuda" if torch.cuda.is_available() else "cpu", "adapter_sha256": [
-        sha256(Path(config.adapter) / name) for name in ("adapter_model.safetensors", "adapter_config.json")] if config.adapter else None}
-    record |= {"base": base_fingerprint(config), "tokens": tokens_fingerprint(problems)}
+    record, done = _record(config, problems), []
     try:
         if any((folder / name).exists() for name in (CONFIG, CONFIG_COPY)):
             saved = read_record(folder / CONFIG)
@@ -68,6 +67,34 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be used ({error.filename}: {error.strerror}); name another folder") from error
     return done
+
+
+def _record(config: SamplingConfig, problems: list[Problem]) -> dict[str, Any]:
+    """The content of config.json."""
+    record = config_record(config, "eval")
+    record |= {"engine": choose_engine(config)[0], "device": "cuda" if torch.cuda.is_available() else "cpu", "adapter_sha256": [
+        sha256(Path(config.adapter) / name) for name in ("adapter_model.safetensors", "adapter_config.json")] if config.adapter else None}
+    return record | {"base": base_fingerprint(config), "tokens": tokens_fingerprint(problems)}
+
+
+def keep(lock: Lock, config: SamplingConfig, problems: list[Problem], done: list[dict[str, Any]], work: Callable[[], object]) -> None:
+    """Does `work`, which writes to the result folder. If that stays impossible, writes all rows that are `done` to another folder.
+
+    Raises UserError then, which says how to go on.
+    """
+    def fill(folder: Path) -> None:
+        write_file(folder / PROBLEMS, lines_of(done))
+        write_config(folder, _record(config, problems))
+
+    try:
+        patiently(lock, work)
+    except OSError as error:
+        saved = save_elsewhere(lock.folder, f"{lock.folder.name}-saved-with-{len(done)}-problems", fill)
+        there = (lock.folder / CONFIG).exists()
+        left = f"{remedy(error)}, and go on with the same command and --output_dir {lock.folder}" if there else "nothing is left of it"
+        raise UserError(f"{cause(error, lock.folder)}; " + (
+            f"all {len(done)} problems so far are saved in {saved}: the same command with --output_dir {saved} continues" if saved else
+            f"no other place could be written either: {left}")) from error
 
 
 def _rows(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list[dict[str, Any]]:

@@ -255,4 +255,6 @@ def main() -> None:
         write_report(arguments.runs, out)
     except UserError as error:
         fail(*error.lines)
+    except OSError as error:
+        fail(f"error: {error.filename or out} cannot be written ({error.strerror}); give a file of your own with --out")
     say(str(out))

@@ -3,20 +3,17 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import re
 from pathlib import Path
 
 from common.config import SamplingConfig, run_prefix
 from common.console import say
 from common.errors import UserError
-from common.files import read_file, sha256
+from common.files import damage
 from common.run.folder import CONFIG, CONFIG_COPY, differs, marks
 from common.run.lock import Lock
 from common.run.saved_config import all_flags, different, read_config
 
-MANIFEST = "manifest.json"  # every file of a checkpoint, with its size and hash
-LARGEST_MANIFEST = 2**20  # bytes; real ones have some thousand
 TRAINER_STATE = "trainer_state.pt"
 IDENTITY = "identity.json"  # fingerprints of what the run is made of; older versions wrote none
 
@@ -29,25 +26,7 @@ def checkpoints(run_folder: Path) -> list[Path]:
 
 def what_is_missing(folder: Path) -> str | None:
     """Why the folder is not a whole checkpoint, or None if it is."""
-    try:
-        if (folder / MANIFEST).lstat().st_size > LARGEST_MANIFEST:
-            return f"{MANIFEST} has more than {LARGEST_MANIFEST >> 20} MiB"
-        manifest = json.loads(read_file(folder / MANIFEST))
-        for name, entry in manifest.items():
-            path = Path(name)
-            if path.is_absolute() or ".." in path.parts or str(path) != name:  # another spelling: the same file could be listed for ever
-                return f"{MANIFEST} names {name[:80]}, which is no file of this folder"
-            if any((folder / above).is_symlink() for above in path.parents[:-1]):
-                return f"{name} is behind a link"
-            if (folder / name).lstat().st_size != entry["bytes"] or sha256(folder / name) != entry["sha256"]:
-                return f"{name} has changed or was cut off"
-        if TRAINER_STATE not in manifest:
-            return f"no {TRAINER_STATE}"
-    except OSError as error:
-        return f"{error.strerror}: {Path(error.filename or folder).name}"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{MANIFEST} is damaged"
-    return None
+    return damage(folder, TRAINER_STATE)
 
 
 def find_checkpoint(config: SamplingConfig, script: str) -> Path | None:

@@ -64,6 +64,8 @@ class Run:
         wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.lock = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
         config.output_dir, config.release = str(self.folder), self.lock.release
+        if config.seen and config.seen != tuple(path.name for path in checkpoints(self.folder)):
+            raise UserError(f"{self.folder} went on in another process while this one started; start again")
 
     @property
     def folder(self) -> Path:
@@ -263,12 +265,12 @@ class Run:
         """Saves what is in memory in another folder. Returns what there is now and how to go on, in words."""
         saved = newest_checkpoint(self.folder)
         if saved is not None and step_of(saved) == self.step:
-            return f"nothing is lost: {remedy(error)}, and go on with: {self._go_on(saved)}"
+            return f"nothing is lost: {remedy(error)}, and go on with: {go_on(self.config, saved)}"
         if self.step > 0 and (place := save_elsewhere(self.folder, f"{self.folder.name}-saved-after-step-{self.step}", self._write_all)):
-            return f"what was in memory is saved in {place}; go on with: {self._go_on(place / f'checkpoint-{self.step}')}"
+            return f"what was in memory is saved in {place}; go on with: {go_on(self.config, place / f'checkpoint-{self.step}')}"
         nowhere = "no other place could be written either; " if self.step > 0 else ""
         if saved is not None:
-            return f"{nowhere}{remedy(error)}, and go on after step {step_of(saved)} with: {self._go_on(saved)}"
+            return f"{nowhere}{remedy(error)}, and go on after step {step_of(saved)} with: {go_on(self.config, saved)}"
         return f"{nowhere}there is no checkpoint yet: {remedy(error)}, and start again with --resume_from_checkpoint auto"
 
     def _write_all(self, folder: Path) -> None:
@@ -278,9 +280,6 @@ class Run:
             copy_if_readable(self.folder / file.name, folder)
             append(folder / file.name, file.waiting)
         self._write_checkpoint(folder)
-
-    def _go_on(self, checkpoint: Path) -> str:
-        return f"python {self.script}.py --resume_from_checkpoint {checkpoint}"
 
     def _end(self) -> None:
         """Says how the run ended. After a signal, ends the process as the signal would have."""

@@ -17,15 +17,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from common.console import bar
+from common.console import bar, say
 from common.errors import UserError
-from common.files import new_folder, write_file
+from common.files import MANIFEST, damage, new_folder, probe, write_file, write_manifest
 from common.tiny.task import ITEMS, NAMES, VERBS, WORDS, Arithmetic, Generator
 
 RECIPE = 2  # raise this number whenever a change of the code changes the model; it is part of the name of the folder
+RECIPE_FILE = "recipe.json"
+SIZE = 4_000_000  # bytes that the folder of a model takes at most
 EOS, PAD = "<eos>", "<pad>"
 MAX_LENGTH = 1024  # longest text of the model, in tokens
 SHIPPED = Path(__file__).parent  # the folder with the shipped model
@@ -160,7 +163,7 @@ def tiny_model(settings: Arithmetic) -> Path:
     if str(home).startswith("~"):
         raise UserError("there is no home folder for the cache of models: name a folder in VINERY_CACHE")
     folder = Path(home) / name
-    if folder.exists():
+    if _is_whole(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -169,9 +172,24 @@ def tiny_model(settings: Arithmetic) -> Path:
     except OSError as error:
         raise UserError(f"the cache {folder.parent} cannot be written ({error.strerror}): name another folder in VINERY_CACHE") from error
     with lock:
-        if not folder.exists():
-            make_model(settings, folder)
+        if not _is_whole(folder):
+            try:
+                probe(folder.parent, SIZE)  # the work takes minutes, so there must be room for its result
+                make_model(settings, folder)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"the cache {folder.parent} cannot be written ({getattr(error, 'strerror', None) or error}): free some "
+                                "space there, or name another folder in VINERY_CACHE") from error
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the cache has the model, undamaged. Folders of older versions have no manifest, and are taken as they are."""
+    if not folder.exists() or not (folder / MANIFEST).exists():
+        return folder.exists()
+    problem = damage(folder, RECIPE_FILE)
+    if problem:
+        say(f"note: the model in {folder} is damaged ({problem}), and is made again")
+    return problem is None
 
 
 def make_model(settings: Arithmetic, folder: Path) -> None:
@@ -181,7 +199,8 @@ def make_model(settings: Arithmetic, folder: Path) -> None:
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_file(temporary / "recipe.json", recipe_of(settings) + "\n")
+        write_file(temporary / RECIPE_FILE, recipe_of(settings) + "\n")
+        write_manifest(temporary)
 
 
 def ship() -> Path:

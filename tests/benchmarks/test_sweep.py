@@ -265,4 +265,4 @@ def test_a_real_sweep_and_a_real_resume(tmp_path, monkeypatch):
     assert results["generated tokens"]["seeds"] == [rows[-1]["num_tokens"]]
     sweep.write_note(folder, **{**sweep.note_of(folder), "finished": False})  # as if it had been killed after its checkpoint
     assert call(*words, monkeypatch=monkeypatch) is None
-    assert "resumed" in folder.with_suffix(".log").read_text() and steps(folder) == [0, 1, 2]
+    assert "is finished" in folder.with_suffix(".log").read_text() and steps(folder) == [0, 1, 2]

@@ -65,7 +65,7 @@ def test_cut_off_at_any_byte_it_never_loads(policy, tmp_path):
         whole = path.read_bytes()
         cuts = (
             range(len(whole))
-            if path.name == checkpoint.MANIFEST
+            if path.name == files.MANIFEST
             else {0, 1, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(20))}
         )
         for cut in cuts:
@@ -118,7 +118,7 @@ def test_only_the_newest_are_kept_and_auto_finds_the_newest_whole_one(policy, tm
 def test_trainer_state_holds_nothing_that_runs_code_when_loaded(policy, tmp_path):
     folder = save_checkpoint(tmp_path, 1, [policy], {"optimizer": make_optimizer(policy.parameters_of(), 0.1)}, keep=0, card="# card")
     assert torch.load(folder / "trainer_state.pt", weights_only=True)["step"] == 1
-    assert set(json.loads((folder / checkpoint.MANIFEST).read_text())) == {p.name for p in folder.iterdir()} - {checkpoint.MANIFEST}
+    assert set(json.loads((folder / files.MANIFEST).read_text())) == {p.name for p in folder.iterdir()} - {files.MANIFEST}
 
 
 MANIFESTS = {

@@ -10,7 +10,7 @@ import pytest
 
 import common.run.lock as lock_module
 from common.errors import UserError
-from common.run.claim import claim_folder, own_folder
+from common.run.claim import claim_folder, own_folder, tidy
 from common.run.lock import LOCK, Lock
 
 FORK = multiprocessing.get_context("fork")
@@ -119,6 +119,14 @@ def test_what_killed_starts_left_goes_at_the_next_start(tmp_path, hold):
     (tmp_path / "x-3" / ".fedcba9876543210.tmp").write_text("half a file")
     own_folder(tmp_path / "x-3", True)
     assert names(tmp_path / "x-3") == [LOCK]
+    process = hold(tmp_path / "x-2-other")
+    process.kill()
+    process.join()
+    (tmp_path / "x-2-other" / "kept").touch()
+    tidy(tmp_path / "x-2-other")
+    assert names(tmp_path / "x-2-other") == ["kept"]
+    (tmp_path / "x-2-other" / "kept").unlink()
+    (tmp_path / "x-2-other").rmdir()
     own_folder(tmp_path / "x-4", False)
     assert names(tmp_path) == ["x-2", "x-3", "x-4"]
 

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import common.files as files
 import common.tiny.model as tiny
 from common.config import CommonConfig
 from common.errors import UserError
@@ -160,3 +162,28 @@ def test_steps_are_those_of_torchs_muon_to_the_precision_of_bfloat16(shape):
             parameter.grad = gradient.clone()
             optimizer.step()
         assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
+
+
+def test_a_cached_model_that_is_damaged_is_made_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VINERY_CACHE", str(tmp_path))
+    settings = Arithmetic.parse("warm_steps=1,train=9,test=9")
+    folder = tiny_model(settings)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert tiny_model(settings) == folder and "damaged" not in capsys.readouterr().out
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        (folder / name).write_bytes(whole[name][:100])
+        assert tiny_model(settings) == folder and f"damaged ({name} has changed or was cut off)" in capsys.readouterr().out
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, f"{folder.name}.lock"]
+
+
+def test_room_for_the_model_is_there_before_the_work(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("VINERY_CACHE", str(tmp_path))
+    monkeypatch.setattr(tiny, "warm_start", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match=r"the cache .* cannot be written \(No space left on device\): free some space") as error:
+        tiny_model(Arithmetic.parse("warm_steps=1,train=9,test=9"))
+    assert "\n" not in str(error.value) and [path.suffix for path in tmp_path.iterdir()] == [".lock"]

@@ -1,0 +1,73 @@
+"""Run folders that another person made, or that something damaged: one line, and nothing outside the folder is written to."""
+
+import sys
+
+import pytest
+from hostile import folders
+
+import common.run.report as report
+from common.errors import UserError
+from common.run.claim import claim_folder
+from common.run.folder import METRICS, Rows, marks
+from common.run.resume import newest_checkpoint, what_is_missing
+from common.run.saved_config import read_record
+
+CASES = {name.removeprefix("make_"): make for name, make in vars(folders).items() if name.startswith("make_")}
+REFUSED = [case for case in CASES if case.endswith(("that_is_a_link", "that_are_a_link", "that_are_a_pipe"))]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_goes_on_or_is_refused_in_one_line(case, tmp_path):
+    named = CASES[case](tmp_path)
+    run = named.parent if named.name.startswith("checkpoint-") else named
+    if case in REFUSED:
+        with pytest.raises(UserError) as error:
+            claim_folder(run, True, "some/checkpoint-2")
+        assert "\n" not in str(error.value) and str(run) in str(error.value)
+    else:
+        claim_folder(run, True, "some/checkpoint-2").release()
+    assert not (tmp_path / "notes").exists() or (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_report_is_written_or_refused_in_one_line(case, tmp_path, monkeypatch, capsys):
+    named = CASES[case](tmp_path)
+    run = named.parent if named.name.startswith("checkpoint-") else named
+    monkeypatch.setattr(sys, "argv", ["report", "report", str(run)])
+    try:
+        report.main()
+        assert not (run / "report.html").is_symlink() and "<html" in (run / "report.html").read_text()[:200]
+    except SystemExit as end:
+        assert case.startswith("metrics_that") and str(end.code).startswith("error: ") and "\n" not in str(end.code)
+    assert not (tmp_path / "notes").exists() or (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("manifest_", "checkpoint_file_"))])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(case, tmp_path, capsys):
+    checkpoint = CASES[case](tmp_path)
+    assert "\n" not in what_is_missing(checkpoint) and newest_checkpoint(checkpoint.parent) is None
+    assert f"skipping {checkpoint}: not a whole checkpoint" in capsys.readouterr().out
+
+
+def test_the_copy_of_a_damaged_config_is_read(tmp_path, capsys):
+    run = folders.make_config_cut_off(tmp_path)
+    assert read_record(run / "config.json") == folders.FLAGS and "its copy .config.json is read" in capsys.readouterr().out
+    (run / "config.json").unlink()
+    assert read_record(run / "config.json") == folders.FLAGS
+    (run / ".config.json").unlink()
+    with pytest.raises(UserError, match=r"is not the config\.json of a run"):
+        read_record(run / "config.json")
+
+
+def test_rows_that_have_changed_are_said_and_an_older_checkpoint_is_preferred(tmp_path, capsys):
+    run = folders.make_rows_changed_since_the_checkpoint(tmp_path)
+    assert newest_checkpoint(run) == run / "checkpoint-2"  # there is no other
+    out = capsys.readouterr().out
+    assert "skipping" in out and "metrics.jsonl has changed since it was saved" in out and "no checkpoint is from before that" in out
+    rows = Rows(METRICS)
+    assert [row["step"] for row in rows.go_back(run / "checkpoint-2", 2)] == [1, 2]
+    assert "has changed or was cut off since checkpoint-2; the 2 rows that can be read are kept" in capsys.readouterr().out
+    (run / "checkpoint-2").rename(run / "checkpoint-4")
+    whole = folders.run_folder(tmp_path / "other")
+    (whole / "checkpoint-2").rename(run / "checkpoint-2")
+    assert newest_checkpoint(run) == run / "checkpoint-2" and marks(run / "checkpoint-2") == {}
