@@ -53,7 +53,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         with _named(path):
             os.mkdir(temporary)
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            if error.filename:  # the name under which the file would have been found
+                error.filename = str(error.filename).replace(str(temporary), str(path), 1)
+            raise
         with _named(path):
             rights = temporary.stat().st_mode & 0o666
             for entry in temporary.rglob("*"):

@@ -111,6 +111,12 @@ def test_an_interrupted_folder_leaves_the_old_one(folder):
     assert [path.name for path in folder.iterdir()] == ["checkpoint-1"] and (folder / "checkpoint-1" / "a").read_text() == "old"
 
 
+def test_an_error_in_a_new_folder_names_the_file_as_it_would_be_found(folder):
+    with pytest.raises(OSError, match="No such file") as caught, new_folder(folder / "checkpoint-1") as new:
+        write_file(new / "critic" / "head", "x")
+    assert caught.value.filename == str(folder / "checkpoint-1" / "critic" / "head")
+
+
 def test_files_get_the_rights_that_the_user_gives_to_new_files(folder):
     before = os.umask(0o027)
     try:

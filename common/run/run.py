@@ -216,15 +216,16 @@ class Run:
         self.saved = Path(self.config.resume_from_checkpoint or "")
         load_checkpoint(self.saved, self.models, self.parts)  # sets self.step
         for later in checkpoints(self.folder):
-            if step_of(later) > self.step:
-                whole = what_is_missing(later) is None
+            if step_of(later) <= self.step:
+                continue
+            if self.config.seen or what_is_missing(later):  # `auto` has passed it over
+                remove(later)
+                say(f"removed {later.name}: this run goes on from before it, and comes to its step again")
+            else:
                 aside = later.with_name(f"superseded-{later.name}")
                 remove(aside)
                 later.rename(aside)
-                if not whole:
-                    remove(aside)
-                say(f"set aside {later.name} as {aside.name}: this run goes on from before it" if whole else
-                    f"removed {later.name}, which is not whole")
+                say(f"set aside {later.name} as {aside.name}: this run goes on from before it")
         for path in self.folder.glob("nonfinite-step-*.json"):
             remove(path)
         rows = {name: file.go_back(self.saved, self.step) for name, file in self.rows.items()}

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import common.run.rescue as rescue
 import common.run.run as run_module
+from common.errors import UserError
 from common.files import sha256
 
 STEPS = ("--max_steps", "4", "--save_steps", "2", "--eval_steps", "0")
@@ -150,3 +151,40 @@ def test_a_readme_that_cannot_be_written_loses_nothing(no_waits, tmp_path, monke
     failing(run_module, "write_file", errno.EACCES, monkeypatch, lambda path: path == tmp_path / "r" / "README.md")
     message = run("train_grpo", tmp_path / "r", *STEPS, monkeypatch=monkeypatch)
     assert f"{tmp_path / 'r' / 'README.md'} cannot be written (Permission denied); what was in memory is saved in" in message
+
+
+@pytest.mark.parametrize("damage", ["config cut off", "config missing", "row changed", "row missing", "completions cut off", "weights"])
+def test_damage_is_repaired_from_what_is_whole(damage, undisturbed, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "r"
+    shutil.copytree(undisturbed, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    if damage.startswith("config"):
+        shutil.rmtree(folder / "checkpoint-4")
+        (folder / "config.json").write_bytes((folder / "config.json").read_bytes()[:100])
+        if damage == "config missing":
+            (folder / "config.json").unlink()
+    elif damage.startswith("row"):
+        lines[2:3] = [lines[2].replace("reward", "prize")] if damage == "row changed" else []
+        (folder / "metrics.jsonl").write_text("".join(lines))
+    elif damage == "completions cut off":
+        os.truncate(folder / "completions.jsonl", (folder / "completions.jsonl").stat().st_size - 9)
+    else:
+        os.truncate(folder / "checkpoint-4" / "adapter_model.safetensors", 100)
+    assert run("train_grpo", folder, *STEPS, "--resume_from_checkpoint", "auto", monkeypatch=monkeypatch) == 0
+    assert "resumed" in capsys.readouterr().out and same_run(folder, undisturbed)
+
+
+def test_a_run_that_went_on_meanwhile_is_not_set_back(undisturbed, tmp_path, monkeypatch):
+    import train_grpo
+    from common.launch import parse_command_line
+
+    folder = tmp_path / "r"
+    shutil.copytree(undisturbed, folder)
+    (folder / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    monkeypatch.setattr("sys.argv", ["train_grpo.py", "--resume_from_checkpoint", "auto", "--output_dir", str(folder)])
+    config = parse_command_line(train_grpo.Config, train_grpo.__file__)
+    (tmp_path / "checkpoint-4").rename(folder / "checkpoint-4")
+    with pytest.raises(UserError, match="went on in another process while this one started"):
+        train_grpo.train(config)
+    config.release()
+    assert same_run(folder, undisturbed)
