@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -192,3 +193,26 @@ def test_nothing_reads_the_input(tmp_path):
     done = subprocess.run(["sh", "-c", loop], cwd=ROOT, input="one\ntwo\n", capture_output=True, text=True)
     assert done.stdout == "done one\ndone two\n", done.stderr
     assert all(row["reward"] == 0 for name in ("one", "two") for row in metrics(tmp_path / name))
+
+
+@pytest.mark.parametrize("nohup", [False, True], ids=["a terminal's end", "nohup"])
+def test_a_terminal_that_goes_away(nohup, tmp_path, monkeypatch):
+    """The run is the terminal's first process, so that the kernel sends it SIGHUP. Later each write to the terminal fails with EIO."""
+    folder = tmp_path / "run"
+    child, terminal = pty.fork()
+    if child == 0:
+        try:
+            sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
+            if nohup:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            code = run("train_grpo", folder, "--max_steps", "6", *SHORT, monkeypatch=monkeypatch)
+            os._exit(code if isinstance(code, int) else 99)
+        except BaseException:
+            os._exit(98)
+    shown = b""
+    while b"step    2" not in shown:
+        shown += os.read(terminal, 2**16)
+    os.close(terminal)
+    code, last = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), metrics(folder)[-1]["step"]
+    assert code == (0 if nohup else 128 + signal.SIGHUP) and (last == 6 if nohup else 2 <= last < 6)
+    assert what_is_missing(folder / f"checkpoint-{last}") is None
