@@ -10,7 +10,8 @@ import sys
 import warnings
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run
+from hostile import terminal
 
 from common.console import bar, fail, guard, say, show_exception, shown
 from common.errors import UserError
@@ -145,3 +146,22 @@ def test_all_that_is_shown_goes_through_the_console():
                 shows = called == "print" or called.endswith((".print_exc", "tqdm.write", "stdout.write", "stderr.write"))
                 assert not shows and not (called in ("sys.exit", "SystemExit") and not number), (path, node.lineno, called)
             assert not isinstance(node, ast.ImportFrom) or node.module != "tqdm", path
+
+
+def test_other_peoples_text_cannot_steer_the_terminal(tmp_path, random_models, monkeypatch, capfd):
+    def told(*flags):
+        code = run("train_grpo", tmp_path / "run", *flags, "--max_steps", "1", "--eval_steps", "0", monkeypatch=monkeypatch)
+        return str(code) + "".join(capfd.readouterr())
+
+    model = ["--model", str(random_models["qwen3"]), "--dataset"]
+    for name in ("columns", "file_name", "reward"):
+        (tmp_path / name).mkdir()
+    texts = [
+        told(*model, str(terminal.make_columns(tmp_path / "columns"))),
+        told(*model, str(terminal.make_file_name(tmp_path / "file_name"))),
+        told("--reward", f"{terminal.make_reward(tmp_path / 'reward')}:f"),
+    ]
+    for text in texts:
+        assert "owned" in text and "\nstep    9" not in text, text
+        assert not {c for c in text if not c.isprintable()} - {"\n", "\r"}, text  # a return: of the progress bar
+        assert "\r\\x9b" not in text and "\\x1b]0;owned\\x07" in text
