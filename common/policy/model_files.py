@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -147,10 +148,10 @@ def what_weights(folder: Path) -> str:
         return "a GGUF file is for llama.cpp and cannot be trained; give the model that it was made from"
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
         target = f"{folder.resolve().name}-safetensors"
+        convert = (f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; m, t = {str(folder)!r}, {target!r}; "
+                   "M.from_pretrained(m, dtype='auto').save_pretrained(t); T.from_pretrained(m).save_pretrained(t)")
         return ("its weights are Python pickles, which can run code and are not read. If you trust them, convert them once: python -c "
-                f"\"from transformers import *; m, t = {str(folder)!r}, {target!r}; "
-                "AutoModelForCausalLM.from_pretrained(m, dtype='auto').save_pretrained(t); AutoTokenizer.from_pretrained(m)"
-                f".save_pretrained(t)\", then give --model {target}")
+                f"{shlex.quote(convert)}, then give --model {target}")
     return "the folder has no model.safetensors and no model.safetensors.index.json; download the model again"
 
 

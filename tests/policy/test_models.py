@@ -1,11 +1,14 @@
 """Models as people have them, and what is known to be wrong with one before its weights are read."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from helpers import save_random_model
 from hostile.models import base, edit, sharded
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, PreTrainedTokenizerFast, T5Config, ViTConfig
 
@@ -84,6 +87,18 @@ def test_an_adapter_given_as_model_is_said_to_be_one(tmp_path, no_weights):
     edit(tmp_path, "adapter_config.json", peft_type="LORA")
     with pytest.raises(UserError, match=r"the folder holds an adapter\. Give its base as --model"):
         load_tokenizer(CommonConfig(model=str(tmp_path)))
+
+
+def test_the_advice_for_pickled_weights_works(tmp_path, monkeypatch):
+    folder = base(tmp_path / "old")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="Python pickles") as caught:
+        load_tokenizer(CommonConfig(model=str(folder)))
+    command, _, model = str(caught.value).partition("once: python ")[2].partition(", then give --model ")
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    loaded(model)
 
 
 def byte_level(size: int, special: list[str]) -> PreTrainedTokenizerFast:
