@@ -1,5 +1,6 @@
 """Run folders that another person made, or that something damaged: one line, and nothing outside the folder is written to."""
 
+import json
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from hostile import folders
 import common.run.report as report
 from common.errors import UserError
 from common.run.claim import claim_folder
-from common.run.folder import METRICS, Rows, marks
+from common.run.folder import METRICS, Rows, cut_back, marks
 from common.run.resume import newest_checkpoint, what_is_missing
 from common.run.saved_config import read_record
 
@@ -71,3 +72,10 @@ def test_rows_that_have_changed_are_said_and_an_older_checkpoint_is_preferred(tm
     whole = folders.run_folder(tmp_path / "other")
     (whole / "checkpoint-2").rename(run / "checkpoint-2")
     assert newest_checkpoint(run) == run / "checkpoint-2" and marks(run / "checkpoint-2") == {}
+
+
+def test_rows_with_odd_line_ends_survive_a_cut(tmp_path):
+    row = {"step": 3, "completion": "a\u20285\u2028b\u0085c"}
+    cut = '{"step": 3, "completion": "\u03c0'.encode()[:-1]
+    (tmp_path / "rows").write_bytes(json.dumps(row, ensure_ascii=False).encode() + b"\n" + cut)
+    assert cut_back(tmp_path / "rows", 3) == [row] and (tmp_path / "rows").read_bytes().count(b"\n") == 1
