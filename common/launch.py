@@ -145,7 +145,7 @@ def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved:
         raise UserError(f"--output_dir {typed['output_dir']}: a resumed run goes on in its own folder, {folder}; leave the flag out")
     if saved.script not in (None, script):
         raise UserError(f"{folder} is a run of {saved.script}.py; continue it with that script, or start a new run from its adapter: "
-                        f"--adapter {checkpoint}")
+                        f"--adapter {shlex.quote(str(checkpoint))}")
     before = all_flags(saved, config_class)
     other = [name for name in different(all_flags(given, config_class), before) if name not in typed] if given else []
     if other:  # --config may stay in a repeated command, but it must not bring other flags
@@ -160,10 +160,10 @@ def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved:
     fixed = [name for name in changed if name not in config_class.resumable and name not in movable]
     if fixed:
         raise UserError(f"--{fixed[0]} {typed[fixed[0]]} differs from the resumed run's {before[fixed[0]]}; leave it out, "
-                        f"or start a new run from its adapter: --adapter {checkpoint}")
+                        f"or start a new run from its adapter: --adapter {shlex.quote(str(checkpoint))}")
     if step_of(checkpoint) >= config.max_steps:
         say(f"{folder} is finished: it has done {step_of(checkpoint)} steps, and --max_steps is {config.max_steps}. Nothing was changed. "
-            f"To go on: --resume_from_checkpoint {checkpoint} with a higher --max_steps")
+            f"To go on: --resume_from_checkpoint {shlex.quote(str(checkpoint))} with a higher --max_steps")
         tidy(folder)
         sys.exit(0)
     for name in changed:

@@ -5,6 +5,7 @@ import ast
 import base64
 import hashlib
 import json
+import shlex
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -136,7 +137,7 @@ class Identity:
 
     def _refuse(self, words: str) -> NoReturn:
         raise UserError(f"{words} differs from that of the resumed run. Put back what the run was made of (another path is fine), or "
-                        f"start a new run from its adapter: --adapter {self.checkpoint}")
+                        f"start a new run from its adapter: --adapter {shlex.quote(str(self.checkpoint))}")
 
     # ---- as part of a checkpoint ------------------------------------------------------------------------------------
 
