@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 import train_ppo
 from common.console import fail, say
 from common.errors import UserError
-from common.files import write_file
+from common.files import read_file, write_file
 from common.launch import parse_config
 from common.policy.critic import Critic
 from common.policy.load import load_policy
@@ -166,11 +166,19 @@ def measure(run: Rebuilt, checkpoint: Path, asked: argparse.Namespace) -> dict[s
             "choices": [[{"ends": place.ends, **next(values)} for place in candidates] for candidates in taken]}
 
 
+def earlier(file: Path) -> dict[str, Any]:
+    """The result of an earlier call. Nothing if the file is missing or damaged: then it is measured again."""
+    try:
+        return dict(json.loads(read_file(file)))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def measured(folder: Path, asked: argparse.Namespace) -> dict[int, dict[str, Any]]:
     """What `measure` gives for each checkpoint of a run, from the file of an earlier call where that is there."""
     settings = {name: getattr(asked, name) for name in ("problems", "states", "choices")}
     files = {step: folder / f"values-{step}.json" for step in asked.steps}
-    results = {step: json.loads(file.read_text()) if file.exists() else {} for step, file in files.items()}
+    results = {step: earlier(file) for step, file in files.items()}
     missing = [step for step, result in results.items() if result.get("settings") != settings]
     run = rebuild(folder) if missing else None
     for step in missing:
