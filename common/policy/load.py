@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -52,20 +51,19 @@ def check_plain_lora(model: PeftModel) -> None:
                             "made for plain LoRA (no dropout, DoRA, bias or further modules). Leave the extras out")
 
 
-def load_base(config: SamplingConfig, **options: Any) -> PreTrainedModel:
+def load_base(config: SamplingConfig, model_config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """The base of `--model`, as from_pretrained loads it with these options. Raises UserError for weights that cannot be read or lack
     a part of the model, and for quantizations that cannot be trained.
     """
-    folder = model_folder(config)
-    stored = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "quantization_config", None)
+    stored = getattr(model_config, "quantization_config", None)
     if stored and not (stored.get("quant_method") == "bitsandbytes" and stored.get("load_in_4bit")):
         raise UserError(f"--model {config.model}: its weights are stored in the quantization {str(stored.get('quant_method'))[:80]!r}, "
                         "which cannot be trained here; give the model that it was made from, with --load_in_4bit if memory is short")
     if stored and not importlib.util.find_spec("bitsandbytes"):
         raise UserError(f"--model {config.model}: its weights are stored in 4 bits, which needs bitsandbytes: pip install bitsandbytes")
     try:  # a pickle could run code, and is never read
-        base, found = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
-                                                           **options)
+        base, found = AutoModelForCausalLM.from_pretrained(model_folder(config), trust_remote_code=False, use_safetensors=True,
+                                                           output_loading_info=True, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # libraries that read damaged files raise whatever they like
@@ -92,7 +90,8 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
     # "sdpa" silently leaves out the soft-cap on attention scores that Gemma 2 has
     attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else register()
-    base = load_base(config, dtype=dtype, quantization_config=quantization, device_map={"": device}, attn_implementation=attention)
+    base = load_base(config, model_config, dtype=dtype, quantization_config=quantization, device_map={"": device},
+                     attn_implementation=attention)
     base.requires_grad_(False)
     torch.manual_seed(config.seed)  # the adapter's first values
     if config.adapter:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from common.config import CommonConfig
 from common.console import fail, guard, say
@@ -21,12 +21,12 @@ from common.policy.model_files import GENERATION, text_folder, words
 from common.policy.pretrained import load_tokenizer, model_folder
 
 
-def merge(config: CommonConfig, out: Path) -> None:
+def merge(config: CommonConfig, model_config: PretrainedConfig, out: Path) -> None:
     """Writes base + adapter as one model for serving, merged in float32 and stored in the base's own precision.
 
     The folder is whole or not there. Raises UserError, and OSError or SafetensorError if it cannot be written.
     """
-    base, folder = load_base(config, dtype="auto"), model_folder(config)
+    base, folder = load_base(config, model_config, dtype="auto"), model_folder(config)
     if getattr(base.config, "quantization_config", None):
         raise UserError(f"--model {config.model} is stored in 4 bits, and merging would round; give the model that it was made from")
     stored = base.dtype
@@ -67,9 +67,9 @@ def main() -> None:
         with Stop():  # not at once, so that nothing half written stays
             if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
                 raise UserError(f"--out {out} is there and no empty folder; name a new folder")
-            load_tokenizer(config)  # checks model and adapter
+            _, model_config = load_tokenizer(config)  # checks model and adapter
             check_room(config, out)
-            merge(config, out)
+            merge(config, model_config, out)
     except UserError as error:
         fail(*error.lines)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
