@@ -26,14 +26,19 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor wai
 def write_file(path: Path, content: str | bytes | memoryview) -> None:
     """Writes a file so that it always holds either its old content or all of `content`. Raises OSError with `path` as its file name.
 
-    A link at `path` is replaced, and the file that it leads to stays as it is.
+    A link at `path` is replaced, and the file that it leads to stays as it is. A file that holds `content` already is left alone.
     """
     with _named(path):
+        content = encoded(content)
+        with contextlib.suppress(OSError):
+            there = path.lstat()
+            if (there.st_nlink, there.st_size) == (1, len(content)) and read_file(path) == content:
+                return
         temporary = _unfinished(path)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
         try:
             with open(handle, "wb") as file:
-                file.write(encoded(content))
+                file.write(content)
                 file.flush()
                 os.fsync(handle)
             os.replace(temporary, path)

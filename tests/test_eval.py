@@ -12,6 +12,7 @@ from helpers import SHARED, evaluate, run, save_random_model
 from safetensors.torch import load_file, save_file
 
 import common.rollout.transformers_engine as transformers_engine
+from common.files import write_file
 from common.problems.prompts import Template
 from common.verify.answers import answers_equal
 from eval import interval, majority_at_k, majority_vote, pass_at_k
@@ -222,6 +223,31 @@ def test_a_damaged_config_is_replaced_by_its_copy_and_without_one_refused(evalua
     message = evaluate(folder, monkeypatch=monkeypatch)
     assert "is not the config.json of a run" in message and "\n" not in message
     assert (folder / "problems.jsonl").read_text() == text
+
+
+def test_a_finished_evaluation_that_is_started_again_touches_nothing(evaluated, monkeypatch):
+    def state():
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+    folder, _ = evaluated
+    before = state()
+    assert evaluate(folder, monkeypatch=monkeypatch)["problems"] == 30
+    assert state() == before
+
+
+def test_a_disk_that_is_full_at_the_start_is_no_obstacle_later(tmp_path, monkeypatch):
+    def full(path, content):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_file(path, content)
+
+    for name in (".config.json", "config.json", "problems.jsonl"):
+        folder = tmp_path / name.strip(".")
+        with monkeypatch.context() as patch:
+            patch.setattr("common.run.evaluation.write_file", full)
+            patch.setattr("common.run.folder.write_file", full)
+            assert "No space left on device" in evaluate(folder, monkeypatch=patch)
+        assert evaluate(folder, monkeypatch=monkeypatch)["problems"] == 30
 
 
 def test_a_result_folder_that_cannot_be_written_loses_no_problems(evaluated, tmp_path, monkeypatch):

@@ -131,3 +131,20 @@ def test_files_get_the_rights_that_the_user_gives_to_new_files(folder):
 def test_half_a_surrogate_pair_is_written_as_json_has_it(folder):
     append(folder / "rows", '"\ud83d"\n')
     assert read_file(folder / "rows") == b'"\\ud83d"\n'
+
+
+def test_a_file_that_holds_the_content_already_is_left_alone(notes, folder):
+    path = folder / "config.json"
+    write_file(path, "é\n")
+    os.utime(path, (1, 1))
+    write_file(path, "é\n")
+    assert path.stat().st_mtime == 1
+    for other in ("a\n\n", "é"):
+        write_file(path, other)
+        assert path.read_text() == other and path.stat().st_mtime > 1
+    os.link(notes, folder / "hard")
+    (folder / "soft").symlink_to(notes)
+    for name in ("hard", "soft"):  # what is added to it later must not reach the file of the user
+        write_file(folder / name, "mine")
+        append(folder / name, "more")
+    assert notes.read_text() == "mine"

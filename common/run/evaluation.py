@@ -62,8 +62,8 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
                     raise UserError(f"--output_dir {folder} was begun with another {name}, {str(before)[:200]}; name another folder")
         elif (folder / PROBLEMS).exists():
             raise UserError(f"--output_dir {folder} has a {PROBLEMS} that is not of an evaluation; name another folder")
+        write_config(folder, record)  # first: without it nobody could tell whose rows those are
         write_file(folder / PROBLEMS, lines_of(done))
-        write_config(folder, record)
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be used ({error.filename}: {error.strerror}); name another folder") from error
     return done
