@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from children import Child
+from children import PATIENCE, Child
 from measure import parser, show
 from same_run import changes, differences, snapshot
 
@@ -159,15 +159,17 @@ class Drill:
             child.send(signal.SIGSTOP)  # so that all changes are the other's
             before, other = snapshot(self.folder), self.start()
             says = self.end(other, ", the second start")
-            changed = changes(before, snapshot(self.folder))
-            if changed or (other.code == 0 and self.done() < self.all):  # it may have been stopped after its last line
+            if (changed := changes(before, snapshot(self.folder))) or (other.code == 0 and self.done() < self.all):  # 0: it was finished
                 self.fault(f"the second start {says}; changed: {changed or 'nothing'}")
             child.send(signal.SIGCONT)
-        if kind in SIGNALS or kind == "terminal closed":
-            return  # it has to end by itself
-        if not child.follow(self.rng.uniform(0, 3 * self.step)) and kind == "pipe closed" and child.code:
+        at, ends = self.done(), kind in SIGNALS or kind == "terminal closed"
+        alive = child.follow(PATIENCE if ends else self.rng.uniform(0, 3 * self.step))
+        if ends and self.done() > at + 3:  # more than a step, or a part of an evaluation
+            self.fault("it went on")
+        elif kind == "pipe closed" and not alive and child.code:
             self.fault(f"it did not go on, but ended with {child.code}")
-        child.send(self.rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        elif not ends:
+            child.send(self.rng.choice([signal.SIGKILL, signal.SIGTERM]))
 
     def race(self, first: Child) -> Child:
         """Starts a second process at the same instant. One is refused, and the other is returned."""
@@ -195,8 +197,7 @@ class Drill:
             self.fault(f"differs from the undisturbed run: {differ}")
         before, child = snapshot(self.folder), self.start()
         says = self.end(child, ", requeued after the finish")
-        changed = changes(before, snapshot(self.folder))
-        if child.code or changed:
+        if (changed := changes(before, snapshot(self.folder))) or child.code:
             self.fault(f"a start after the finish {says}; changed: {changed or 'nothing'}")
 
     def play(self) -> dict[str, Any]:
@@ -229,8 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_argument("--events", type=int, default=30, help="of each target (default: 30)")
     flags.add_argument("--steps", type=int, default=24, help="of a training run (default: 24)")
     flags.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the events (default: another one each time)")
-    flags.add_argument("--warm", action="store_true", help="processes start as copies of this one, which has imported everything: takes a "
-                       "fifth of the time, but nothing is disturbed in its imports")
+    flags.add_argument("--warm", action="store_true", help="start copies of this process: faster, but nothing is disturbed in its imports")
     flags.add_argument("--out", type=Path, default=Path("runs/drill"), help="TARGET in it is emptied and used (default: runs/drill)")
     asked = flags.parse_args(argv)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -39,6 +39,9 @@ class Stop:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
+        outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+        if isinstance(outer, Stop) and not outer.what and outer.number is not None:  # a library has caught and dropped what it raised
+            raise Stopped(outer.number)
         self.before = take_signals(self._on_signal)
         return self
 

@@ -1,6 +1,7 @@
 """Signals at every moment: what is in hand is finished or nothing was begun, and a line says how to go on."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -125,6 +126,15 @@ def test_what_ends_at_once_is_a_person_who_insists(monkeypatch):
     with pytest.raises(KeyboardInterrupt), Stop("this step"):  # in a notebook, which goes on
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_a_library_has_caught_and_dropped_stops_before_the_first_step():
+    with pytest.raises(Stopped) as end, Stop():
+        with contextlib.suppress(BaseException):  # as some library does while it is imported or loads a model
+            signal.raise_signal(signal.SIGUSR1)
+        with Stop("this step"):
+            pytest.fail("a step was begun")
+    assert end.value.number == signal.SIGUSR1
 
 
 def test_handlers_are_put_back_and_what_was_ignored_stays_ignored():
