@@ -39,9 +39,11 @@ NEEDS_PLUGIN = "base in the sampler (vllm-bnb-plugin)"
 # What a plan tries:
 BUDGETS = (8192, 4096, 2048, 1024, 512)  # tokens of a micro-batch
 BUSY = 1024  # tokens of a micro-batch that keep a GPU busy
-ROWS = (256, 128, 64, 32, 16)  # completions sampled at a time; with fewer, sampling takes too long
+ROWS = (256, 128, 64, 32, 16)  # completions of full length sampled at a time; with fewer, sampling takes too long
+MANY = 64  # of these that are enough: most completions end long before their limit, and then more than these have room
 RECOMPUTED = 0.45  # share of an update's products that is computed again if every layer is checkpointed
-PER_MICROBATCH = 128  # tokens whose products take as long as what every micro-batch costs once: reading the weights, launching kernels
+# Tokens whose products take as long as what a micro-batch costs once: reading weights, launching kernels, prompts that others have too
+PER_MICROBATCH = 200
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def options(config: CommonConfig, shape: Shape, given: Set[str]) -> Iterator[Opt
     """What a plan may choose, the quickest first. A flag in `given` has its one value.
 
     The order is by what a choice costs. Sleep mode costs seconds a step, so it changes last. Micro-batches below BUSY tokens leave a GPU
-    idle, and so does sampling few completions at a time. Then token budget and checkpointed layers are chosen for the quickest update.
+    idle, and so does sampling fewer than MANY completions at a time. The rest is chosen for the quickest update.
     """
     def values(flag: str, usual: tuple[Any, ...]) -> tuple[Any, ...]:
         return (getattr(config, flag),) if flag in given else usual
@@ -164,13 +166,16 @@ def options(config: CommonConfig, shape: Shape, given: Set[str]) -> Iterator[Opt
     all_rows = sorted({completions, *(rows for rows in ROWS if rows < completions)}, reverse=True)
     large = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget >= BUSY)
     small = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget < BUSY)
+    many = tuple(rows for rows in all_rows if rows >= MANY)
+    row_counts = ((many,) if many else ()) + tuple((rows,) for rows in all_rows if rows < MANY)
 
-    def cost(updating: tuple[int, int]) -> float:
-        return (1 + RECOMPUTED * updating[1] / shape.layers) * (1 + PER_MICROBATCH / updating[0])
+    def cost(option: Option) -> tuple[float, int]:
+        update = (1 + RECOMPUTED * option.checkpointed / shape.layers) * (1 + PER_MICROBATCH / option.max_tokens)
+        return update, -option.rows
 
-    for asleep, some_budgets, rows in itertools.product(sleep, (large, small), all_rows):
-        for budget, checkpointed in sorted(itertools.product(some_budgets, counts), key=cost):
-            yield Option(budget, checkpointed, asleep, rows)
+    for asleep, some_budgets, some_rows in itertools.product(sleep, (large, small), row_counts):
+        yield from sorted((Option(budget, checkpointed, asleep, rows)
+                           for budget, checkpointed, rows in itertools.product(some_budgets, counts, some_rows)), key=cost)
 
 
 def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) -> list[str]:

@@ -103,12 +103,12 @@ def test_vllm_starts_samples_and_gets_the_adapter_in_one_transfer(flags, models,
 
 
 def test_the_readmes_run_on_24_gb_keeps_to_its_plan(models, problems, tmp_path):
-    flags = ["--load_in_4bit", "--max_completion_length", "1024", "--problems_per_step", "16", "--num_generations", "8", "--max_steps", "3"]
+    flags = ["--load_in_4bit", "--max_completion_length", "1024", "--problems_per_step", "16", "--num_generations", "8", "--max_steps", "1"]
     text, rows = drive("train_grpo", models("Qwen2.5-7B"), problems, tmp_path / "run", *flags, "--eval_steps", "0", gib=23.64, EAGER="1",
                        SAMPLED="8")
     planned = float(next(line for line in text.splitlines() if "at once, at most" in line).split()[-2])
     context = 500 * 2**20  # of the driver, as card.py assumes it
-    assert "step    3" in text and max(row["device_peak"] for row in rows) + context <= planned * 1e9
+    assert "step    1" in text and max(row["device_peak"] for row in rows) + context <= planned * 1e9
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-7B", "Llama-3.1-8B", "Qwen3-8B"])
