@@ -169,7 +169,7 @@ def test_a_fix_travels_to_the_other_scripts_and_to_a_private_copy(tmp_path):
     def git(*words):
         return subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True, text=True)
 
-    for name in ("train_grpo.py", "train_nft.py", "tools/carry.py"):
+    for name in ("train_grpo.py", "train_nft.py", "tools/carry.py", "common/__init__.py", "common/console.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
     git("init", "-q")

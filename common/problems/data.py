@@ -114,9 +114,10 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
         questions, answer_column, columns = (question or "question",), answer or "answer", ["question", "answer"]
     else:
         tables = pick(_load_tables(name))
-        if not len(next(iter(tables.values()))):
-            raise UserError(f"--dataset {name} is empty")
-        columns, source = list(next(iter(tables.values()))[0]), REGISTERED.get(called or name, Source(name))
+        first = next(iter(tables.values()))
+        if not len(first) or not first[0]:
+            raise UserError(f"--dataset {name} is empty" if not len(first) else f"--dataset {name}: its rows have no columns")
+        columns, source = list(first[0]), REGISTERED.get(called or name, Source(name))
         if not columns_needed:
             question, answer = (column if column and _has_column(columns, column) else None for column in (question, answer))
         if not all(_has_column(columns, column) for column in (*source.question, source.answer or columns[0])):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import UNFINISHED, probe, read_file, remove, what_it_is
+from common.files import UNFINISHED, probe, remove, what_it_is
 from common.run.folder import CONFIG, CONFIG_COPY, METRICS
 from common.run.lock import LOCK, Lock
 from common.run.resume import checkpoints, what_is_missing
@@ -115,6 +115,5 @@ def _remove_dead(folder: Path) -> None:
     """Removes folders of the same kind whose runs were killed before they wrote anything."""
     for other in folder.parent.glob(f"*/{LOCK}"):
         with contextlib.suppress(OSError, UserError):  # it is not dead, or it is another user's
-            ours = f'"pid": {os.getpid()},'.encode() in read_file(other)  # a Lock of this process would not be refused
-            if not ours and len(list(other.parent.iterdir())) == 1:
+            if Lock.is_free(other) and len(list(other.parent.iterdir())) == 1:
                 Lock(other.parent, [other.parent]).release()

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from common.console import say
 from common.errors import UserError
@@ -25,8 +26,11 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a 
 class Lock:
     """Holds a folder until `release`, or until the process ends. Raises UserError if another process holds it, and OSError.
 
-    The lock belongs to the process: its children do not hold it, and a second Lock of the same process is not refused.
+    The lock belongs to the process: its children do not hold it, and a second Lock of the same process is not refused. The kernel drops
+    it as soon as the process closes any handle of the lock file. So nothing may open a file of `held` once more.
     """
+
+    held: ClassVar[set[tuple[int, int]]] = set()  # (device, number) of the lock files of this process
 
     def __init__(self, folder: Path, made: Sequence[Path] = ()) -> None:
         """made: folders that were made for this lock, the innermost first. `release` removes them if they are empty."""
@@ -71,10 +75,17 @@ class Lock:
             path = self.find() / LOCK
             if os.path.samestat(os.lstat(path), os.fstat(self.file)):
                 path.unlink()
+        with contextlib.suppress(OSError):
+            self.held.discard(_number(os.fstat(self.file)))
         for handle in (self.file, self.directory):
             with contextlib.suppress(OSError):
                 os.close(handle)
         self._remove_made()
+
+    @classmethod
+    def is_free(cls, path: Path) -> bool:
+        """Whether no lock of this process is on the lock file `path`. Another process may hold one. Raises OSError."""
+        return _number(os.lstat(path)) not in cls.held
 
     @property
     def deleted(self) -> bool:
@@ -112,10 +123,15 @@ class Lock:
             os.ftruncate(file, 0)
             os.pwrite(file, self.holder, 0)
             self.file, self.directory = file, os.open(self.folder, os.O_RDONLY)
+            self.held.add(_number(os.fstat(file)))
         except OSError:  # the disk is full
             path.unlink()
             os.close(file)
             raise
+
+
+def _number(file: os.stat_result) -> tuple[int, int]:
+    return file.st_dev, file.st_ino
 
 
 def _words(held: bytes) -> str:

@@ -114,15 +114,19 @@ class Worker:
     def stop(self) -> None:
         """Ends the process and all processes that it started."""
         self._read_prints()
-        self.process.terminate()  # the guard ends the others, then itself
+        self.close()
         try:
             self.process.wait(SWEEP_SECONDS + GRACE_SECONDS)
         except subprocess.TimeoutExpired:  # it was stopped, or is busy with processes that start others
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdout, self.process.stderr):
             pipe.close()
+
+    def close(self) -> None:
+        """Closes the channel: the guard then ends all processes. A signal would not do, as a scheduler may send one to all of them."""
+        self.process.stdin.close()
 
     # ---- the channel ------------------------------------------------------------------------------------------------
 

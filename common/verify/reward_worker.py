@@ -123,18 +123,16 @@ def kind_of(function: Callable[..., Any]) -> dict[str, Any]:
 # ---- processes and limits ---------------------------------------------------------------------------------------------
 
 def take_signals(handler: Any) -> None:
-    """Makes `handler` that of the signals that ask a run to stop, all but SIGTERM. A program that is started has the defaults again."""
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+    """Makes `handler` that of the signals that ask a run to stop. A program that is started has the defaults again."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
         signal.signal(getattr(signal, name), handler)
 
 
 def guard(worker: int, run: int) -> None:
-    """Waits until the process `worker` or the process `run` ends. Then ends the worker, all processes that it started, and this one."""
-    signal.signal(signal.SIGTERM, lambda *_: sweep(worker, 0))  # the run wants the end
-
+    """Waits until the worker ends, or the run ends or closes the channel. Then ends the worker, all that it started, and this process."""
     def watch_run() -> None:
         hung_up = select.poll()
-        hung_up.register(CALLS, 0)  # no event but the end of the input
+        hung_up.register(CALLS, 0)  # no event but the end of the input: the run wants the end, or has ended
         while os.getppid() == run and not hung_up.poll(1000):
             pass
         sweep(worker, 0)

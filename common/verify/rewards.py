@@ -207,6 +207,6 @@ def _call(problem: Problem, completion: Completion) -> dict[str, Any]:
 def _stop(workers: list[Worker]) -> None:
     """Ends the processes."""
     for worker in workers:
-        worker.process.terminate()  # all at the same time
+        worker.close()  # all at the same time
     for worker in workers:
         worker.stop()

@@ -4,10 +4,11 @@ import pytest
 from helpers import SHARED
 from transformers import AutoTokenizer
 
-from common.config import REGISTERED, CommonConfig
+from common.config import CommonConfig
 from common.errors import UserError
 from common.problems.data import load_rows
 from common.problems.prompts import load_template, make_problems
+from common.registered import REGISTERED
 from common.verify.answers import answers_equal, is_correct
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not there")
@@ -148,6 +149,9 @@ def test_data_that_is_not_there_or_empty_is_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="is empty"):
         load_rows(config_for(tmp_path / "empty.jsonl"))
+    (tmp_path / "bare.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(UserError, match="its rows have no columns"):
+        load_rows(config_for(tmp_path / "bare.jsonl"))
     (tmp_path / "broken.jsonl").write_text('{"question": "a", "answer"\n')
     with pytest.raises(UserError, match=r"broken.jsonl, line 1: not JSON"):
         load_rows(config_for(tmp_path / "broken.jsonl"))

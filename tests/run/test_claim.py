@@ -89,6 +89,30 @@ def test_a_child_that_lives_on_does_not_hold_the_folder(hold, tmp_path):
     os.close(write)
 
 
+def test_a_second_process_is_refused_a_folder_of_a_default_name_as_well(tmp_path):
+    """The start looks for what killed starts left. It must not open its own lock file then: closing that would drop the lock."""
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead" / LOCK).write_text("{}")
+    locks = [own_folder(tmp_path / name, False) for name in ("one", "two")]
+
+    def second(pipe):
+        for lock in locks:
+            try:
+                own_folder(lock.folder, True)
+            except UserError as error:
+                pipe.send(f"is in use: process {os.getppid()} " in str(error))
+            else:
+                pipe.send("it got the folder")
+
+    found, said = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=second, args=(said,))
+    process.start()
+    process.join()
+    assert [found.recv(), found.recv()] == [True, True] and names(tmp_path) == ["one", "two"]
+    for lock in locks:
+        lock.release()
+
+
 def test_a_copy_of_the_process_does_not_give_the_folder_free(tmp_path, hold):
     lock = own_folder(tmp_path / "r", True)
     child = FORK.Process(target=lock.release)

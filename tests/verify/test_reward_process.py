@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import textwrap
+import threading
 import time
 
 import hostile.rewards as hostile
@@ -28,6 +29,30 @@ def batch(texts):
 
 def load(case, folder, **options):
     return CustomReward(f"{getattr(hostile, f'make_{case}')(folder)}:reward", **{"workers": 1, "failed": -9.0, **options})
+
+
+# ---- the run's signals ----
+
+
+@linux
+def test_signals_that_a_scheduler_sends_to_all_processes_cost_no_reward(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\n\ndef reward(completion, problem):\n    time.sleep(0.5)\n    return 1.0\n")
+    reward = CustomReward(f"{tmp_path / 'slow.py'}:reward", 10.0, 1, failed=-9.0)
+    guard = reward.workers[0].process.pid
+    with open(f"/proc/{guard}/task/{guard}/children") as file:
+        both = [guard, *map(int, file.read().split())]
+
+    def send():
+        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+            for process in both:
+                os.kill(process, getattr(signal, name))
+
+    timer = threading.Timer(0.2, send)
+    timer.start()
+    assert reward(*batch(["a", "b"])).tolist() == [1.0, 1.0] and not any(reward.failures.values())
+    timer.join()
+    del reward
+    assert all(gone(process) for process in both)
 
 
 # ---- the channel ----
