@@ -172,16 +172,24 @@ def literal(value) -> str:
 
 # ---- what the processes may not do ----------------------------------------------------------------------------------
 
-# system calls that are refused, with their numbers on x86-64 and ARM64: other processes, signals, network, programs, shared memory that
-# stays, and what changes files without opening them. Threads are allowed; MEMORY limits their number.
+# system calls that are refused, with their numbers on x86-64 and ARM64: other processes and their priorities, signals, network, programs,
+# shared memory that stays, and what changes files without opening them. Threads are allowed; MEMORY limits their number.
 REFUSED = """
 fork 57 -, vfork 58 -, execve 59 221, execveat 322 281, setsid 112 157, setpgid 109 154, unshare 272 97, setns 308 268, ptrace 101 117,
 process_vm_readv 310 270, process_vm_writev 311 271, kill 62 129, tkill 200 130, tgkill 234 131, rt_sigqueueinfo 129 138,
 rt_tgsigqueueinfo 297 240, pidfd_open 434 434, pidfd_send_signal 424 424, socket 41 198, io_uring_setup 425 425, shmget 29 194,
-semget 64 190, msgget 68 186, mq_open 240 180, add_key 248 217, keyctl 250 219, bpf 321 280, perf_event_open 298 241,
+shmat 30 196, shmctl 31 195, semget 64 190, semctl 66 191, msgget 68 186, msgctl 71 187, mq_open 240 180, mq_unlink 241 181,
+add_key 248 217, request_key 249 218, keyctl 250 219, bpf 321 280, perf_event_open 298 241, setpriority 141 140, ioprio_set 251 30,
+sched_setparam 142 118, sched_setscheduler 144 119, sched_setaffinity 203 122, sched_setattr 314 274, migrate_pages 256 238,
+move_pages 279 239, kcmp 312 272, pidfd_getfd 438 438, process_madvise 440 440, process_mrelease 448 448,
 userfaultfd 323 282, truncate 76 45, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, lchown 94 -, fchown 93 55,
 fchownat 260 54, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7,
 setxattrat 463 463, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, file_setattr 469 469
+"""
+# system calls that are refused by an argument: its place, whether the values that follow are the refused ones or the only allowed ones.
+# prlimit64 is allowed for this process alone. F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN and SIOCSPGRP let the kernel send signals.
+BY_ARGUMENT = """
+prlimit64 302 261 0 allowed 0, fcntl 72 25 1 refused 8 10 15, ioctl 16 29 1 refused 35073 35074
 """
 READABLE = ("/usr", "/lib", "/lib64", sys.base_prefix, sys.prefix)
 
@@ -227,6 +235,12 @@ def refuse_calls(libc: ctypes.CDLL) -> None:
     program += [(at_least, 0, 1, 0x40000000), (end, 0, 0, refuse + errno.EPERM)]  # a second set of numbers, on x86-64
     program += [(equal, 0, 1, 435), (end, 0, 0, refuse + errno.ENOSYS)]  # clone3: the C library then uses clone
     program += [(equal, 0, 4, clone), (load, 0, 0, 16), (has_bit, 1, 0, 0x10000), (end, 0, 0, refuse + errno.EPERM), (end, 0, 0, allow)]
+    for entry in BY_ARGUMENT.split(","):
+        words = entry.split()
+        values = [int(value) for value in words[5:]]
+        inside, outside = (allow, refuse + errno.EPERM)[:: 1 if words[4] == "allowed" else -1]
+        program += [(equal, 0, 2 * len(values) + 2, int(words[column])), (load, 0, 0, 16 + 8 * int(words[3]))]
+        program += [line for value in values for line in ((equal, 0, 1, value), (end, 0, 0, inside))] + [(end, 0, 0, outside)]
     for number in numbers:
         program += [(equal, 0, 1, number), (end, 0, 0, refuse + errno.EPERM)]
     program += [(end, 0, 0, allow)]

@@ -259,6 +259,19 @@ def out(): return True
     "program": "import subprocess\ndef out(): return subprocess.run(['true']).returncode == 0",
     "kills_its_parent": "import os, signal\ndef out():\n    os.kill(os.getppid(), signal.SIGTERM)\n    return True",
     "kills_the_reward": "import os, signal\ndef out():\n    os.kill({worker}, signal.SIGTERM)\n    return True",
+    "lets_the_kernel_signal": """
+import fcntl, os
+def out():
+    end, other = os.pipe()
+    fcntl.fcntl(end, fcntl.F_SETOWN, {worker})
+    fcntl.fcntl(end, 10, 15)  # F_SETSIG, SIGTERM
+    fcntl.fcntl(end, fcntl.F_SETFL, os.O_ASYNC)
+    return os.write(other, b"x") > 0
+""",
+    "owns_the_signal": "import fcntl, os\ndef out(): return fcntl.fcntl(os.pipe()[0], 15, bytes(8)) is not None",
+    "limits_the_run": "import resource\ndef out(): return resource.prlimit({worker}, resource.RLIMIT_CORE, (0, 0)) is not None",
+    "slows_the_run": "import os\ndef out():\n    os.setpriority(os.PRIO_PROCESS, {worker}, 19)\n    return True",
+    "binds_the_run": "import os\ndef out():\n    os.sched_setaffinity({worker}, [0])\n    return True",
     "writes_a_file": "def out(): return open({home!r} + '/out', 'w').write('here') > 0",
     "writes_beside_itself": "def out(): return open('out', 'w').write('here') > 0",
     "fills_the_disk": "def out():\n    for i in range(10 ** 6): open(f'part{{i}}', 'wb').write(bytes(10 ** 6))\n    return True",
