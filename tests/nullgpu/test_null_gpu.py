@@ -104,11 +104,12 @@ def test_vllm_starts_samples_and_gets_the_adapter_in_one_transfer(flags, models,
 
 def test_the_readmes_run_on_24_gb_keeps_to_its_plan(models, problems, tmp_path):
     flags = ["--load_in_4bit", "--max_completion_length", "1024", "--problems_per_step", "16", "--num_generations", "8", "--max_steps", "1"]
+    flags += ["--engine", "vllm"]
     text, rows = drive("train_grpo", models("Qwen2.5-7B"), problems, tmp_path / "run", *flags, "--eval_steps", "0", gib=23.64, EAGER="1",
                        SAMPLED="8")
     planned = float(next(line for line in text.splitlines() if "at once, at most" in line).split()[-2])
     context = 500 * 2**20  # of the driver, as card.py assumes it
-    assert "step    1" in text and max(row["device_peak"] for row in rows) + context <= planned * 1e9
+    assert "step    1" in text and max(row.get("device_peak", 0) for row in rows) + context <= planned * 1e9
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-7B", "Llama-3.1-8B", "Qwen3-8B"])
@@ -134,5 +135,6 @@ def test_an_old_driver_and_an_old_card_are_named(models, problems, tmp_path):
 def test_a_trial_without_room_goes_on_with_less(models, problems, tmp_path):
     """A plan that hoped for more: the card is smaller than it was told."""
     sizes = ["--engine", "transformers", "--max_completion_length", "1024", "--eval_steps", "0", "--max_steps", "1"]
-    text, _ = drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "run", *sizes, gib=8, CARD_GB="24")
+    text, _ = drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "run", *sizes, gib=8, CARD_GB="24",
+                    SAMPLED="8")
     assert "going on with --gradient_checkpointing" in text and "step    1" in text
