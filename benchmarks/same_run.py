@@ -19,9 +19,6 @@ def content(path: Path) -> Any:
         record = json.loads(path.read_text())
         record["flags"].pop("resume_from_checkpoint", None)  # a path, once the run was resumed
         return record
-    if path.name == "adapter_config.json":  # peft writes a set, in whatever order it comes
-        record = json.loads(path.read_text())
-        return record | {"target_modules": sorted(record["target_modules"])}
     if path.name == "rows.json":  # sizes and hashes of the files that grow; metrics.jsonl has times
         return json.loads(path.read_text())["completions.jsonl"]
     if path.name == "trainer_state.pt":

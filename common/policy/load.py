@@ -101,8 +101,10 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     else:
         model = adapt(base, config)
     check_plain_lora(model)
-    for settings in model.peft_config.values():  # checkpoints are given away, and must not name a folder of this machine
-        settings.base_model_name_or_path = public_name(config)
+    for settings in model.peft_config.values():
+        settings.base_model_name_or_path = public_name(config)  # checkpoints are given away, and must not name a folder of this machine
+        if isinstance(settings.target_modules, set):
+            settings.target_modules = sorted(settings.target_modules)  # peft would write them in an order that differs between processes
     policy = policy_class(model, tokenizer, config.temperature, config.gradient_checkpointing)
     policy.others_bytes = others
     if not config.gradient_checkpointing:
