@@ -69,13 +69,10 @@ from common.records import Completion, Problem
 from common.rollout.choose_engine import connect, make_engine
 from common.rollout.rounds import make_requests
 from common.rollout.transformers_engine import TransformersEngine
-from common.run.evaluation import PROBLEMS, begin, claim_results, keep
+from common.run.evaluation import PROBLEMS, SUMMARY, begin, claim_results, keep
 from common.run.folder import append_rows
 from common.verify.answers import answers_equal, extract_answer, is_correct
 from common.verify.rewards import CustomReward
-
-SUMMARY = "summary.json"
-
 
 # ---- the numbers ----------------------------------------------------------------------------------------------------
 

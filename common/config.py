@@ -121,6 +121,8 @@ class SamplingConfig:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
         for name, value in asdict(self).items():
             _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
+        for name in ("model", "adapter", "dataset", "eval_dataset", "reward", "output_dir", "config", "resume_from_checkpoint"):
+            _require(getattr(self, name, None) != "", name, '""', "a name, or leave it out: a variable of the shell may not be set")
         _require(self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "a whole number from 1 up")
         _require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")  # "-": no stop string to check
         _require(-2**63 <= self.seed < 2**63, "seed", self.seed, "a whole number of 64 bits")

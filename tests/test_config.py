@@ -53,6 +53,9 @@ def test_tiny_brings_its_own_defaults_for_flags_not_given():
         (["--dataset", "arithmetic:stepz=1"], "no setting 'stepz'"),
         (["--config", "nowhere.json"], "not the config.json of a run"),
         (["--resume_from_checkpoint", "nowhere"], "not a whole checkpoint"),
+        (["--resume_from_checkpoint", ""], '--resume_from_checkpoint "" cannot work'),
+        (["--output_dir", ""], '--output_dir "" cannot work'),
+        (["--config="], '--config "" cannot work'),
     ],
 )
 def test_what_cannot_work_is_named_with_a_remedy(argv, message):

@@ -196,8 +196,12 @@ def test_rows_that_are_not_whole_are_sampled_again(evaluated, monkeypatch, capsy
     one_sample_less = {**second, "samples": second["samples"][:-1]}
     wrong_type = {**second, "greedy": {**second["greedy"], "correct": "yes"}}
     cut_off_and_right = {**second, "greedy": {**second["greedy"], "correct": True, "finish_reason": "length"}}
+    finished = {**second["greedy"], "completion": f"#### {second['reference']}", "finish_reason": "stop"}
+    wrong_answer = {**second, "greedy": {**finished, "answer": "x", "correct": False}}
+    wrong_verdict = {**second, "greedy": {**finished, "answer": second["reference"], "correct": False}}
     broken = [without("samples", second), without("greedy", second), "null\n", "[]\n", '{"problem": {}}\n', "\n", "\x00" * 50 + "\n",
-              "[" * 9999, *(json.dumps(row) + "\n" for row in (one_sample_less, wrong_type, cut_off_and_right))]  # fmt: skip
+              "[" * 9999, *(json.dumps(row) + "\n" for row in (
+                  one_sample_less, wrong_type, cut_off_and_right, wrong_answer, wrong_verdict))]  # fmt: skip
     for line in broken:
         (folder / "problems.jsonl").write_text(lines[0] + line + "".join(lines[2:]))
         evaluation = importlib.import_module("common.run.evaluation")
@@ -208,6 +212,14 @@ def test_rows_that_are_not_whole_are_sampled_again(evaluated, monkeypatch, capsy
         evaluate(folder, monkeypatch=monkeypatch)
         assert (folder / "problems.jsonl").read_text() == text and (folder / "summary.json").read_bytes() == summary
         assert "is not whole: it is sampled again" in capsys.readouterr().out
+    (folder / "problems.jsonl").write_text(text + "{}\n")
+    evaluate(folder, monkeypatch=monkeypatch)
+    assert (folder / "problems.jsonl").read_text() == text and "is one too many, and is removed" in capsys.readouterr().out
+    (folder / "config.json").unlink()
+    (folder / ".config.json").unlink()
+    (folder / "problems.jsonl").unlink()
+    assert "has a summary.json that is not of an evaluation" in evaluate(folder, monkeypatch=monkeypatch)
+    assert (folder / "summary.json").read_bytes() == summary
 
 
 def test_a_damaged_config_is_replaced_by_its_copy_and_without_one_refused(evaluated, monkeypatch):

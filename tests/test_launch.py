@@ -127,6 +127,17 @@ def test_auto_without_a_folder_continues_the_run_of_this_very_command_alone(begi
         assert parse(*sweep["1e-3"], *flags, *AUTO).resume_from_checkpoint == "auto", flags
 
 
+def test_a_checkpoint_is_found_by_a_link_and_alone_it_is_refused(begin, tmp_path, monkeypatch):
+    checkpoint = tmp_path / begin("20260101-000000", 10) / "checkpoint-10"
+    (tmp_path / "latest").symlink_to(checkpoint)
+    assert parse("--resume_from_checkpoint", "latest").resume_from_checkpoint == str(checkpoint)
+    monkeypatch.chdir(checkpoint)
+    assert parse("--resume_from_checkpoint", ".").output_dir == str(checkpoint.parent)
+    (tmp_path / "a copy").mkdir()
+    with pytest.raises(UserError, match=r"there is no config.json of its run beside it; .* from its adapter: --adapter '.*/a copy'$"):
+        parse("--resume_from_checkpoint", str(tmp_path / "a copy"))
+
+
 def test_the_same_command_is_known_however_it_is_spelt(begin, tmp_path):
     data = tmp_path / "my data.jsonl"
     data.write_text("{}")

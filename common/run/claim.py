@@ -58,7 +58,13 @@ def claim_folder(wanted: Path, named: bool, resume: str | None) -> Lock:
     lock = own_folder(wanted, named)
     folder, found = lock.folder, checkpoints(lock.folder)
     try:
-        if (not any((folder / name).exists() for name in (CONFIG, CONFIG_COPY, METRICS)) and not found) or resume not in (None, "auto"):
+        if resume not in (None, "auto"):
+            return lock
+        if not any((folder / name).exists() for name in (CONFIG, CONFIG_COPY, METRICS)) and not found:
+            other = sorted(path.name for path in folder.iterdir() if FILES.fullmatch(path.name))
+            if other:
+                raise UserError(f"--output_dir {wanted} has a file {other[0]} that is not of a run, and a run would write over it; name "
+                                "another folder")
             return lock
         if resume is None:
             raise UserError(f"--output_dir {wanted} holds another run; name another folder, delete that one, or continue it with "

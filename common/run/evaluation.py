@@ -23,8 +23,9 @@ from common.run.lock import Lock
 from common.run.record import config_record
 from common.run.rescue import cause, patiently, remedy, save_elsewhere
 from common.run.saved_config import all_flags, different, read_config, read_record
+from common.verify.answers import extract_answer, is_correct
 
-PROBLEMS = "problems.jsonl"
+PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
 
 
 def claim_results(config: SamplingConfig) -> Lock:
@@ -60,8 +61,8 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
                 before = saved.get(name, record[name])  # older versions did not save all of them
                 if before != record[name] and (name != "base" or (before and record[name])):  # a base may be on the hub still
                     raise UserError(f"--output_dir {folder} was begun with another {name}, {str(before)[:200]}; name another folder")
-        elif (folder / PROBLEMS).exists():
-            raise UserError(f"--output_dir {folder} has a {PROBLEMS} that is not of an evaluation; name another folder")
+        elif other := [name for name in (PROBLEMS, SUMMARY) if (folder / name).exists()]:
+            raise UserError(f"--output_dir {folder} has a {other[0]} that is not of an evaluation; name another folder")
         write_config(folder, record)  # first: without it nobody could tell whose rows those are
         write_file(folder / PROBLEMS, lines_of(done))
     except OSError as error:
@@ -110,13 +111,13 @@ def _rows(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
             break
         done.append(row)
     dropped = len([line for line in lines if line]) - len(done)
-    say(f"{folder} holds {len(done)} of {len(problems)} problems" + (
-        f"; row {len(done) + 1} of {PROBLEMS} is not whole: it is sampled again, and so is all after it" if dropped else ""))
+    again = "is not whole: it is sampled again, and so is all after it" if len(done) < len(problems) else "is one too many, and is removed"
+    say(f"{folder} holds {len(done)} of {len(problems)} problems" + (f"; row {len(done) + 1} of {PROBLEMS} {again}" if dropped else ""))
     return done
 
 
 def whole_row(line: bytes, config: SamplingConfig) -> dict[str, Any] | None:
-    """A line of problems.jsonl as a row, or None if anything in it is missing or of a wrong type."""
+    """A line of problems.jsonl as a row, or None if anything in it is missing, of a wrong type, or no verdict of ours."""
     try:
         row = json.loads(line)
         kinds = {"completion": str, "answer": str | None, "correct": bool, "finish_reason": str, "tokens": int}
@@ -126,7 +127,8 @@ def whole_row(line: bytes, config: SamplingConfig) -> dict[str, Any] | None:
         texts = all(isinstance(row[name], str) for name in ("problem", "prompt", "reference"))
         right = all(isinstance(entry[name], kind) for entry in entries for name, kind in kinds.items())
         agree = all(entry["finish_reason"] in ("stop", "length") and entry["tokens"] >= 0
-                    and not (entry["correct"] and entry["finish_reason"] == "length") for entry in entries)
+                    and entry["answer"] == extract_answer(entry["completion"]) and entry["correct"] == (
+                        entry["finish_reason"] == "stop" and is_correct(entry["completion"], row["reference"])) for entry in entries)
         return row if texts and right and agree and len(row["samples"]) == config.num_samples else None
     except (ValueError, LookupError, TypeError, RecursionError):
         return None

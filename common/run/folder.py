@@ -106,6 +106,8 @@ def differs(path: Path, mark: dict[str, Any]) -> bool:
         return path.stat().st_size < mark["bytes"] or sha256(path, mark["bytes"]) != mark["sha256"]
     except FileNotFoundError:
         return mark["bytes"] > 0
+    except OSError:  # it is no plain file any more, or cannot be read
+        return True
 
 
 def cut_back(path: Path, step: int) -> list[dict[str, Any]]:

@@ -19,7 +19,9 @@ from common.errors import UserError
 from common.files import sha256, write_file
 from common.policy.fingerprint import adapter_fingerprint, base_fingerprint, tokenizer_fingerprint
 from common.records import Problem
+from common.run.folder import CONFIG, CONFIG_COPY
 from common.run.resume import IDENTITY
+from common.run.saved_config import PATHS, START_FLAGS
 
 ROW = 6  # bytes of the fingerprint of a problem; as text 8 characters
 KINDS = {"train": "training", "held_out": "held-out"}
@@ -48,9 +50,22 @@ class Identity:
             raise UserError(f"{self.checkpoint / IDENTITY} is damaged; resume from an older checkpoint")
 
     def check_files(self) -> None:
-        """Of the reward and of the reference. Call it before the code of the reward runs."""
+        """Of the flags, the reward and the reference. Call it before the code of the reward runs."""
+        self._check_flags()
         self._check_reward()
         self._check_reference()
+
+    def _check_flags(self) -> None:
+        """Of the flags that may not change on resume, and that name no files."""
+        may_differ = {*START_FLAGS, *PATHS, *self.config.resumable, "plan_memory"}
+        flags = {name: value for name, value in self.config.flags().items() if name not in may_differ}
+        before = self.before.get("flags")
+        self.now["flags"] = {name: flag_fingerprint(value) for name, value in flags.items()}
+        for name, found in self.now["flags"].items():
+            if self.checkpoint and isinstance(before, dict) and before.get(name, found) != found:
+                raise UserError(f"{self.checkpoint.parent / CONFIG} says --{name} {flags[name]}, and {self.checkpoint.name} was trained "
+                                "with another value: the file has changed, or the checkpoint is of another run. Put the file back (beside "
+                                f"it is a copy, {CONFIG_COPY}), or start a new run: --adapter {shlex.quote(str(self.checkpoint))}")
 
     def _check_reward(self) -> None:
         """Of the file of `--reward`, its function, and the files beside it that it imports. What the function reads is not looked at."""
@@ -173,6 +188,11 @@ def _imports(path: Path, root: Path) -> Iterable[Path]:
         elif isinstance(node, ast.ImportFrom) and node.level <= len(path.parents):
             module = (path.parents[node.level - 1] if node.level else root).joinpath(*(node.module or "").split("."))
             yield from (module, *(module / alias.name for alias in node.names))
+
+
+def flag_fingerprint(value: Any) -> str:
+    """Of the value of a flag. 1 and 1.0 are the same."""
+    return hashlib.sha256(repr(float(value) if isinstance(value, int) else value).encode()).hexdigest()[:16]
 
 
 def tokens_fingerprint(problems: list[Problem]) -> str:

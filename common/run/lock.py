@@ -46,15 +46,21 @@ class Lock:
         atexit.register(self.release)
 
     def find(self) -> Path:
-        """The folder, wherever it is now: it may have been renamed. Raises OSError if it has gone."""
+        """The folder, wherever it is now: it may have been renamed. Raises OSError if it has gone, or if another process has taken it."""
+        self._follow()
+        self._hold_on()
+        return self.folder
+
+    def _follow(self) -> None:
+        """Finds the folder under another name, or on a file system that was mounted again. Raises OSError if it has gone."""
         missing: OSError | None = None
         try:
             there = os.stat(self.folder)
             if os.path.samestat(there, os.fstat(self.directory)):
-                return self.folder
+                return
             if read_file(self.folder / LOCK) == self.holder:  # the same folder, but its file system was mounted again
                 self._take()
-                return self.folder
+                return
         except OSError as error:
             missing = error
         with contextlib.suppress(OSError):
@@ -62,8 +68,18 @@ class Lock:
             if os.path.samestat(os.stat(moved), os.fstat(self.directory)):
                 say(f"note: the folder {self.folder} is {moved} now, and is written to there")
                 self.folder = moved
-                return moved
+                return
         raise missing or OSError(errno.ENOENT, "another folder has taken its place", str(self.folder))
+
+    def _hold_on(self) -> None:
+        """Makes the lock file again if somebody has removed it. Raises OSError if another process was faster."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(self.folder / LOCK), os.fstat(self.file)):
+                return
+        try:
+            self._take()
+        except UserError as error:
+            raise OSError(errno.EBUSY, "another process has taken the folder, after its lock file was removed", str(self.folder)) from error
 
     def release(self) -> None:
         """Gives the folder free."""

@@ -242,6 +242,14 @@ def try_report(folder: Path) -> str | None:
     return None
 
 
+def _refuse_other_file(path: Path) -> None:
+    """Raises UserError if there is something at `path` that is not a page, as the rows of a run, or a device. Raises OSError."""
+    if path.exists() and not path.is_dir():  # writing over a folder fails anyway
+        start = b"<!doctype html>"
+        if not path.is_file() or not path.read_bytes().startswith(start):
+            raise UserError(f"--out {path} is there already and is not a page; name a new file")
+
+
 def main() -> None:
     guard()
     program = argparse.ArgumentParser(prog="python -m common.run", allow_abbrev=False)
@@ -252,6 +260,8 @@ def main() -> None:
     arguments = program.parse_args()
     out = arguments.out or (arguments.runs[0] / "report.html" if len(arguments.runs) == 1 else Path("report.html"))
     try:
+        if arguments.out:
+            _refuse_other_file(out)
         write_report(arguments.runs, out)
     except UserError as error:
         fail(*error.lines)

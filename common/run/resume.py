@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import re
+import shlex
 from pathlib import Path
 
 from common.config import SamplingConfig, run_prefix
@@ -42,7 +43,11 @@ def find_checkpoint(config: SamplingConfig, script: str) -> Path | None:
             inside = [str(path) for path in checkpoints(Path(wanted))]
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem}); give "
                             f"{inside[-1] if inside else 'a checkpoint-N folder, or auto'}")
-        return Path(wanted)
+        for folder in (Path(wanted), Path(wanted).resolve()):  # a link to a checkpoint, or `.`, has its run folder elsewhere
+            if any((folder.parent / name).exists() for name in (CONFIG, CONFIG_COPY)):
+                return folder
+        raise UserError(f"--resume_from_checkpoint {wanted}: there is no {CONFIG} of its run beside it; resume it in its run folder, or "
+                        f"start a new run from its adapter: --adapter {shlex.quote(wanted)}")
     if config.output_dir:
         runs, where = [Path(config.output_dir)], config.output_dir
     else:

@@ -66,7 +66,8 @@ def read_config(path: Path, config_class: type[SamplingConfig]) -> Saved:
     hints = {spec.name: types[spec.name] for spec in fields(config_class)}
     unknown = sorted(set(record["flags"]) - set(hints))
     if unknown:
-        raise UserError(f"{path} has flags that this script does not have ({', '.join(unknown)[:200]}): it belongs to another script")
+        raise UserError(f"{path} has flags that this script does not have ({', '.join(unknown)[:200]}): it belongs to another script, or "
+                        "to a newer version of this one")
     flags = {name: _checked(path, name, value, hints[name]) for name, value in record["flags"].items() if name not in START_FLAGS}
     derived = record.get("derived", {} if "given" in record else _worked_out_by_older_version(record, flags))
     given = record.get("given", sorted(set(flags) - set(derived)))

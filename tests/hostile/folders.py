@@ -56,6 +56,14 @@ def make_metrics_that_are_a_pipe(folder: Path) -> Path:
     return run
 
 
+def make_metrics_that_are_a_folder(folder: Path) -> Path:
+    """Since the checkpoint, whose marks say what the file held."""
+    run = make_rows_changed_since_the_checkpoint(folder)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    return run
+
+
 def make_checkpoint_that_is_a_link(folder: Path) -> Path:
     run = run_folder(folder)
     (run / "checkpoint-2").rename(folder / "elsewhere")

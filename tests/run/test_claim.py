@@ -198,6 +198,23 @@ def test_a_renamed_folder_is_found_and_a_deleted_one_is_not(tmp_path, capsys):
     assert lock.deleted
 
 
+def test_a_lock_file_that_was_removed_is_made_again_unless_another_process_was_faster(tmp_path, hold):
+    """Somebody takes it for the leftover of a run that has died."""
+    lock = own_folder(tmp_path / "r", True)
+    (tmp_path / "r" / LOCK).unlink()
+    assert lock.find() == tmp_path / "r" and names(tmp_path / "r") == [LOCK]
+    child = FORK.Process(target=lambda: os._exit(refused(tmp_path / "r")))
+    child.start()
+    child.join()
+    assert child.exitcode == 1
+    (tmp_path / "r" / LOCK).unlink()
+    hold(tmp_path / "r")
+    with pytest.raises(OSError, match="another process has taken the folder"):
+        lock.find()
+    lock.release()
+    assert names(tmp_path / "r") == [LOCK]  # of the other process
+
+
 def test_a_file_system_that_was_mounted_again_has_the_same_folder(tmp_path):
     lock = own_folder(tmp_path / "r", True)
     (tmp_path / "r" / LOCK).rename(tmp_path / "kept")
@@ -267,6 +284,17 @@ def test_a_link_that_another_user_laid_is_not_the_folder(tmp_path):
         with pytest.raises(UserError, match="r is a link that another user laid"):
             own_folder(wanted, True)
     assert names(tmp_path / "thesis") == []
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+@pytest.mark.parametrize("name", ["README.md", "report.html", "completions.jsonl", "summary.json"])
+def test_a_file_of_the_user_is_not_written_over(name, resume, tmp_path):
+    """The folder may be that of a project, as with `--output_dir .`."""
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=f"has a file {name} that is not of a run"):
+        claim_folder(tmp_path, True, resume)
+    assert names(tmp_path) == sorted([name, "notes.txt"]) and (tmp_path / name).read_text() == "mine"
 
 
 def test_a_run_without_a_checkpoint_starts_over_and_one_whose_checkpoints_are_damaged_does_not(tmp_path):

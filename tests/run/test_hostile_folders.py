@@ -14,7 +14,7 @@ from common.run.resume import newest_checkpoint, what_is_missing
 from common.run.saved_config import read_record
 
 CASES = {name.removeprefix("make_"): make for name, make in vars(folders).items() if name.startswith("make_")}
-REFUSED = [case for case in CASES if case.endswith(("that_is_a_link", "that_are_a_link", "that_are_a_pipe"))]
+REFUSED = [case for case in CASES if case.endswith(("that_is_a_link", "that_are_a_link", "that_are_a_pipe", "that_are_a_folder"))]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -65,6 +65,7 @@ def test_rows_that_have_changed_are_said_and_an_older_checkpoint_is_preferred(tm
     assert newest_checkpoint(run) == run / "checkpoint-2"  # there is no other
     out = capsys.readouterr().out
     assert "skipping" in out and "metrics.jsonl has changed since it was saved" in out and "no checkpoint is from before that" in out
+    assert newest_checkpoint(folders.make_metrics_that_are_a_folder(tmp_path / "folder")).name == "checkpoint-2"  # then it is refused
     rows = Rows(METRICS)
     assert [row["step"] for row in rows.go_back(run / "checkpoint-2", 2)] == [1, 2]
     assert "has changed or was cut off since checkpoint-2; the 2 rows that can be read are kept" in capsys.readouterr().out

@@ -84,6 +84,8 @@ CHANGES = {
     "the template": (lambda f: edit(f / "template.txt", "\n", " \n"), r"the prompt template \(template.txt\)"),
     "the reward file": (lambda f: edit(f / "reward.py", "+ float", "+  float"), "--reward reward.py: the file differs"),
     "what it imports": (lambda f: edit(f / "helper.py", "7", "8"), "--reward reward.py: the file helper.py, which it imports,"),
+    "a flag in config.json": (lambda f: edit(f / "run" / "config.json", '"temperature": 1.0', '"temperature": 1.5'),
+                              r"config.json says --temperature 1.5, and checkpoint-1 was trained with another value"),
     "a weight": (lambda f: nudge(f / "model" / "model.safetensors", "norm"), "--model model: the weights of the base"),
     "the base's config": (lambda f: edit(f / "model" / "config.json", '_eps": 1e-06', '_eps": 1e-05'), "the config of the base"),
     "its end tokens": (lambda f: edit(f / "model" / "generation_config.json", '_id": 0', '_id": 3'), "the list of end tokens of the base"),
@@ -101,7 +103,7 @@ def test_what_has_changed_is_named_before_weights_are_loaded(name, copy, monkeyp
     monkeypatch.setattr("common.policy.load.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
     found = go(copy, *RESUME, monkeypatch=monkeypatch)
     assert re.search(message, found) and "\n" not in found
-    assert "start a new run from its adapter: --adapter run/checkpoint-1" in found or "put it back" in found
+    assert re.search("start a new run( from its adapter)?: --adapter run/checkpoint-1", found) or "put it back" in found
     assert {path: path.read_bytes() for path in (copy / "run").rglob("*") if path.is_file()} == before
 
 

@@ -2,11 +2,13 @@
 
 import inspect
 import json
+import os
 import random
 import sys
 
 import pytest
 from hostile import pages as hostile
+from hostile.folders import make_report_that_is_a_link
 
 from common.errors import UserError
 from common.run.report import main, write_report
@@ -35,6 +37,24 @@ def test_a_page_of_a_hostile_folder_is_whole_or_refused_in_one_line(case, tmp_pa
         text = (tmp_path / "report.html").read_text()
         assert "<img" not in text and text.count("<script") == text.count("</script") == 2 and "{{" not in text
         assert read_run(tmp_path).samples[1][0]["completion"] == "so 2"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "notes", "link", "pipe"])
+def test_a_page_is_not_written_over_something_else(name, tmp_path, monkeypatch):
+    """A name that was typed by mistake. As root, even a device would be replaced."""
+    run = make_report_that_is_a_link(tmp_path)
+    os.mkfifo(run / "pipe")
+    (run / "link").symlink_to(tmp_path / "notes")
+    out = tmp_path / "notes" if name == "notes" else run / name
+    before = [(run / file).read_bytes() for file in ("metrics.jsonl", "config.json", "report.html")]
+    monkeypatch.setattr(sys, "argv", ["python -m common.run", "report", str(run), "--out", str(out)])
+    with pytest.raises(SystemExit, match=f"^error: --out .*{name} is there already and is not a page; name a new file$"):
+        main()
+    assert [(run / file).read_bytes() for file in ("metrics.jsonl", "config.json", "report.html")] == before
+    monkeypatch.setattr(sys, "argv", ["python -m common.run", "report", str(run), "--out", str(tmp_path / "page")])
+    main()
+    main()  # over a page
+    assert (tmp_path / "page").read_text().startswith("<!doctype html>")
 
 
 def changed(value, draw):
