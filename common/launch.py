@@ -36,6 +36,8 @@ from common.run.rescue import cause, remedy
 from common.run.resume import IDENTITY, checkpoints, find_checkpoint, step_of
 from common.run.saved_config import PATHS, Saved, all_flags, different, read_config
 
+# errors of a path that the user has named, which no script can put right
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE}
 NOT_TYPED = object()  # the value of flags that are not on the command line
 
 
@@ -234,7 +236,9 @@ def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
         folder = Path(config.output_dir).absolute() if config and config.output_dir else None
         ours = folder and error.filename and Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder)
         if not ours and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+            if error.errno not in UNUSABLE or not error.filename:
+                raise
+            fail(f"error: {os.fsdecode(error.filename)} cannot be used ({error.strerror}); put it right, or name another path")
         fail(f"error: {cause(error, folder or Path())}; {remedy(error)}, and start again")
 
 

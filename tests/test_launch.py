@@ -1,7 +1,10 @@
+import errno
 import json
 import multiprocessing
+import os
 import shlex
 import signal
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 
 from common.config import CommonConfig, flag, run_prefix
 from common.errors import UserError
-from common.launch import parse_config
+from common.launch import parse_command_line, parse_config
 from common.run.lock import Lock
 from common.run.record import config_record
 
@@ -253,3 +256,17 @@ def test_code_that_a_saved_file_names_must_be_typed(file, begin, tmp_path, monke
     assert parse(*theirs, "--reward", "mine.py:score").reward == "mine.py:score"
     with pytest.raises(UserError, match="names code"):
         parse(*theirs, "--reward", "")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE])
+def test_a_path_that_the_system_refuses_is_one_line(number, tmp_path, monkeypatch):
+    """As a folder of another user that may not be read."""
+    monkeypatch.setattr(sys, "argv", ["train_x.py", "--output_dir", str(tmp_path / "r"), *AUTO])
+
+    def refused(self, *_, **__):
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    monkeypatch.setattr(Path, "glob", refused)
+    with pytest.raises(SystemExit, match=rf"^error: .*/r cannot be used \({os.strerror(number)}\); put it right, or name another path$"):
+        parse_command_line(Config, "train_x.py")
