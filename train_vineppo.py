@@ -245,9 +245,9 @@ def train(config: Config) -> None:
             # a fork's completion may be longer than a continuation can reach: no value is sampled there
             reached = [[x for x in s if x < config.max_completion_length] for s in starts]
             states = [states_of(p, c.ids, s, m) for p, c, s, m in zip(batch.problems, batch.completions, reached, most, strict=True)]
-            known = others_mean(rewards, batch.group_ids).tolist() if config.v0 == "group" else None  # V(prompt)
-            unknown = [state for row in states for state in row[known is not None:]]  # if V(prompt) is known, skip the first state
-            values = estimate_values(unknown, engine, reward, tokenizer, config, run)
+            values = estimate_values([s for row in states for s in row[config.v0 == "group":]], engine, reward, tokenizer, config, run)
+            rewards = verify(chosen, reward)  # the continuations may have lowered the reward of completions that were cut off
+            known = others_mean(rewards, batch.group_ids).tolist() if config.v0 == "group" else None  # V(prompt), not sampled
             state_values = [[values[state] if known is None or state.prefix else known[i] for state in row] for i, row in enumerate(states)]
         # steps[i][j]: the advantage of step j of completion i; each token gets that of its step
         steps = [step_advantages(v, r, len(s)) for v, r, s in zip(state_values, rewards.tolist(), starts, strict=True)]

@@ -30,12 +30,18 @@ def sample(groups: list[Group], engine: Engine, config: SamplingConfig) -> list[
 
 
 def verify(groups: list[Group], reward: Reward) -> Tensor:
-    """Scores the completions that have no reward yet. Returns the rewards of all completions (B,) float32, in `make_batch`'s order."""
+    """Scores the completions that have no reward yet. Returns the rewards of all completions (B,) float32, in `make_batch`'s order.
+
+    Completions that were cut off all get what the reward gives to such ones now: it may have got lower since they were scored.
+    """
     new = [(group, completion) for group in groups for completion in group.completions[len(group.rewards):]]
     scores = reward([group.problem for group, _ in new], [completion for _, completion in new]).tolist() if new else []
     for (group, _), score in zip(new, scores, strict=True):
         group.rewards.append(score)
         group.scores.append(score)
+    for group in groups:
+        group.rewards = [reward.cut_off if completion.finish_reason == "length" and reward.cut_off is not None else score
+                         for completion, score in zip(group.completions, group.rewards, strict=True)]
     return torch.tensor([score for group in groups for score in group.rewards])
 
 

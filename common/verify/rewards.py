@@ -35,9 +35,15 @@ FORMS = ("A reward is `def f(completion, problem)` that returns a finite number,
 
 
 class Reward(Protocol):
-    """Scores completions. `failures` counts the failed calls of a custom reward since the start, under the names of their metrics."""
+    """Scores completions. `failures` counts the failed calls of a custom reward since the start, under the names of their metrics.
+
+    `cut_off`: what it gives now to a completion that was cut off at the length limit. None: that never changes.
+    """
 
     failures: dict[str, int]
+
+    @property
+    def cut_off(self) -> float | None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -65,6 +71,8 @@ def score(problems: list[Problem], completions: list[Completion]) -> Tensor:
 
 class VerifierReward:
     """The reward of `score`. It has no failures."""
+
+    cut_off = None
 
     def __init__(self) -> None:
         self.failures: dict[str, int] = {}
@@ -131,9 +139,13 @@ class CustomReward:
         scores = {i: answers[i]["score"] for i in whole if "score" in answers[i]}
         self._show_prints()
         self._look_at([(problems[i], score) for i, score in scores.items()])
-        failed = (self.lowest or 0.0) if self.failed is None else self.failed
-        self._judge([(problems[i], answers[i]) for i in whole if i not in scores], len(whole), failed)
-        return torch.tensor([scores.get(i, failed) for i in range(len(completions))])
+        self._judge([(problems[i], answers[i]) for i in whole if i not in scores], len(whole), self.cut_off)
+        return torch.tensor([scores.get(i, self.cut_off) for i in range(len(completions))])
+
+    @property
+    def cut_off(self) -> float:
+        """The reward of a completion that was cut off, and of a failed call."""
+        return (self.lowest or 0.0) if self.failed is None else self.failed
 
     def state_dict(self) -> dict[str, Any]:
         return {"failures": dict(self.failures), "lowest": self.lowest, "usual": self.usual}

@@ -5,6 +5,7 @@ import os
 import shutil
 import textwrap
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,8 +14,9 @@ from helpers import metrics, run
 from common.config import CommonConfig
 from common.errors import UserError
 from common.launch import parse_config
-from common.records import Completion, Problem
-from common.rollout.rounds import evaluate, sample
+from common.records import Completion, Group, Problem
+from common.rollout.rounds import evaluate, sample, verify
+from common.rollout.transformers_engine import TransformersEngine
 from common.run.folder import comparable
 from common.run.report import write_report
 from common.verify.rewards import CustomReward, VerifierReward, make_reward
@@ -214,6 +216,34 @@ def test_a_run_with_costly_wrong_answers_does_not_learn_to_go_on_without_end(tmp
         assert run("train_grpo", tmp_path / failed, *flags, "--reward_failed", failed, monkeypatch=monkeypatch) == 0
         cut_off[failed] = metrics(tmp_path / failed)[-1]["completions/clipped_ratio"]
     assert cut_off["lowest"] < 0.2 and cut_off["0"] > 0.8
+
+
+def test_what_was_cut_off_before_the_first_score_gets_the_lowest_reward_too(tmp_path):
+    """As in `--sampling adaptive`: the first two completions of a problem are cut off, and later ones are wrong."""
+    reward = load(tmp_path, "def reward(completion, problem): return 1.0 if completion == 'good' else -1.0")
+    problems, cut = batch(["", ""], ["length", "length"])
+    group = Group(problems[0], 4, 0, completions=cut)
+    assert verify([group], reward).tolist() == [0.0, 0.0]
+    group.completions += batch(["bad", "good"])[1]
+    assert verify([group], reward).tolist() == [-1.0, -1.0, -1.0, 1.0]
+
+
+def test_vineppo_counts_no_cut_off_completion_above_its_wrong_continuations(tmp_path, monkeypatch):
+    """Completions that write no end are cut off, all of them. Continuations of them end, and are wrong."""
+    (tmp_path / "f.py").write_text("def f(completion, problem): return -1.0")
+    flags = ["--reward", f"{tmp_path}/f.py:f", "--reward_workers", "1", "--max_steps", "1", "--eval_steps", "0", "--mc_samples", "3"]
+    flags += ["--step_split", "tokens:4"]
+    generate = TransformersEngine.generate
+
+    def cut_off(engine, requests):
+        found = generate(engine, requests)
+        return [[replace(completion, finish_reason="stop" if len(group) == 3 else "length") for completion in group] for group in found]
+
+    monkeypatch.setattr(TransformersEngine, "generate", cut_off)
+    for v0 in ("fresh", "group"):
+        assert run("train_vineppo", tmp_path / v0, *flags, "--v0", v0, monkeypatch=monkeypatch) == 0
+        rows = [json.loads(line) for line in (tmp_path / v0 / "completions.jsonl").read_text().splitlines()]
+        assert {row["reward"] for row in rows} == {-1.0} and {value for row in rows for value in row["state_values"]} == {-1.0}
 
 
 def test_a_resumed_run_goes_on_with_the_lowest_reward_and_the_counts(tmp_path, monkeypatch):
