@@ -99,7 +99,7 @@ def test_vllm_starts_samples_and_gets_the_adapter_in_one_transfer(flags, models,
     if "sleep" in flags:
         awake = [row for row in rows if row["phase"] == "check_awake"]
         start, = (row for row in rows if row["phase"] == "check_parity")
-        assert len(awake) == 2 and all(row["launches"] < 0.25 * start["launches"] for row in awake)
+        assert len(awake) == 1 and awake[0]["products"] < 0.3 * start["products"]  # the first wake-up is that of the whole check
 
 
 def test_the_readmes_run_on_24_gb_keeps_to_its_plan(models, problems, tmp_path):
