@@ -31,10 +31,11 @@ from common.console import fail, guard, say
 from common.errors import UserError
 from common.interrupt import Stop, Stopped
 from common.run.claim import tidy
+from common.run.folder import CONFIG, is_begun
 from common.run.go_on import stopped_line
 from common.run.rescue import cause, remedy
 from common.run.resume import IDENTITY, checkpoints, find_checkpoint, step_of
-from common.run.saved_config import PATHS, Saved, all_flags, different, read_config
+from common.run.saved_config import PATHS, Saved, all_flags, different, read_config, what_differs
 
 # errors of a path that the user has named, which no script can put right
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE}
@@ -112,28 +113,20 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     if typed.get("resume_from_checkpoint"):
         checkpoint = find_checkpoint(config, script)
         if checkpoint:
-            begun = read_config(checkpoint.parent / "config.json", config_class)
+            begun = read_config(checkpoint.parent / CONFIG, config_class)
             _refuse_code(begun, typed, [f"{script}.py", *argv])
             config, saved = _resumed_config(config_class, script, checkpoint, begun, saved, typed), begun
             if typed["resume_from_checkpoint"] == "auto":
                 config.seen = tuple(path.name for path in checkpoints(checkpoint.parent))
-        elif config.output_dir and (Path(config.output_dir) / "config.json").exists():
-            _refuse_another_run(config, script)
+        elif config.output_dir and is_begun(folder := Path(config.output_dir)) and (
+                why := what_differs(read_config(folder / CONFIG, config_class), config, script, config.resumable)):
+            raise UserError(  # starting over would delete its files
+                f"--output_dir {folder} holds another run: {why}; name another folder, or delete that one")
     try:
         config.check()
     except UserError as error:
         raise UserError(f"{error} (the flags that were not typed are those of {saved.path})" if saved else str(error)) from None
     return config
-
-
-def _refuse_another_run(config: SamplingConfig, script: str) -> None:
-    """Raises UserError if `--output_dir` holds a run of another command. It has no checkpoint, and starting over would delete its files."""
-    saved = read_config(Path(config.output_dir) / "config.json", type(config))
-    before, now = all_flags(saved, type(config)), config.flags()
-    other = [name for name in different(now, before) if name not in config.resumable]
-    if other or saved.script not in (None, script):
-        why = f"its --{other[0]} is {before[other[0]]}, not {now[other[0]]}" if other else f"it is of {saved.script}.py"
-        raise UserError(f"--output_dir {config.output_dir} holds another run: {why}; name another folder, or delete that one")
 
 
 def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved: Saved, given: Saved | None, typed: dict[str, Any]) -> C:

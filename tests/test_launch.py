@@ -121,7 +121,7 @@ def test_auto_without_a_folder_continues_the_run_of_this_very_command_alone(begi
     for time, flags in enumerate(sweep.values()):
         assert parse(*flags, *AUTO).resume_from_checkpoint == "auto"
         begin(f"2026010{time}-000000", 10, *flags, *AUTO)
-    assert "20260101-000000 has another --learning_rate" in capsys.readouterr().out
+    assert "20260101-000000: its --learning_rate is " in capsys.readouterr().out
     for time, (rate, flags) in enumerate(sweep.items()):
         config = parse(*flags, *AUTO)
         assert config.output_dir.endswith(f"2026010{time}-000000") and config.learning_rate == float(rate)

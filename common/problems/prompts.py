@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.policy.chat import TemplateError, end_of_turn, render_chats
 from common.problems.data import Row, in_fixed_order
 from common.records import Problem
+from common.run.folder import CONFIG
 from common.run.saved_config import read_record
 
 LARGEST_TEXT = 2**20  # bytes of a template file or a system prompt
@@ -123,7 +124,7 @@ def prompt_date(config: SamplingConfig) -> datetime:
 
     An evaluation that goes on has the time of its own first start, and that of an adapter has the time of the adapter's run.
     """
-    places = [Path(folder) / "config.json" for folder in (config.output_dir, config.adapter and Path(config.adapter).parent) if folder]
+    places = [Path(folder) / CONFIG for folder in (config.output_dir, config.adapter and Path(config.adapter).parent) if folder]
     records = [config.derived]
     for path in places:
         with contextlib.suppress(UserError):  # another folder than that of a run

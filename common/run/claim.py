@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import UNFINISHED, probe, remove, what_it_is
-from common.run.folder import CONFIG, CONFIG_COPY, METRICS
+from common.run.folder import CONFIG, CONFIG_COPY, METRICS, is_begun
 from common.run.lock import LOCK, Lock
 from common.run.resume import checkpoints, what_is_missing
 
@@ -60,7 +60,7 @@ def claim_folder(wanted: Path, named: bool, resume: str | None) -> Lock:
     try:
         if resume not in (None, "auto"):
             return lock
-        if not any((folder / name).exists() for name in (CONFIG, CONFIG_COPY, METRICS)) and not found:
+        if not (is_begun(folder) or (folder / METRICS).exists() or found):
             other = sorted(path.name for path in folder.iterdir() if FILES.fullmatch(path.name))
             if other:
                 raise UserError(f"--output_dir {wanted} has a file {other[0]} that is not of a run, and a run would write over it; name "

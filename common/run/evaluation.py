@@ -17,12 +17,12 @@ from common.policy.fingerprint import base_fingerprint
 from common.records import Problem
 from common.rollout.choose_engine import choose_engine
 from common.run.claim import own_folder
-from common.run.folder import CONFIG, CONFIG_COPY, lines_of, write_config
+from common.run.folder import CONFIG, is_begun, lines_of, write_config
 from common.run.identity import tokens_fingerprint
 from common.run.lock import Lock
 from common.run.record import config_record
 from common.run.rescue import cause, patiently, remedy, save_elsewhere
-from common.run.saved_config import all_flags, different, read_config, read_record
+from common.run.saved_config import read_config, read_record, what_differs
 from common.verify.answers import extract_answer, is_correct
 
 PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
@@ -36,12 +36,9 @@ def claim_results(config: SamplingConfig) -> Lock:
     wanted = config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}"
     lock = own_folder(Path(wanted), config.output_dir is not None)
     config.output_dir, config.release = str(lock.folder), lock.release
-    if any((lock.folder / name).exists() for name in (CONFIG, CONFIG_COPY)):
+    if is_begun(lock.folder):
         saved = read_config(lock.folder / CONFIG, type(config))
-        before, now = all_flags(saved, type(config)), config.flags()
-        other = [name for name in different(now, before) if name not in config.resumable]
-        if other or saved.script not in (None, "eval"):
-            why = f"--{other[0]} was {before[other[0]]}, not {now[other[0]]}" if other else f"it is of {saved.script}.py"
+        if why := what_differs(saved, config, "eval", config.resumable):
             raise UserError(f"--output_dir {lock.folder} holds another evaluation: {why}; name another folder")
         config.derive(**saved.derived)
     return lock
@@ -54,7 +51,7 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
     """
     record, done = _record(config, problems), []
     try:
-        if any((folder / name).exists() for name in (CONFIG, CONFIG_COPY)):
+        if is_begun(folder):
             saved = read_record(folder / CONFIG)
             done = _rows(folder, config, problems)
             for name in ("engine", "device", "adapter_sha256", "base", "tokens"):

@@ -18,6 +18,11 @@ MARKS = "rows.json"  # in a checkpoint: what METRICS and COMPLETIONS held then
 EVALUATIONS = (("eval/pass@1", "eval/greedy"), ("eval/reward", "eval/reward_greedy"))
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether the folder has the config.json of a run or of an evaluation, or its copy."""
+    return any((folder / name).exists() for name in (CONFIG, CONFIG_COPY))
+
+
 def evaluation_names(row: dict[str, Any]) -> tuple[str, str] | None:
     """The pair of EVALUATIONS that a row of metrics.jsonl has, or None if the row has no evaluation."""
     return next((names for names in EVALUATIONS if names[0] in row), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.config import CommonConfig, SamplingConfig
 from common.interrupt import command
-from common.run.folder import CONFIG
+from common.run.folder import is_begun
 from common.run.resume import checkpoints, what_is_missing
 
 
@@ -19,7 +19,7 @@ def go_on(config: CommonConfig, checkpoint: Path) -> str:
 def stopped_line(config: SamplingConfig, number: int) -> str:
     """The line with which a script ends that a signal stopped outside its steps. It looks at what there is, and says how to go on."""
     folder = Path(config.output_dir) if config.output_dir else None
-    begun = folder is not None and (folder / CONFIG).exists()
+    begun = folder is not None and is_begun(folder)
     said = f"stopped by {signal.Signals(number).name}"
     again = list(sys.argv[1:])
     if begun and "--output_dir" not in again:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +25,17 @@ T = TypeVar("T")
 
 def patiently(lock: Lock, work: Callable[[], T]) -> T:
     """The result of `work`, which writes to the folder of `lock`. Waits for a folder that may come back. Raises OSError if it does not."""
-    for seconds in (*WAITS, 0):
+    for seconds in WAITS:
         try:
             lock.find()
             return work()
         except OSError as error:
-            if seconds == 0 or error.errno not in PASSING or lock.deleted:
+            if error.errno not in PASSING or lock.deleted:
                 raise
             say(f"note: {error.filename or lock.folder} cannot be written ({error.strerror}); the next try is in {seconds} s")
             sleep(seconds)
-    raise AssertionError("the last try returns or raises")
+    lock.find()
+    return work()
 
 
 def save_elsewhere(folder: Path, name: str, fill: Callable[[Path], object]) -> Path | None:
@@ -51,12 +51,6 @@ def save_elsewhere(folder: Path, name: str, fill: Callable[[Path], object]) -> P
                 fill(new)
             return saved
     return None
-
-
-def copy_if_readable(file: Path, folder: Path) -> None:
-    """Copies a file of a folder that may have gone."""
-    with contextlib.suppress(OSError):
-        shutil.copyfile(file, folder / file.name)
 
 
 def cause(error: OSError, folder: Path) -> str:

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.files import damage
 from common.run.folder import CONFIG, CONFIG_COPY, differs, marks
 from common.run.lock import Lock
-from common.run.saved_config import all_flags, different, read_config
+from common.run.saved_config import read_config, what_differs
 
 TRAINER_STATE = "trainer_state.pt"
 IDENTITY = "identity.json"  # fingerprints of what the run is made of; older versions wrote none
@@ -91,11 +91,8 @@ def runs_of(config: SamplingConfig, script: str) -> list[Path]:
         except UserError as error:
             say(f"skipping {folder}: {error}")
             continue
-        other = different(config.flags(), all_flags(saved, type(config)))
-        if saved.script not in (None, script):
-            others.append(f"{folder} is of {saved.script}.py")
-        elif other:
-            others.append(f"{folder} has another --{other[0]}")
+        if why := what_differs(saved, config, script):
+            others.append(f"{folder}: {why}")
         else:
             own.append(folder)
     if others and not own:

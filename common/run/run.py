@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from common.run.lines import Forecast, result_line, sample_line, step_line
 from common.run.model_card import model_card
 from common.run.record import config_record
 from common.run.report import try_report
-from common.run.rescue import cause, copy_if_readable, patiently, remedy, save_elsewhere
+from common.run.rescue import cause, patiently, remedy, save_elsewhere
 from common.run.resume import checkpoints, newest_checkpoint, step_of, what_is_missing
 from common.run.trackers import Tracker, check_login
 
@@ -278,7 +279,8 @@ class Run:
         """Fills the new folder with the whole run, as far as its files can still be read."""
         write_config(folder, self.record)
         for file in self.rows.values():
-            copy_if_readable(self.folder / file.name, folder)
+            with contextlib.suppress(OSError):
+                shutil.copyfile(self.folder / file.name, folder / file.name)
             append(folder / file.name, file.waiting)
         self._write_checkpoint(folder)
 

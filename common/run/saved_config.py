@@ -90,6 +90,15 @@ def different(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
     return [name for name, value in now.items() if name not in START_FLAGS and not _same(name, value, before[name])]
 
 
+def what_differs(saved: Saved, config: SamplingConfig, script: str, but: Set[str] = frozenset()) -> str | None:
+    """How the saved run is another one than this command would start, in words; None if it is the same. but: flags that may differ."""
+    if saved.script not in (None, script):
+        return f"it is of {saved.script}.py"
+    before, now = all_flags(saved, type(config)), config.flags()
+    other = next((name for name in different(now, before) if name not in but), None)
+    return f"its --{other} is {before[other]}, not {now[other]}" if other else None
+
+
 def _same(name: str, one: Any, other: Any) -> bool:
     if one == other or name not in PATHS or one is None or other is None:
         return one == other
