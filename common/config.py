@@ -67,7 +67,7 @@ class SamplingConfig:
     resumable: ClassVar[Set[str]] = frozenset()  # flags that may change when a run or an evaluation goes on
     given: ClassVar[Set[str]] = frozenset()  # names of the flags that were typed, here or for the saved config.json
     derived: ClassVar[dict[str, Any]] = {}  # values that the run worked out itself, by name; config.json has them apart from the flags
-    release: ClassVar[Callable[[], None]] = staticmethod(lambda: None)  # gives the run folder free, once it is taken
+    release: ClassVar[Callable[[], None]] = staticmethod(lambda: None)  # releases the run folder, if it was taken
     seen: ClassVar[tuple[str, ...]] = ()  # the checkpoints among which `auto` chose, by name
     planned: ClassVar[dict[str, int]] = {}  # what the memory plan of a run on a GPU chose beside flags, by name
     before_derived: ClassVar[dict[str, Any]] = {}  # the values of these flags before that
@@ -102,10 +102,9 @@ class SamplingConfig:
         return {**self.tiny_defaults, **longest}
 
     def derive(self, **values: Any) -> None:
-        """Sets values that the run works out itself, as the stop strings of the template. A name may be that of a flag, or a new one for a
-        text.
+        """Sets values that the run works out itself, such as the stop strings of the template. values: flags, and texts under new names.
 
-        A rerun of the saved config.json works them out anew. A resumed run gets those of its checkpoint, all but the planned ones.
+        A rerun of the saved config.json works them out anew. A resumed run keeps those of its checkpoint, except the planned ones.
         """
         values = {name: value for name, value in values.items() if name not in self.given or getattr(self, name) != value}
         self.before_derived = {**{name: getattr(self, name) for name in values if hasattr(self, name)}, **self.before_derived}
@@ -305,14 +304,14 @@ def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any],
     """The config that has `typed` flags, else `saved` flags, else the defaults of the embedded model, else those of the script.
 
     saved: flags of a config.json. typed: flags of the command line. given: names of the saved flags that were typed for that run; None:
-    all of them. The other saved flags are defaults of that time. They do not pass from the embedded model to another, or back.
+    all of them. The other saved flags are defaults of that time. They count if both runs have the embedded model, or neither.
     """
     given = set(saved) if given is None else given & set(saved)
     chosen = {**{name: saved[name] for name in given}, **typed}
     config = config_class(**{**saved, **typed})
     defaults = {} if (config.model == "tiny") != (saved.get("model", config.model) == "tiny") else saved
     own = config.embedded_defaults()
-    longest = {name: own[name] for name in ("max_completion_length",) if name in own}  # of these problems, and not of those saved
+    longest = {name: own[name] for name in ("max_completion_length",) if name in own}  # for this run's problems
     config = config_class(**{**own, **defaults, **longest, **chosen})
     config.given = frozenset(chosen)
     return config

@@ -1,4 +1,4 @@
-"""All that is shown on the console goes through here. Showing never ends a run, and nobody's text can steer the terminal.
+"""All that is shown on the console goes through here. Printing never ends a run, and no text controls the terminal.
 
 `say` prints lines, `fail` ends the process with a line, `bar` makes a progress bar. `guard` protects the two streams of a process as well:
 from libraries, stack traces and Python's own end.
@@ -43,7 +43,7 @@ def bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
 
 
 def shown(text: str, keep: str = "") -> str:
-    r"""The text as a terminal may get it: "\x1b" and other characters that would not be seen themselves are shown as their escapes.
+    r"""The text for a terminal: "\x1b" and other characters that cannot be seen become their escapes.
 
     These are control characters, format characters such as those that turn the direction of writing, line breaks of every kind, and lone
     surrogates. `keep`: characters that stay.
@@ -135,7 +135,7 @@ def show_exception(kind: type[BaseException], error: BaseException, trace: Any) 
 
 
 def _let_go() -> None:
-    """At the end of the process: what a broken stream still holds goes to nowhere, else Python would end with code 120 for it."""
+    """Drops, at the end of the process, what a broken stream still holds. Python would otherwise end with code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.stream.flush()

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there. No link leads their writer, or their reader, to another place.
+"""Files and folders that are whole or not there. A link never leads a writer or a reader to another place.
 
 Whoever may write into a folder could lay a link there under a name that a program is about to write. So everything is written under a
 new name that nobody can know before, and then renamed into place.
@@ -16,11 +16,12 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"  # every file of a folder, with its size and hash
 LARGEST_MANIFEST = 2**20  # bytes; real ones have some thousand
 UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the names of files and folders that are being written. A kill leaves them behind
-NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor waits for the other end of a pipe. Windows has neither
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # and no wait for the other end of a pipe. Windows has neither flag
 
 
 def write_file(path: Path, content: str | bytes | memoryview) -> None:
@@ -121,7 +122,7 @@ def damage(folder: Path, needed: str) -> str | None:
         manifest = json.loads(read_file(folder / MANIFEST))
         for name, entry in manifest.items():
             path = Path(name)
-            if path.is_absolute() or ".." in path.parts or str(path) != name:  # another spelling: the same file could be listed for ever
+            if path.is_absolute() or ".." in path.parts or str(path) != name:  # in another spelling one file could be listed without end
                 return f"{MANIFEST} names {name[:80]}, which is no file of this folder"
             if any((folder / above).is_symlink() for above in path.parents[:-1]):
                 return f"{name} is behind a link"
@@ -195,6 +196,15 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
         os.close(handle)
         raise OSError(errno.EINVAL, f"{what_it_is(path)} and not a plain file", str(path))
     return handle
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these members, for `json.loads`. Raises ValueError if a name occurs twice: which value counts would be a guess."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        left = iter(found)  # the order of first appearance: the first pair that does not follow it is the repeat
+        raise ValueError(f"it has the key {next(name for name, _ in pairs if name != next(left, None))[:80]!r} twice")
+    return found
 
 
 def what_it_is(path: Path) -> str:

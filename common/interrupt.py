@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: what is in hand is finished, and a line says how to go on."""
+"""Signals that ask a process to stop: the work under way is finished, and a line says how to go on."""
 from __future__ import annotations
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 
 # Ctrl-C and kill; then those that schedulers send some time before they kill, and a terminal that closes
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)]
-MAY_BE_IGNORED = SIGNALS[2:]  # whoever started the process chose that, as nohup does; a shell does it to SIGINT of what it starts with &
+MAY_BE_IGNORED = SIGNALS[2:]  # by choice, as with nohup. A shell ignores SIGINT by itself for commands with &
 COME_TWICE = [number for number in SIGNALS if number.name in ("SIGHUP", "SIGXCPU")]  # the system itself repeats them
 
 
@@ -77,7 +77,7 @@ def take_signals(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
 
 
 def end_quietly(name: str) -> None:
-    """For the time before a script has anything to lose: a signal ends it with a line, in place of a stack trace of some import.
+    """Makes a signal end the process with one line. Without this, a signal during the imports would show a stack trace.
 
     name: the `__name__` of the module that calls this. Does nothing if that is not the script which the process runs.
     """

@@ -186,7 +186,7 @@ def parse_command_line(config_class: type[C], file: str) -> C:
 
 
 def run_script(run: Callable[[C], Any], config: C) -> None:
-    """Plans the memory of a training run, then calls `run(config)`. At the end its folder is given free, and removed if it is empty.
+    """Plans the memory of a training run, then calls `run(config)`. At the end its folder is released, and removed if it is empty.
 
     Errors that the user can put right end the process with one line and without a stack trace.
     """

@@ -118,7 +118,7 @@ def test_an_evaluation_goes_on_with_the_same_base_flags_and_derived_values_alone
     monkeypatch.chdir(tmp_path)
     assert evaluate(folder, *flags, "model", monkeypatch=monkeypatch) == first  # the same folder by another path
     assert json.loads((folder / "config.json").read_text())["derived"] == record["derived"]  # kept, and not worked out anew
-    assert "--temperature was 1.0, not 0.5" in evaluate(folder, *flags, "model", "--temperature", "0.5", monkeypatch=monkeypatch)
+    assert "its --temperature is 1.0, not 0.5" in evaluate(folder, *flags, "model", "--temperature", "0.5", monkeypatch=monkeypatch)
     record["script"] = "train_grpo"
     (folder / "config.json").write_text(json.dumps(record))
     assert "it is of train_grpo.py" in evaluate(folder, *flags, "model", monkeypatch=monkeypatch)

@@ -140,7 +140,7 @@ def prompt_date(config: SamplingConfig) -> datetime:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file. Raises OSError or ValueError for a file that is no text of a prompt, as a device without end."""
+    """The text of a file. Raises OSError or ValueError for a file that cannot be such a text, for example a device."""
     if path.exists() and not path.is_file():
         raise ValueError("it is not a plain file")
     if path.stat().st_size > LARGEST_TEXT:

@@ -18,7 +18,7 @@ from common.problems.text_files import RATIO, Rows, check_count, read_csv, read_
 
 FEW = 64  # rows of a table that are unpacked at once
 ROOM_ARROW = 2**30  # as RATIO and ROOM of text files. A table keeps a text that repeats once, so that honest ones unpack to more
-MOST_ENTRIES = 100_000  # files and folders in a folder: more are no data set, but somebody's home
+MOST_ENTRIES = 100_000  # files and folders in a folder. One with more is no data set, but perhaps a home folder
 # which split a file is of, by its name or that of a folder above it
 SPLIT_NAME = re.compile(r"^(train|test|validation)|(?:^|[\W_\d])(train|test|validation|valid|val|dev)(?:$|[\W_\d])", re.I)
 SHORT = {"valid": "validation", "val": "validation", "dev": "validation"}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from common.errors import UserError
+from common.files import without_repeats
 
 Rows = list[dict[str, Any]]
 
@@ -161,7 +162,7 @@ def _are_rows(value: Any) -> bool:
 def _parse(text: str) -> Any:
     """Raises ValueError for text that is not JSON, nests too deeply, names a key twice or has half a character."""
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
+        value = json.loads(text, object_pairs_hook=without_repeats)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # two escapes are one character; one alone is none, and no tokenizer takes it
             json.dumps(value, ensure_ascii=False).encode()
         if text.count("[") + text.count("{") > DEEPEST:
@@ -180,14 +181,6 @@ def _check_depth(value: Any) -> None:
         depth += 1
         if depth > DEEPEST:
             raise RecursionError
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        left = iter(found)  # the order of first appearance: the first pair that does not follow it is the repeat
-        raise ValueError(f"it has the key {next(name for name, _ in pairs if name != next(left, None))[:80]!r} twice")
-    return found
 
 
 def _json_error(error: ValueError, text: str) -> str:

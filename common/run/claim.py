@@ -1,4 +1,4 @@
-"""Whose folder it is: a folder is taken, and looked at, before anything is loaded."""
+"""Takes the folder of a run or an evaluation, and checks it, before anything is loaded."""
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Can this machine run the project on its graphics card? Asked before anything is loaded."""
+"""Checks, before anything is loaded, whether the graphics card of this machine can be used."""
 from __future__ import annotations
 
 import importlib.util
@@ -21,7 +21,7 @@ ON_CPU = "To run on the CPU all the same, set CUDA_VISIBLE_DEVICES="
 
 
 def check_gpu(config: SamplingConfig) -> None:
-    """Raises UserError for an NVIDIA GPU that a real model cannot use, where a run would go on, on the CPU, and for what vLLM lacks."""
+    """Raises UserError for an NVIDIA GPU that cannot be used, and if vLLM lacks something. A run would go on without the GPU."""
     if config.model == "tiny" or getattr(config, "plan_memory", None) is not None:
         return
     if torch.cuda.is_available():

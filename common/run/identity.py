@@ -50,13 +50,13 @@ class Identity:
             raise UserError(f"{self.checkpoint / IDENTITY} is damaged; resume from an older checkpoint")
 
     def check_files(self) -> None:
-        """Of the flags, the reward and the reference. Call it before the code of the reward runs."""
+        """Compares the flags, the reward and the reference. Call it before the code of the reward runs."""
         self._check_flags()
         self._check_reward()
         self._check_reference()
 
     def _check_flags(self) -> None:
-        """Of the flags that may not change on resume, and that name no files."""
+        """Compares the flags that may not change on resume, those that name files apart."""
         may_differ = {*START_FLAGS, *PATHS, *self.config.resumable, "plan_memory"}
         flags = {name: value for name, value in self.config.flags().items() if name not in may_differ}
         before = self.before.get("flags")
@@ -68,7 +68,7 @@ class Identity:
                                 f"it is a copy, {CONFIG_COPY}), or start a new run: --adapter {shlex.quote(str(self.checkpoint))}")
 
     def _check_reward(self) -> None:
-        """Of the file of `--reward`, its function, and the files beside it that it imports. What the function reads is not looked at."""
+        """Compares the file of `--reward`, its function, and files beside it that it imports. What the function reads is not compared."""
         if not self.config.reward:
             return
         path, _, function = self.config.reward.rpartition(":")
@@ -82,7 +82,7 @@ class Identity:
             self._refuse(f"--reward {path}: {f'the file {name}, which it imports,' if name else 'the file'}")
 
     def check(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: list[Problem], held_out: list[Problem]) -> None:
-        """prompt: the prompt of a short question, which shows the template. Call it before weights are loaded."""
+        """Compares all else. prompt: that of a short question, which shows the template. Call it before weights are loaded."""
         self.check_base()
         self._check("tokenizer", tokenizer_fingerprint(tokenizer), f"the tokenizer of --model {self.config.model}")
         self._check("prompt", prompt, f"the prompt template ({self.config.prompt_template}), with its system message,")
@@ -93,7 +93,7 @@ class Identity:
         self._check("tokens", tokens_fingerprint(problems), "the way in which prompts become tokens")
 
     def check_base(self) -> None:
-        """Of the base's files. Where they are still on the hub, nothing is compared: call it again when they have been loaded."""
+        """Compares the files of the base. Nothing is compared while they are still on the hub: call it again when they have been loaded."""
         found = None if "base" in self.now else base_fingerprint(self.config)
         if found is None:
             return
@@ -104,7 +104,7 @@ class Identity:
             self._refuse(f"--model {self.config.model}: the {'list of ' if part == 'end tokens' else ''}{part} of the base")
 
     def _check_reference(self) -> None:
-        """Of the adapter that the run began with. Without a KL term a resumed run does not need it: its checkpoint has its own."""
+        """Compares the adapter that the run began with. Without a KL term a resumed run does not need it: its checkpoint has its own."""
         config = self.config
         if not config.adapter or (self.checkpoint and config.beta == 0):
             return
@@ -191,12 +191,12 @@ def _imports(path: Path, root: Path) -> Iterable[Path]:
 
 
 def flag_fingerprint(value: Any) -> str:
-    """Of the value of a flag. 1 and 1.0 are the same."""
+    """The fingerprint of the value of a flag. 1 and 1.0 have the same."""
     return hashlib.sha256(repr(float(value) if isinstance(value, int) else value).encode()).hexdigest()[:16]
 
 
 def tokens_fingerprint(problems: list[Problem]) -> str:
-    """Of the token ids of all prompts."""
+    """The fingerprint of the token ids of all prompts."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(array("q", (len(problem.prompt_ids), *problem.prompt_ids)).tobytes())

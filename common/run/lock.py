@@ -82,7 +82,7 @@ class Lock:
             raise OSError(errno.EBUSY, "another process has taken the folder, after its lock file was removed", str(self.folder)) from error
 
     def release(self) -> None:
-        """Gives the folder free."""
+        """Releases the folder."""
         atexit.unregister(self.release)
         if os.getpid() != self.pid:  # it is released, or this is a copy of the process, by fork
             return

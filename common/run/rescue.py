@@ -1,4 +1,4 @@
-"""When a folder cannot be written any more: wait for it, and then save what is in memory in another place."""
+"""What is done if a folder cannot be written any more: wait for it, then save what is in memory in another place."""
 from __future__ import annotations
 
 import contextlib

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_orig
 from common.config import PLANNED, SamplingConfig, resolve
 from common.console import say
 from common.errors import UserError
+from common.files import without_repeats
 from common.run.folder import CONFIG, CONFIG_COPY
 
 START_FLAGS = ("config", "resume_from_checkpoint", "output_dir")  # these say how a run is started; a saved config does not pass them on
@@ -50,7 +51,7 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise ValueError("there is no such file")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes")
-        record = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_refused)
+        record = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats, parse_constant=_refused)
         if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
             raise ValueError("it has no flags")
         return record
@@ -169,16 +170,6 @@ def _refuse(path: Path, name: str, value: Any, wanted: str) -> NoReturn:
     shown = json.dumps(value)
     raise UserError(f"{path}: {name} is {shown if len(shown) <= 80 else f'{shown[:80]}...'}, and must be {wanted}; correct the file, or "
                     f"give another config.json")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object with these members. Raises ValueError if a name occurs twice: which value counts would be a guess."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"it has {name[:80]!r} twice")
-        found[name] = value
-    return found
 
 
 def _refused(constant: str) -> NoReturn:

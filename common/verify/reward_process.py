@@ -1,7 +1,7 @@
 """The run's side of a process that calls a reward of the user. reward_worker.py is the other side.
 
-The process may do anything, so nothing that it sends is believed before a look: an answer has the unguessable number of its call, and
-time, length and form are limited. Whatever else comes is the failure of the calls in hand, and the process is replaced.
+The process may do anything, so everything that it sends is checked: an answer has the unguessable number of its call, and time, length
+and form are limited. If anything else comes, the calls under way have failed, and the process is replaced.
 """
 from __future__ import annotations
 

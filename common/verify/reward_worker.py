@@ -123,7 +123,7 @@ def kind_of(function: Callable[..., Any]) -> dict[str, Any]:
 # ---- processes and limits ---------------------------------------------------------------------------------------------
 
 def take_signals(handler: Any) -> None:
-    """Makes `handler` that of the signals that ask a run to stop. A program that is started has the defaults again."""
+    """Sets the handler of the signals that ask a run to stop. Programs that are started have the default handlers again."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
         signal.signal(getattr(signal, name), handler)
 

@@ -149,7 +149,7 @@ CAUSES = {
     "derived_of_a_wrong_type": "stop is",
     "no_object": "it has no flags",
     "flags_no_object": "it has no flags",
-    "a_flag_twice": "it has 'seed' twice",
+    "a_flag_twice": "it has the key 'seed' twice",
     "not_a_number": "the value NaN",
     "infinite": "a finite number",
     "number_of_5000_digits": "is not the config.json",
@@ -180,7 +180,7 @@ def test_a_hostile_or_damaged_config_is_one_line_that_names_the_file(case, scrip
     [
         (b"", "Expecting value"),
         (b'{"flags": null}', "it has no flags"),
-        (b'{"flags": {}, "flags": {"seed": 2}}', "it has 'flags' twice"),
+        (b'{"flags": {}, "flags": {"seed": 2}}', "it has the key 'flags' twice"),
         (b'{"flags": {"learning_rate": -Infinity}}', "the value -Infinity"),
         (b'{"flags": {"stop": ["\xff"]}}', "utf-8"),
         (b'{"flags": {"stop": 1e999}}', "stop is"),
