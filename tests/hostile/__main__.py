@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.hostile import makers
+
 HERE = Path(__file__).parent
 
 
@@ -14,9 +16,8 @@ def cases() -> Iterator[tuple[str, str, Callable[[Path], Path]]]:
     """(module, case, function) of every function `make_<case>` of the modules beside this file."""
     sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]  # as in the tests: the repository and tests/
     for module in sorted(module.name for module in pkgutil.iter_modules([str(HERE)]) if module.name != "__main__"):
-        for name, function in vars(importlib.import_module(f"hostile.{module}")).items():
-            if name.startswith("make_") and function.__module__ == f"hostile.{module}":
-                yield module, name.removeprefix("make_"), function
+        for case, make in makers(importlib.import_module(f"hostile.{module}")).items():
+            yield module, case, make
 
 
 def main(out: Path) -> None:

@@ -3,19 +3,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers import save_random_model
-
-from common.tiny.model import build_tokenizer
-from common.tiny.task import Arithmetic
+from hostile.models import base
 
 PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 
 
 def model(folder: Path, template: str) -> Path:
     """A small random model with this chat template."""
-    tokenizer = build_tokenizer(Arithmetic())
-    tokenizer.chat_template = template
-    return save_random_model(folder, "llama", tokenizer)
+    (base(folder) / "chat_template.jinja").write_text(template)
+    return folder
 
 
 def make_loops(folder: Path) -> Path:

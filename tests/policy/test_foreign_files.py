@@ -5,6 +5,7 @@ import re
 import hostile.adapters
 import hostile.models
 import pytest
+from hostile import makers
 
 from common.config import CommonConfig
 from common.errors import UserError
@@ -110,10 +111,6 @@ MODELS = {
     "no_tokenizer": r"the folder has no tokenizer",
     "no_end_token": r"has no end-of-sequence token",
 }
-
-
-def makers(module):
-    return {name.removeprefix("make_"): function for name, function in vars(module).items() if name.startswith("make_")}
 
 
 @pytest.fixture(scope="module")

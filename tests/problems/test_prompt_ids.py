@@ -1,6 +1,5 @@
 """Prompts as the tokenizers and chat templates of real families write them, and templates that were written against us."""
 
-import inspect
 import json
 import os
 from datetime import datetime
@@ -8,6 +7,7 @@ from datetime import datetime
 import pytest
 import torch
 from helpers import completions, evaluate, run, save_random_model
+from hostile import makers
 from hostile import templates as hostile
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
@@ -78,8 +78,13 @@ HARMONY = (
     "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
-TWO_BEGINS = "{{ bos_token }}" + LLAMA3
 TURNS = ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"]
+
+
+def llama3(template):
+    tokens = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer = make_tokenizer("bytes", tokens, template, before=tokens[:1], bos_token=tokens[0], eos_token=tokens[1])
+    return tokenizer, ["<|end_of_text|>", "<|eot_id|>"]
 
 
 def family(name):
@@ -89,28 +94,8 @@ def family(name):
             make_tokenizer("bytes", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], CHATML, eos_token="<|endoftext|>"),
             ["<|endoftext|>", "<|im_end|>"],
         ),
-        "llama 3": lambda: (
-            make_tokenizer(
-                "bytes",
-                ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-                LLAMA3,
-                before=["<|begin_of_text|>"],
-                bos_token="<|begin_of_text|>",
-                eos_token="<|end_of_text|>",
-            ),
-            ["<|end_of_text|>", "<|eot_id|>"],
-        ),
-        "llama 3, two begins": lambda: (
-            make_tokenizer(
-                "bytes",
-                ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-                TWO_BEGINS,
-                before=["<|begin_of_text|>"],
-                bos_token="<|begin_of_text|>",
-                eos_token="<|end_of_text|>",
-            ),
-            ["<|end_of_text|>", "<|eot_id|>"],
-        ),
+        "llama 3": lambda: llama3(LLAMA3),
+        "llama 3, two begins": lambda: llama3("{{ bos_token }}" + LLAMA3),
         "llama 2, add_eos_token": lambda: (
             make_tokenizer("pieces", ["<s>", "</s>"], LLAMA2, before=["<s>"], behind=["</s>"], bos_token="<s>", eos_token="</s>"),
             ["</s>"],
@@ -356,7 +341,7 @@ CANNOT = {
     "import": "no loader",
     "only_later": "it takes more than 1 GiB of memory",
 }
-MAKERS = {name.removeprefix("make_"): make for name, make in inspect.getmembers(hostile) if name.startswith("make_")}
+MAKERS = makers(hostile)
 
 
 @pytest.mark.parametrize("case", sorted(MAKERS))

@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import inspect
 import io
 import json
 import sys
@@ -10,6 +9,7 @@ import sys
 import datasets
 import pytest
 from hostile import data as hostile
+from hostile import makers
 
 from common.config import CommonConfig
 from common.errors import UserError
@@ -227,7 +227,7 @@ REFUSED = {
     "link_to_itself": "train.jsonl cannot be read: Too many levels",
 }
 HARMLESS = {"arrow_with_a_pickle": 20, "folder_with_a_script": 20, "folder_that_leads_back": 1}  # case -> rows
-MAKERS = {name.removeprefix("make_"): make for name, make in inspect.getmembers(hostile) if name.startswith("make_")}
+MAKERS = makers(hostile)
 
 
 @pytest.mark.parametrize("case", sorted(MAKERS))

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from hostile import folders
+from hostile import folders, makers
 
 import common.run.report as report
 from common.errors import UserError
@@ -13,7 +13,7 @@ from common.run.folder import METRICS, Rows, cut_back, marks
 from common.run.resume import newest_checkpoint, what_is_missing
 from common.run.saved_config import read_record
 
-CASES = {name.removeprefix("make_"): make for name, make in vars(folders).items() if name.startswith("make_")}
+CASES = makers(folders)
 REFUSED = [case for case in CASES if case.endswith(("that_is_a_link", "that_are_a_link", "that_are_a_pipe", "that_are_a_folder"))]
 
 

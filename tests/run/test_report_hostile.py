@@ -1,12 +1,12 @@
 """The page of a run folder that somebody else made."""
 
-import inspect
 import json
 import os
 import random
 import sys
 
 import pytest
+from hostile import makers
 from hostile import pages as hostile
 from hostile.folders import make_report_that_is_a_link
 
@@ -22,7 +22,7 @@ REFUSED = {
     "metrics_device": "metrics.jsonl cannot be read: it is a link",
     "completions_line_without_end": "completions.jsonl has a line of more than 64 MiB",
 }
-MAKERS = {name.removeprefix("make_"): make for name, make in inspect.getmembers(hostile) if name.startswith("make_")}
+MAKERS = makers(hostile)
 PAGES = sorted(name for name in MAKERS if not name.startswith("manifest"))
 
 
