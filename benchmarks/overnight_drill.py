@@ -31,6 +31,7 @@ from measure import parser, show
 from same_run import changes, differences, snapshot
 
 from common.console import fail, say
+from common.run.resume import checkpoints
 
 DATA = "--dataset arithmetic:warm_steps=80,values=18,tiers=plus:1:1-2,habits=0.3:0.3:0.3,train=60,test=30"  # a task for seconds
 SIZES = "--problems_per_step 4 --num_generations 4 --eval_problems 8 --eval_steps 2 --save_steps 1 --resume_from_checkpoint auto"
@@ -99,7 +100,7 @@ class Drill:
         """Oldest first. Of an evaluation: the file of its problems, after the first ones."""
         if self.target == "eval":
             return [self.folder / "problems.jsonl"] * min(2, self.done())
-        return sorted(self.folder.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]))
+        return checkpoints(self.folder)
 
     def undisturbed(self) -> None:
         """Makes the run to compare with, and takes the time."""

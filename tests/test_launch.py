@@ -233,6 +233,9 @@ def test_a_folder_of_another_command_is_refused_with_the_first_flag_that_differs
         parse_config(Config, [*AUTO, "--output_dir", str(unsaved), "--seed", "3"], "train_y")
     assert content(unsaved) == before
     assert parse(*AUTO, "--output_dir", str(unsaved), "--seed", "3", "--max_steps", "7").resume_from_checkpoint == "auto"
+    (unsaved / "config.json").rename(unsaved / ".config.json")  # the copy alone is left
+    with pytest.raises(UserError, match="holds another run: its --seed is 3, not 4"):
+        parse(*AUTO, "--output_dir", str(unsaved), "--seed", "4")
 
 
 # ---- code -----------------------------------------------------------------------------------------------------------
