@@ -58,7 +58,7 @@ audit: .venv-audit/installed
 
 .venv-audit/installed:
 	$(PYTHON) -m venv .venv-audit
-	.venv-audit/bin/pip install pip-audit==2.10.1
+	.venv-audit/bin/pip install pip-audit==2.10.1 tqdm==4.70.1
 	touch $@
 
 clean:

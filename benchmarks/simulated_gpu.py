@@ -120,6 +120,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
         script, model, card, four_bits, layers = sys.argv[2:]
         os.environ["HF_HUB_OFFLINE"] = "1"
-        print(json.dumps(inside(script, model, float(card), four_bits == "1", int(layers) if layers else None)))
+        say(json.dumps(inside(script, model, float(card), four_bits == "1", int(layers) if layers else None)))
     else:
         main()

@@ -8,4 +8,6 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # Locks of folders, processes of rewards and limits of memory are those of Unix.
 if sys.platform == "win32" or not all(importlib.util.find_spec(name) for name in ("fcntl", "resource")):
-    raise SystemExit("error: Vinery needs Linux or macOS; on Windows it runs inside WSL (wsl --install)")
+    from common.console import fail
+
+    fail("error: Vinery needs Linux or macOS; on Windows it runs inside WSL (wsl --install)")

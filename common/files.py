@@ -21,7 +21,7 @@ from typing import Any
 MANIFEST = "manifest.json"  # every file of a folder, with its size and hash
 LARGEST_MANIFEST = 2**20  # bytes; real ones have some thousand
 UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.tmp")  # the names of files and folders that are being written. A kill leaves them behind
-NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # and no wait for the other end of a pipe. Windows has neither flag
+NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK  # and no wait for the other end of a pipe
 
 
 def write_file(path: Path, content: str | bytes | memoryview) -> None:
@@ -187,7 +187,7 @@ def probe(folder: Path, size: int = 1) -> int:
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
     """A handle of a plain file. Raises OSError for a link, a pipe, a device or a folder, which could hang or lead elsewhere."""
     try:
-        handle = os.open(path, flags | NO_LINK | getattr(os, "O_CLOEXEC", 0), 0o666)
+        handle = os.open(path, flags | NO_LINK, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP or (error.errno == errno.ENXIO and path.exists()):  # ENXIO: a pipe without a reader, or a socket
             raise OSError(errno.EINVAL, f"{what_it_is(path)} and not a plain file", str(path)) from error

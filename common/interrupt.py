@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 # Ctrl-C and kill; then those that schedulers send some time before they kill, and a terminal that closes
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 MAY_BE_IGNORED = SIGNALS[2:]  # by choice, as with nohup. A shell ignores SIGINT by itself for commands with &
-COME_TWICE = [number for number in SIGNALS if number.name in ("SIGHUP", "SIGXCPU")]  # the system itself repeats them
+COME_TWICE = [signal.SIGHUP, signal.SIGXCPU]  # the system itself repeats them
 
 
 class Stopped(KeyboardInterrupt):

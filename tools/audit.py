@@ -9,10 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.console import guard, say
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def main() -> int:
+def main() -> None:
+    guard()
     found, unknown = [], []
     for lock in ("requirements.lock", "requirements-cpu.lock"):
         command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--format", "json", "--requirement", str(ROOT / lock)]
@@ -24,12 +28,12 @@ def main() -> int:
         unknown += [package["name"] for package in packages if "skip_reason" in package]
         found += [f"{lock}: {package['name']} {package['version']}: {advisory['id']}" for package in packages
                   for advisory in package.get("vulns", ())]
-    print(*found, sep="\n", end="\n" if found else "")
+    say(*found)
     if unknown:
-        print(f"no advisories could be had for {len(unknown)} packages ({', '.join(unknown[:3])}, ...), so nothing is known about them; "
-              "is there a network?")
-    return 1 if found else 2 if unknown else 0
+        say(f"no advisories could be had for {len(unknown)} packages ({', '.join(unknown[:3])}, ...), so nothing is known about them; "
+            "is there a network?")
+    sys.exit(1 if found else 2 if unknown else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

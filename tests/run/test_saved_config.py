@@ -202,7 +202,7 @@ def test_a_file_that_is_no_config_is_refused_in_one_line(text, cause, tmp_path):
 def test_a_hostile_checkpoint_is_refused_before_its_code_runs(case, cause, tmp_path, monkeypatch):
     made = getattr(runs, f"make_checkpoint_{case}")(tmp_path)
     found = run("train_grpo", tmp_path, "--resume_from_checkpoint", str(made), monkeypatch=monkeypatch, quick=[])
-    assert cause in found and "\n" not in found and len(found) < 600
+    assert cause in found and "\n" not in found and len(found.replace(str(tmp_path), "")) < 400
     assert not (tmp_path / "ran").exists()
 
 
