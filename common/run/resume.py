@@ -11,7 +11,7 @@ from common.config import SamplingConfig, run_prefix
 from common.console import say
 from common.errors import UserError
 from common.files import damage
-from common.run.folder import CONFIG, CONFIG_COPY, differs, marks
+from common.run.folder import CONFIG, CONFIG_COPY, differs, is_begun, marks
 from common.run.lock import Lock
 from common.run.saved_config import read_config, what_differs
 
@@ -44,7 +44,7 @@ def find_checkpoint(config: SamplingConfig, script: str) -> Path | None:
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem}); give "
                             f"{inside[-1] if inside else 'a checkpoint-N folder, or auto'}")
         for folder in (Path(wanted), Path(wanted).resolve()):  # a link to a checkpoint, or `.`, has its run folder elsewhere
-            if any((folder.parent / name).exists() for name in (CONFIG, CONFIG_COPY)):
+            if is_begun(folder.parent):
                 return folder
         raise UserError(f"--resume_from_checkpoint {wanted}: there is no {CONFIG} of its run beside it; resume it in its run folder, or "
                         f"start a new run from its adapter: --adapter {shlex.quote(wanted)}")
