@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from helpers import evaluate, make_policy, metrics, run, save_random_model
+from helpers import QUICK, evaluate, make_policy, metrics, run, save_random_model
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,7 +15,7 @@ from common.config import CommonConfig
 from common.errors import UserError
 from common.policy.merge import merge
 from common.policy.micro_batches import microbatches
-from common.policy.pretrained import load_tokenizer
+from common.policy.pretrained import load_model_config, load_tokenizer, model_folder
 from common.records import Problem, Request, derive_seed, make_batch
 from common.rollout.choose_engine import connect
 from common.rollout.transformers_engine import TransformersEngine
@@ -309,8 +309,9 @@ def test_an_adapter_gives_the_same_greedy_answers_in_plain_peft_in_vllm_and_merg
     texts = greedy_texts(tmp_path / "vllm")
     assert texts == greedy_texts(tmp_path / "transformers") and texts != greedy_texts(tmp_path / "base")  # the adapter matters
 
-    base = json.loads((tmp_path / "run" / "checkpoint-15" / "adapter_config.json").read_text())["base_model_name_or_path"]
-    merge(base, adapter, str(tmp_path / "merged"))
+    config = CommonConfig(dataset=QUICK[1], adapter=adapter)
+    base = model_folder(config)
+    merge(config, load_model_config(config), tmp_path / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
