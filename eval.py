@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 from common.config import CommonConfig, SamplingConfig, flag
 from common.console import bar, say
 from common.errors import UserError
-from common.launch import parse_command_line, run_script
+from common.launch import for_programs, parse_command_line, run_script
 
 
 @dataclass
@@ -169,6 +169,7 @@ def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@for_programs
 def evaluate_model(config: Config) -> dict[str, Any]:
     """The content of summary.json. Samples and verifies all problems, except those that the result folder already has."""
     config.complete()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from common.config import CommonConfig, flag
 from common.errors import UserError
-from common.launch import parse_command_line, run_script
+from common.launch import for_programs, parse_command_line, run_script
 
 
 @dataclass
@@ -134,6 +134,7 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: floa
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@for_programs
 def train(config: Config) -> None:
     """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
     run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step

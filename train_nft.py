@@ -27,7 +27,7 @@ from typing import Literal
 
 from common.config import CommonConfig, flag
 from common.errors import UserError
-from common.launch import parse_command_line, run_script
+from common.launch import for_programs, parse_command_line, run_script
 
 
 @dataclass
@@ -157,6 +157,7 @@ def completion_old_logps(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tens
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@for_programs
 def train(config: Config) -> None:
     """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
     run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step

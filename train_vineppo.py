@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from common.config import CommonConfig, flag
 from common.errors import UserError
-from common.launch import parse_command_line, run_script
+from common.launch import for_programs, parse_command_line, run_script
 
 
 @dataclass
@@ -200,6 +200,7 @@ def estimate_values(states: list[State], engine: Engine, reward: Reward, tokeniz
     return dict(zip(states, scores.mean(dim=1).tolist(), strict=True))
 
 
+@for_programs
 def train(config: Config) -> None:
     """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
     run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step

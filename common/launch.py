@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import difflib
 import errno
+import functools
 import os
 import re
 import shlex
@@ -32,7 +33,7 @@ from common.errors import UserError
 from common.interrupt import Stop, Stopped
 from common.run.claim import tidy
 from common.run.folder import CONFIG, is_begun
-from common.run.go_on import stopped_line
+from common.run.go_on import script_of, stopped_line
 from common.run.rescue import cause, remedy
 from common.run.resume import IDENTITY, checkpoints, find_checkpoint, step_of
 from common.run.saved_config import PATHS, Saved, all_flags, different, read_config, what_differs
@@ -106,6 +107,33 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     typed = Parser(config_class).typed(argv)
     if typed.get("stop"):
         typed["stop"] = [text.replace("\\n", "\n") for text in typed["stop"]]
+    return _resolved(config_class, typed, argv, script)
+
+
+def for_programs(run: Callable[[C], Any]) -> Callable[[C], Any]:
+    """Makes the function of a script fit for a program or a notebook that calls it, with a config that it made itself.
+
+    --config and --resume_from_checkpoint are resolved as on the command line. However the function ends, its folder is given free.
+    """
+    @functools.wraps(run)
+    def called(config: C) -> Any:
+        try:
+            if "given" not in vars(config) and (config.config or getattr(config, "resume_from_checkpoint", None)):  # not of a command line
+                typed = {spec.name: getattr(config, spec.name) for spec in fields(config)
+                         if spec.name in config.passed or getattr(config, spec.name) != spec.default}
+                try:
+                    vars(config).update(vars(_resolved(type(config), typed, [], script_of(config).stem)))
+                except SystemExit:  # the run has done all its steps; the program goes on
+                    return None
+            return run(config)
+        finally:
+            config.release()
+
+    return called
+
+
+def _resolved(config_class: type[C], typed: dict[str, Any], argv: list[str], script: str) -> C:
+    """The config of the flags that were `typed`, checked, as `parse_config`."""
     saved = read_config(Path(typed["config"]), config_class) if typed.get("config") else None
     if saved:
         _refuse_code(saved, typed, [f"{script}.py", *argv])
