@@ -23,7 +23,8 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from common.errors import UserError
 
 CONFIG, GENERATION, TOKENIZER, INDEX = "config.json", "generation_config.json", "tokenizer.json", "model.safetensors.index.json"
-TEXTS = (CONFIG, GENERATION, TOKENIZER, INDEX, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TEXTS = (CONFIG, GENERATION, TOKENIZER, INDEX, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json",
          "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "adapter_config.json", "processor_config.json",
          "preprocessor_config.json")
 VOCABULARIES = (TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model",
@@ -45,6 +46,8 @@ tokenizer = Tokenizer.from_file(sys.argv[1])
 for text in ("a", "A", "0", " ", "-", "\\n", "ab 1, ", "x" * 60 + " "):
     tokenizer.encode(text * 200)
 """
+CLASSES = re.compile(r"\w*(Tokenizer|TokenizerFast|Backend)")  # names of tokenizers; a library would call any of its classes by its name
+MOST_TOKENS = 50_000  # added tokens of a tokenizer_config.json: each takes a library longer than the one before
 PATIENCE = 60.0  # seconds. The largest tokenizers take 5
 
 
@@ -66,19 +69,27 @@ def check_texts(model: str) -> None:
     if os.path.lexists(folder / "adapter_config.json"):
         raise UserError(f"--model {model}: the folder holds an adapter. Give its base as --model, and this folder as --adapter. If "
                         "it also holds a whole model, move adapter_config.json to another place")
-    for name in TEXTS:
+    for path in (*(folder / name for name in TEXTS), *folder.glob("additional_chat_templates/*")):
+        if os.path.lexists(path):
+            check_plain(path)
+    for name in VOCABULARIES:  # without it a library may begin with an empty vocabulary
         if os.path.lexists(folder / name):
-            check_plain(folder / name)
+            check_plain(folder / name, None if name in TEXTS else LARGEST)
     if os.path.lexists(folder / CONFIG):
         check_config(folder / CONFIG)
-    for name in (GENERATION, "tokenizer_config.json"):
-        if os.path.lexists(folder / name):
-            read_json(folder / name)
+    if os.path.lexists(folder / GENERATION):
+        read_json(folder / GENERATION)
+    if os.path.lexists(folder / TOKENIZER_CONFIG):
+        check_tokenizer_config(folder / TOKENIZER_CONFIG)
 
 
 def check_config(path: Path) -> None:
     """Raises UserError for a config.json that needs code of its own, or that would make a library work without bounds."""
     settings = read_json(path)
+    _check_class(path, settings)
+    if settings.get("transformers_weights"):
+        raise UserError(f"{path}: transformers_weights names another file than model.safetensors, which would be read unchecked; "
+                        "give it that name, and remove the entry")
     kind = settings.get("model_type")
     if kind is not None and kind not in CONFIG_MAPPING:
         own = " and comes with code of its own (auto_map), which is never run" if "auto_map" in settings else ""
@@ -92,6 +103,26 @@ def check_config(path: Path) -> None:
         most = next((most for end, most in LIMITS.items() if re.search(end, key)), None)
         if most is not None and isinstance(value, int | float) and value > most:
             raise UserError(f"{path}: {key} is {value:.6g}, more than any model has ({most:,} at most); the file is damaged or hostile")
+
+
+def check_tokenizer_config(path: Path) -> None:
+    """Raises UserError for settings that would make a library use something else than a tokenizer, or another file, or take very long."""
+    settings = read_json(path)
+    _check_class(path, settings)
+    if settings.get("fast_tokenizer_files"):
+        raise UserError(f"{path}: fast_tokenizer_files names other files than tokenizer.json, which would be read unchecked; remove the "
+                        "entry")
+    for key, value in settings.items():
+        if isinstance(value, list | dict) and len(value) > MOST_TOKENS:
+            raise UserError(f"{path}: {key[:80]} has {len(value):,} entries, and no tokenizer has more than {MOST_TOKENS:,}; the file is "
+                            "damaged or hostile")
+
+
+def _check_class(path: Path, settings: dict[str, Any]) -> None:
+    name = settings.get("tokenizer_class")
+    if name is not None and not (isinstance(name, str) and CLASSES.fullmatch(name)):
+        raise UserError(f"{path}: tokenizer_class {str(name)[:80]!r} is not a tokenizer of transformers, and code of its own is never "
+                        "run; correct it, or remove the entry")
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:

@@ -82,12 +82,15 @@ def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful
     try:
         state = torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True)
         torch.set_rng_state(state["rng"])
+        for name, part in parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
+    except UserError:
+        raise
     except Exception as error:  # somebody else may have written the file, and torch raises whatever it likes
         raise UserError(f"{folder / TRAINER_STATE} is not the state of a run ({type(error).__name__}); it is not read, as such a file "
                         "can hold code. Resume from a checkpoint of your own") from error
     for name, part in parts.items():
-        if name in state:
-            part.load_state_dict(state[name])
-        elif part.state_dict():
+        if name not in state and part.state_dict():
             say(f"note: {folder} has no state of {name}: it was written by an older version, and {name} begins anew")
     return state["step"]

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def is_begun(folder: Path) -> bool:
 
 def evaluation_names(row: dict[str, Any]) -> tuple[str, str] | None:
     """The pair of EVALUATIONS that a row of metrics.jsonl has, or None if the row has no evaluation."""
-    return next((names for names in EVALUATIONS if names[0] in row), None)
+    return next((names for names in EVALUATIONS if set(names) <= row.keys()), None)
 
 
 def comparable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,7 +85,7 @@ class Rows:
         mark = marks(checkpoint).get(self.name)
         if mark and not differs(path, mark):
             cut(path, mark["bytes"])
-            rows = [json.loads(line) for line in read_file(path).splitlines()] if self.name == METRICS else []
+            rows = [row for line in read_file(path).splitlines() if (row := _row(line, METRICS))] if self.name == METRICS else []
         else:
             rows = cut_back(path, step)
             if mark:
@@ -101,14 +100,14 @@ def marks(checkpoint: Path) -> dict[str, dict[str, Any]]:
     try:
         found = json.loads(read_file(checkpoint / MARKS))
         return {name: {"bytes": int(found[name]["bytes"]), "sha256": str(found[name]["sha256"])} for name in (METRICS, COMPLETIONS)}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return {}
 
 
 def differs(path: Path, mark: dict[str, Any]) -> bool:
     """Whether a file no longer begins with what it held at a checkpoint."""
     try:
-        return path.stat().st_size < mark["bytes"] or sha256(path, mark["bytes"]) != mark["sha256"]
+        return not 0 <= mark["bytes"] <= path.stat().st_size or sha256(path, mark["bytes"]) != mark["sha256"]
     except FileNotFoundError:
         return mark["bytes"] > 0
     except OSError:  # it is no plain file any more, or cannot be read
@@ -119,12 +118,20 @@ def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
     """Drops the rows of a jsonl file that are later than `step`, and a last row that was cut off. Returns the rows that are left."""
     rows, lines = [], []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:  # as bytes, since a character may have been cut too
-        try:
-            row = json.loads(line)
-        except ValueError:  # UnicodeDecodeError is one
-            continue
-        if isinstance(row, dict) and row.get("step", math.inf) <= step:
+        row = _row(line, path.name)
+        if row and row["step"] <= step:
             rows.append(row)
             lines.append(line.decode() + "\n")
     write_file(path, "".join(lines))
     return rows
+
+
+def _row(line: bytes, name: str) -> dict[str, Any] | None:
+    """The row in a line of the jsonl file `name`, or None if it has no step, or if a metric is no number."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    return row if name != METRICS or all(isinstance(value, int | float) for value in row.values()) else None

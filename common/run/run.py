@@ -208,7 +208,10 @@ class Run:
         return {"step": self.step, "num_tokens": self.num_tokens, "num_completions": self.num_completions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.num_tokens, self.num_completions = state["step"], state["num_tokens"], state["num_completions"]
+        counts = [state[name] for name in ("step", "num_tokens", "num_completions")]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("no counts")
+        self.step, self.num_tokens, self.num_completions = counts
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 

@@ -151,7 +151,8 @@ class CustomReward:
         return {"failures": dict(self.failures), "lowest": self.lowest, "usual": self.usual}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.failures, self.lowest, self.usual = state["failures"], state["lowest"], state["usual"]
+        self.failures = {name: int(state["failures"][name]) for name in self.failures}
+        self.lowest, self.usual = None if state["lowest"] is None else float(state["lowest"]), float(state["usual"])
 
     def _loaded(self, worker: Worker) -> dict[str, Any]:
         """The kind of the function, when a process has loaded it. Raises UserError if it does not load."""

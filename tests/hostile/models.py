@@ -374,3 +374,38 @@ def make_no_end_token(folder: Path) -> Path:
     base(folder, eos_token_id=None)
     (folder / "generation_config.json").unlink(missing_ok=True)
     return edit(folder, "tokenizer_config.json", eos_token=None)
+
+
+def make_tokenizer_of_another_class(folder: Path) -> Path:
+    return edit(base(folder), "tokenizer_config.json", tokenizer_class="AutoModel")
+
+
+def make_tokenizer_of_another_name(folder: Path) -> Path:
+    """Not tried as tokenizer.json is: the slow pattern is in the file that the settings name."""
+    make_tokenizer_pattern_slow(folder).joinpath("tokenizer.json").rename(folder / "tokenizer.4.0.json")
+    shutil.copy(_made() / "tokenizer.json", folder)
+    return edit(folder, "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.json"])
+
+
+def make_tokenizer_many_tokens(folder: Path) -> Path:
+    tokens = {str(i): {"content": f"<{i}>", "special": False} for i in range(138, 200_000)}
+    return edit(base(folder), "tokenizer_config.json", added_tokens_decoder=tokens)
+
+
+def make_sentencepiece_a_pipe(folder: Path) -> Path:
+    (base(folder) / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.model")
+    return folder
+
+
+def make_template_without_end(folder: Path) -> Path:
+    """A template beside the one that is used: 100 GB that take no room on the disk."""
+    (base(folder) / "additional_chat_templates").mkdir()
+    with open(folder / "additional_chat_templates" / "tools.jinja", "wb") as file:
+        file.truncate(10**11)
+    return folder
+
+
+def make_weights_of_another_name(folder: Path) -> Path:
+    os.mkfifo(base(folder, transformers_weights="other.safetensors") / "other.safetensors")
+    return folder

@@ -55,9 +55,15 @@ ADAPTERS = {
     "base_model_in_folder": HARMLESS,
 }
 MODELS = {
+    "tokenizer_of_another_class": r"tokenizer_config.json: tokenizer_class 'AutoModel' is not a tokenizer of transformers",
+    "tokenizer_of_another_name": r"tokenizer_config.json: fast_tokenizer_files names other files than tokenizer.json",
+    "tokenizer_many_tokens": r"tokenizer_config.json: added_tokens_decoder has 199,862 entries",
+    "sentencepiece_a_pipe": r"tokenizer.model is no file but a folder, a pipe or a device",
+    "template_without_end": r"tools.jinja has 100000 MB, and at most 64 MB are read",
+    "weights_of_another_name": r"config.json: transformers_weights names another file than model.safetensors",
     "code_unknown_type": r"config.json: the model type 'theirs' is unknown .* code of its own \(auto_map\), which is never run",
     "code_known_type": HARMLESS,
-    "code_of_tokenizer": r"its files need code of their own \(auto_map\), which is never run",
+    "code_of_tokenizer": r"tokenizer_class 'Theirs' is not a tokenizer of transformers, and code of its own is never run",
     "code_of_generation": HARMLESS,
     "code_of_kernel": r"attn_implementation 'somebody/kernel' names code on the hub, which is never run",
     "code_of_another_repository": r"which is never run",

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.policy.optim import make_optimizer
 from common.run.checkpoint import load_checkpoint, save_checkpoint
 from common.run.resume import checkpoints, newest_checkpoint, what_is_missing
+from common.run.run import Run
 
 
 class Counter:
@@ -137,3 +138,28 @@ MANIFESTS = {
 @pytest.mark.parametrize("case", MANIFESTS)
 def test_a_manifest_of_other_people_reads_nothing_elsewhere(case, tmp_path):
     assert re.search(MANIFESTS[case], what_is_missing(getattr(pages, f"make_manifest_{case}")(tmp_path)))
+
+
+@pytest.mark.parametrize("state", [[1], {}, {"value": "x"}, {"value": -1}])
+def test_a_state_of_other_people_is_refused_in_one_line(state, policy, tmp_path):
+    class Part:
+        def state_dict(self):
+            return state
+
+        def load_state_dict(self, state):
+            if state["value"] < 0:
+                raise ValueError
+
+    folder = save_checkpoint(tmp_path, 1, [policy], {"part": Part()}, keep=0, card="# card")
+    with pytest.raises(UserError, match=r"trainer_state.pt is not the state of a run"):
+        load_checkpoint(folder, [policy], {"part": Part()})
+
+
+def test_the_progress_of_a_run_is_counts():
+    run = object.__new__(Run)
+    good = {"step": 2, "num_tokens": 5, "num_completions": 4}
+    run.load_state_dict(good)
+    assert run.state_dict() == good
+    for wrong in ({"step": -(10**9)}, {"num_tokens": "5"}, {"num_completions": None}):
+        with pytest.raises(ValueError, match="no counts"):
+            run.load_state_dict({**good, **wrong})

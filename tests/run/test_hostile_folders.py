@@ -1,5 +1,6 @@
 """Run folders that another person made, or that something damaged: one line, and nothing outside the folder is written to."""
 
+import hashlib
 import json
 import sys
 
@@ -9,7 +10,7 @@ from hostile import folders, makers
 import common.run.report as report
 from common.errors import UserError
 from common.run.claim import claim_folder
-from common.run.folder import METRICS, Rows, cut_back, marks
+from common.run.folder import COMPLETIONS, MARKS, METRICS, Rows, cut_back, marks
 from common.run.resume import newest_checkpoint, what_is_missing
 from common.run.saved_config import read_record
 
@@ -80,3 +81,19 @@ def test_rows_with_odd_line_ends_survive_a_cut(tmp_path):
     cut = '{"step": 3, "completion": "\u03c0'.encode()[:-1]
     (tmp_path / "rows").write_bytes(json.dumps(row, ensure_ascii=False).encode() + b"\n" + cut)
     assert cut_back(tmp_path / "rows", 3) == [row] and (tmp_path / "rows").read_bytes().count(b"\n") == 1
+
+
+BAD_ROWS = [b"[" * 100_000, b"[1]", b'{"step": "x"}', b'{"step": 1, "eval/pass@1": "0.5"}', b'{"eval/pass@1": 0.5}', b"\xff"]
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS)
+@pytest.mark.parametrize("listed", [False, True])
+def test_rows_of_other_people_are_numbers_or_are_left_out(bad, listed, tmp_path):
+    run = folders.run_folder(tmp_path)
+    content = b'{"step": 1, "reward": 0.5}\n' + bad + b"\n"
+    (run / METRICS).write_bytes(content)
+    mark = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    bad_mark = {"bytes": -5, "sha256": hashlib.sha256(b"").hexdigest()}
+    marked = {METRICS: mark if listed else bad_mark, COMPLETIONS: mark if listed else {"bytes": 1e999}}
+    (run / "checkpoint-2" / MARKS).write_text(json.dumps(marked))
+    assert Rows(METRICS).go_back(run / "checkpoint-2", 2) == [{"step": 1, "reward": 0.5}]
