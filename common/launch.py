@@ -150,6 +150,8 @@ def _resolved(config_class: type[C], typed: dict[str, Any], argv: list[str], scr
                 why := what_differs(read_config(folder / CONFIG, config_class), config, script, config.resumable)):
             raise UserError(  # starting over would delete its files
                 f"--output_dir {folder} holds another run: {why}; name another folder, or delete that one")
+    if saved:
+        _say_what_is_read(saved, typed)
     try:
         config.check()
     except UserError as error:
@@ -204,6 +206,17 @@ def _refuse_code(saved: Saved, typed: dict[str, Any], command: list[str]) -> Non
         file, _, function = code.rpartition(":")
         raise UserError(f"{saved.path} names code: the function {function} of the file {file}. Code runs only if the command line names "
                         f"it. Look at the file, then give: python {shlex.join([*command, '--reward', code])}")
+
+
+def _say_what_is_read(saved: Saved, typed: dict[str, Any]) -> None:
+    """Shows which files of this machine a saved config.json brings into prompts, and where it sends them: it may be another person's."""
+    found = [f"--{name} {shlex.quote(saved.flags[name])}" for name in ("dataset", "eval_dataset", "prompt_template", "system_prompt")
+             if saved.flags.get(name) and name not in typed and os.path.exists(os.path.expanduser(saved.flags[name]))]
+    tracker = saved.flags.get("report_to") or "none"
+    if tracker not in ("none", "tensorboard") and "report_to" not in typed:
+        found.append(f"--report_to {tracker}, which gets metrics, flags and completions")
+    if found:
+        say(f"note: not typed but named by {saved.path}: {'; '.join(found)}")
 
 
 def parse_command_line(config_class: type[C], file: str) -> C:

@@ -273,3 +273,15 @@ def test_a_path_that_the_system_refuses_is_one_line(number, tmp_path, monkeypatc
     monkeypatch.setattr(Path, "glob", refused)
     with pytest.raises(SystemExit, match=rf"^error: .*/r cannot be used \({os.strerror(number)}\); put it right, or name another path$"):
         parse_command_line(Config, "train_x.py")
+
+
+def test_files_and_trackers_that_a_saved_config_names_are_shown(tmp_path, capsys):
+    (tmp_path / "id_rsa").write_text("secret")
+    flags = {"model": "some/model", "dataset": str(tmp_path / "id_rsa"), "system_prompt": str(tmp_path / "id_rsa"), "report_to": "trackio"}
+    (tmp_path / "config.json").write_text(json.dumps({"flags": flags, "given": list(flags), "derived": {}}))
+    parse_config(CommonConfig, ["--config", str(tmp_path / "config.json"), "--dataset", "gsm8k"], "train_grpo")
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and f"config.json: --system_prompt {tmp_path}/id_rsa; --report_to trackio, which gets" in out
+    typed = ["--dataset", "gsm8k", "--system_prompt", "Be brief.", "--report_to", "none"]
+    parse_config(CommonConfig, ["--config", str(tmp_path / "config.json"), *typed], "train_grpo")
+    assert capsys.readouterr().out == ""

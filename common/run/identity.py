@@ -85,6 +85,8 @@ class Identity:
         """Compares all else. prompt: that of a short question, which shows the template. Call it before weights are loaded."""
         self.check_base()
         self._check("tokenizer", tokenizer_fingerprint(tokenizer), f"the tokenizer of --model {self.config.model}")
+        # a hash, as the system message may come from a file of this machine, and checkpoints are given away
+        prompt = hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()
         self._check("prompt", prompt, f"the prompt template ({self.config.prompt_template}), with its system message,")
         self._check("stop", self.config.stop, "the list of stop strings")
         self._check_problems("train", problems)

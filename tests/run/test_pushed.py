@@ -26,7 +26,7 @@ def test_a_checkpoint_names_no_folder_user_or_host(script, flags, tmp_path, toke
     rows = [{"question": f"Tom has {n} pens. How many?", "answer": str(n)} for n in range(2, 14)]
     (place / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (place / "reward.py").write_text("def even(completion, problem):\n    return float(len(completion) % 2)\n")
-    (place / "template.txt").write_text("{question}\n")
+    (place / "template.txt").write_text(f"{NAMES[2]} {{question}}\n")  # a config of others may name a file with secrets as a template
     quick = ["--model", str(place / "the-base"), "--dataset", str(place / "problems.jsonl"), *QUICK[2:]]
     quick += ["--reward", f"{place / 'reward.py'}:even", "--prompt_template", str(place / "template.txt")]
     quick += ["--max_completion_length", "32", "--max_steps", "1", *flags]
