@@ -87,7 +87,7 @@ def keep(lock: Lock, config: SamplingConfig, problems: list[Problem], done: list
     try:
         patiently(lock, work)
     except OSError as error:
-        saved = save_elsewhere(lock.folder, f"{lock.folder.name}-saved-with-{len(done)}-problems", fill)
+        saved = save_elsewhere(lock.folder, f"saved-with-{len(done)}-problems", fill)
         there = (lock.folder / CONFIG).exists()
         left = f"{remedy(error)}, and go on with the same command and --output_dir {lock.folder}" if there else "nothing is left of it"
         raise UserError(f"{cause(error, lock.folder)}; " + (

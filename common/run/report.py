@@ -244,10 +244,10 @@ def try_report(folder: Path) -> str | None:
 
 def _refuse_other_file(path: Path) -> None:
     """Raises UserError if there is something at `path` that is not a page, as the rows of a run, or a device. Raises OSError."""
-    if path.exists() and not path.is_dir():  # writing over a folder fails anyway
-        start = b"<!doctype html>"
-        if not path.is_file() or not path.read_bytes().startswith(start):
-            raise UserError(f"--out {path} is there already and is not a page; name a new file")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a file in it")
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(b"<!doctype html>")):
+        raise UserError(f"--out {path} is there already and is not a page; name a new file")
 
 
 def main() -> None:

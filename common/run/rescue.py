@@ -38,11 +38,16 @@ def patiently(lock: Lock, work: Callable[[], T]) -> T:
     return work()
 
 
-def save_elsewhere(folder: Path, name: str, fill: Callable[[Path], object]) -> Path | None:
-    """A new folder that `fill` has filled: beside `folder`, in the working folder or in that for temporary files. None if all fail."""
-    for place in dict.fromkeys((folder.absolute().parent, Path.cwd(), Path(tempfile.gettempdir()))):
-        saved = place / name
-        with contextlib.suppress(OSError):
+def save_elsewhere(folder: Path, ending: str, fill: Callable[[Path], object]) -> Path | None:
+    """A new folder FOLDER-ENDING that `fill` has filled. None if that fails everywhere.
+
+    It is beside `folder`, in the working folder or in that for temporary files.
+    """
+    name = f"{folder.name.strip('.') or 'run'}-{ending}"  # the folder may be named as `.`
+    for find in (lambda: folder.resolve().parent, Path.cwd, lambda: Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):  # the working folder may have gone too
+            place = find()
+            saved = place / name
             for number in range(2, 100):
                 if not saved.exists():
                     break

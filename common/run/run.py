@@ -23,7 +23,7 @@ from common.interrupt import Stop
 from common.policy.policy import Policy
 from common.records import Batch, Completion, Problem
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
-from common.run.claim import claim_folder
+from common.run.claim import claim_folder, tidy
 from common.run.completion_rows import add_tokens, completion_rows
 from common.run.folder import COMPLETIONS, METRICS, Rows, comparable, evaluation_names, write_config
 from common.run.go_on import go_on
@@ -271,7 +271,7 @@ class Run:
         saved = newest_checkpoint(self.folder)
         if saved is not None and step_of(saved) == self.step:
             return f"nothing is lost: {remedy(error)}, and go on with: {go_on(self.config, saved)}"
-        if self.step > 0 and (place := save_elsewhere(self.folder, f"{self.folder.name}-saved-after-step-{self.step}", self._write_all)):
+        if self.step > 0 and (place := save_elsewhere(self.folder, f"saved-after-step-{self.step}", self._write_all)):
             return f"what was in memory is saved in {place}; go on with: {go_on(self.config, place / f'checkpoint-{self.step}')}"
         nowhere = "no other place could be written either; " if self.step > 0 else ""
         if saved is not None:
@@ -301,6 +301,7 @@ class Run:
         if (self.folder / "report.html").exists():
             say(f"curves and completions: {self.folder / 'report.html'}")
         self.lock.release()
+        tidy(self.folder)  # a folder that was renamed during a save has what was half written then
 
 
 def peak_gb(policy: Policy) -> float:

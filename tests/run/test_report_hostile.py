@@ -51,6 +51,11 @@ def test_a_page_is_not_written_over_something_else(name, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=f"^error: --out .*{name} is there already and is not a page; name a new file$"):
         main()
     assert [(run / file).read_bytes() for file in ("metrics.jsonl", "config.json", "report.html")] == before
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "..", str(run), "/"):
+        monkeypatch.setattr(sys, "argv", ["python -m common.run", "report", str(run), "--out", folder])
+        with pytest.raises(SystemExit, match=r"^error: --out .* is a folder; name a file in it$"):
+            main()
     monkeypatch.setattr(sys, "argv", ["python -m common.run", "report", str(run), "--out", str(tmp_path / "page")])
     main()
     main()  # over a page

@@ -10,6 +10,7 @@ import pytest
 from helpers import metrics, run
 from safetensors.torch import load_file
 
+import common.run.checkpoint as checkpoint_module
 import common.run.rescue as rescue
 import common.run.run as run_module
 from common.errors import UserError
@@ -90,6 +91,19 @@ def test_a_renamed_folder_is_followed(undisturbed, after_step, tmp_path, monkeyp
     assert not (tmp_path / "r").exists() and same_run(tmp_path / "s", undisturbed)
 
 
+def test_a_folder_that_is_renamed_during_a_save_keeps_nothing_half_written(undisturbed, no_waits, tmp_path, monkeypatch):
+    real = checkpoint_module.write_manifest
+
+    def write_manifest(folder):
+        if (tmp_path / "r").exists():
+            (tmp_path / "r").rename(tmp_path / "moved")
+        real(folder)
+
+    monkeypatch.setattr(checkpoint_module, "write_manifest", write_manifest)
+    assert run("train_grpo", tmp_path / "r", *STEPS, monkeypatch=monkeypatch) == 0
+    assert same_run(tmp_path / "moved", undisturbed) and not (tmp_path / "r").exists()
+
+
 def test_a_deleted_folder_is_saved_beside_it(undisturbed, after_step, no_waits, tmp_path, monkeypatch):
     after_step(3, lambda self: shutil.rmtree(tmp_path / "r"))
     message = run("train_grpo", tmp_path / "r", *STEPS, "--save_steps", "3", monkeypatch=monkeypatch)
@@ -145,6 +159,20 @@ def test_where_nothing_can_be_written_the_message_looks_at_what_there_is(undistu
     assert "and go on after step 2 with: " in message
     monkeypatch.undo()
     assert same_run(go_on(message, monkeypatch), undisturbed)
+
+
+def test_a_place_is_found_when_the_working_folder_has_gone_as_well(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for folder in (Path("."), Path("r")):  # neither has a folder around it any more
+        saved = rescue.save_elsewhere(folder, f"saved-{tmp_path.name}", lambda new: (new / "x").write_text("x"))
+        assert saved.name == f"{'r' if folder.name else 'run'}-saved-{tmp_path.name}" and (saved / "x").is_file()
+        shutil.rmtree(saved)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file, and not a folder to save in")
+    for name in ("r-saved", "r-saved-2"):
+        assert rescue.save_elsewhere(tmp_path / "taken" / "r", "saved", lambda new: None) == tmp_path / name
 
 
 def test_a_readme_that_cannot_be_written_loses_nothing(no_waits, tmp_path, monkeypatch):
