@@ -169,7 +169,6 @@ def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@for_programs
 def evaluate_model(config: Config) -> dict[str, Any]:
     """The content of summary.json. Samples and verifies all problems, except those that the result folder already has."""
     config.complete()
@@ -247,6 +246,9 @@ def table(summary: dict[str, Any], config: Config) -> list[str]:
     if summary["left_out"]:
         lines.append(f"{summary['left_out']} rows could not be used and are not in these numbers")
     return lines
+
+
+evaluate_model = for_programs(evaluate_model)  # also after an error its folder is given free
 
 
 if __name__ == "__main__":

@@ -134,7 +134,6 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: floa
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@for_programs
 def train(config: Config) -> None:
     """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
     run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step
@@ -236,6 +235,9 @@ def train(config: Config) -> None:
             evaluation = evaluate(fill, held_out, config, reward) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
         run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
+
+
+train = for_programs(train)  # also after an error its folder is given free
 
 
 if __name__ == "__main__":

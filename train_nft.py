@@ -157,7 +157,6 @@ def completion_old_logps(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tens
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@for_programs
 def train(config: Config) -> None:
     """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
     run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step
@@ -261,6 +260,9 @@ def train(config: Config) -> None:
             evaluation = evaluate(fill, held_out, config, reward) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
         run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
+
+
+train = for_programs(train)  # also after an error its folder is given free
 
 
 if __name__ == "__main__":

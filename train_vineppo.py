@@ -200,7 +200,6 @@ def estimate_values(states: list[State], engine: Engine, reward: Reward, tokeniz
     return dict(zip(states, scores.mean(dim=1).tolist(), strict=True))
 
 
-@for_programs
 def train(config: Config) -> None:
     """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
     run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step
@@ -321,6 +320,9 @@ def train(config: Config) -> None:
             evaluation = evaluate(fill, held_out, config, reward) if run.due_for_evaluation else {}
         run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
         run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
+
+
+train = for_programs(train)  # also after an error its folder is given free
 
 
 if __name__ == "__main__":
