@@ -44,6 +44,7 @@ class Worker:
     def __init__(self, path: Path | str, function: str, seconds: float) -> None:
         """Starts the process. `seconds`: the time limit of a call."""
         self.arguments, self.seconds, self.load_seconds = [str(path), function, str(seconds)], seconds, max(LOAD_SECONDS, seconds)
+        self.stopped = 0.0  # seconds for which this process itself did not run
         self.printed, self.unseen = bytearray(), 0  # what the function printed, and the number of bytes of it that were thrown away
         self.start()
 
@@ -66,7 +67,7 @@ class Worker:
 
     def loaded(self) -> dict[str, Any]:
         """What the process says when it has loaded the function: {"batch", "at_once"}, {"error": text} or {"timeout": True}."""
-        answer = self._receive(time.monotonic() + self.load_seconds, ANSWER_BYTES)
+        answer = self._receive(self._now() + self.load_seconds, ANSWER_BYTES)
         if answer.get("id") == self.loading and (isinstance(answer.get("error"), str) or isinstance(answer.get("at_once"), int)):
             self.loading = None
             return answer
@@ -88,7 +89,7 @@ class Worker:
                 break
             while waiting and len(pending) < at_once:
                 i, number = waiting.pop(), secrets.token_hex(8)
-                pending[number] = i, time.monotonic() + self.seconds + (GRACE_SECONDS if at_once > 1 else 0.0)
+                pending[number] = i, self._now() + self.seconds + (GRACE_SECONDS if at_once > 1 else 0.0)
                 self._send({"id": number, "calls": jobs[i]})
             most = ANSWER_BYTES * (1 + sum(len(jobs[i]) for i, _ in pending.values()))
             answer = self._receive(min(deadline for _, deadline in pending.values()), most)
@@ -135,6 +136,10 @@ class Worker:
         self.unsent += json.dumps(job, default=str).encode() + b"\n"
         self._write()
 
+    def _now(self) -> float:
+        """Seconds by a clock that rests while this process is stopped, as by Ctrl-Z or a scheduler: the function was stopped with it."""
+        return time.monotonic() - self.stopped
+
     def _write(self) -> None:
         try:
             self.unsent = self.unsent[os.write(self.calls, self.unsent):]
@@ -150,12 +155,15 @@ class Worker:
         bytes.
         """
         while b"\n" not in self.received:
-            left = deadline - time.monotonic()
+            left = deadline - self._now()
             if left <= 0:
                 return {"timeout": True}
             if self.unsent:
                 self.events.register(self.calls, select.POLLOUT)
-            happened = [number for number, _ in self.events.poll(min(1000 * left + 1, 1e6))]
+            began, wait = self._now(), min(left, 1.0)
+            happened = [number for number, _ in self.events.poll(1000 * wait + 1)]
+            if (took := self._now() - began) > wait + 1:
+                self.stopped += took
             if self.unsent:
                 self.events.unregister(self.calls)
                 self._write()

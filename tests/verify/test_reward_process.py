@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import re
+import select
 import signal
 import sys
 import textwrap
 import threading
 import time
+from types import SimpleNamespace
 
 import hostile.rewards as hostile
 import pytest
@@ -294,6 +296,32 @@ HARMLESS = ["PATH", "HOME", "TOKENIZERS_PARALLELISM", "PYTHONHASHSEED", "HF_HOME
 def test_other_variables_are_handed_on(name, monkeypatch):
     monkeypatch.setenv(name, "x")
     assert reward_process.environment()[0][name] == "x"
+
+
+def test_a_job_that_is_stopped_for_hours_in_the_middle_of_a_call_has_no_timeout(tmp_path, monkeypatch):
+    """As by SIGSTOP to all its processes: the run looks at the clock, is stopped, and goes on."""
+    (tmp_path / "slow.py").write_text("import time\n\ndef reward(completion, problem):\n    time.sleep(0.5)\n    return 1.0\n")
+    reward = CustomReward(f"{tmp_path / 'slow.py'}:reward", 5.0, 1, failed=-9.0)
+    began, poll, stopped = time.monotonic, select.poll, []
+
+    class Poll:
+        def __init__(self):
+            self.events = poll()
+
+        def __getattr__(self, name):
+            return getattr(self.events, name)
+
+        def poll(self, milliseconds):
+            stopped.append(7200 * (len(stopped) % 2))
+            return self.events.poll(min(milliseconds, 100))
+
+    for worker in reward.workers:
+        own, worker.events = worker.events, Poll()
+        for pipe in (worker.answers, worker.prints):
+            own.unregister(pipe)
+            worker.events.register(pipe, select.POLLIN)
+    monkeypatch.setattr(reward_process, "time", SimpleNamespace(monotonic=lambda: began() + sum(stopped)))
+    assert reward(*batch(["a", "b"])).tolist() == [1.0, 1.0] and len(stopped) > 4
 
 
 # ---- far scores, and too many failures ----
