@@ -243,11 +243,16 @@ def try_report(folder: Path) -> str | None:
 
 
 def _refuse_other_file(path: Path) -> None:
-    """Raises UserError if there is something at `path` that is not a page, as the rows of a run, or a device. Raises OSError."""
+    """Raises UserError if there is something at `path` that is not a page: rows of a run, for example, or a device. Raises OSError."""
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file in it")
-    if path.exists() and not (path.is_file() and path.read_bytes().startswith(b"<!doctype html>")):
-        raise UserError(f"--out {path} is there already and is not a page; name a new file")
+    if not path.exists():
+        return
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(15) == b"<!doctype html>":
+                return
+    raise UserError(f"--out {path} is there already and is not a page; name a new file")
 
 
 def main() -> None:
