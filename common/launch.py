@@ -113,7 +113,7 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
 def for_programs(run: Callable[[C], Any]) -> Callable[[C], Any]:
     """Makes the function of a script fit for a program or a notebook that calls it, with a config that it made itself.
 
-    --config and --resume_from_checkpoint are resolved as on the command line. However the function ends, its folder is given free.
+    --config and --resume_from_checkpoint are resolved as on the command line. However the function ends, its folder is released.
     """
     @functools.wraps(run)
     def called(config: C) -> Any:

@@ -97,7 +97,7 @@ class Run:
         say(f"writing {self.folder}")
 
     def steps(self) -> Iterator[int]:
-        """The steps still to do. After a signal, as Ctrl-C or of a scheduler, the step in hand is finished and saved."""
+        """The steps still to do. After a signal (Ctrl-C, or one of a scheduler) the current step is finished and saved."""
         self.forecast.begin_steps()
         with self.stop:
             for step in range(self.step + 1, self.config.max_steps + 1):
