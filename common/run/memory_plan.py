@@ -119,7 +119,8 @@ def _update_parts(shape: Shape, tokens: int, checkpointed: int, width: int, four
     name = f"activations of {tokens} tokens" + (f", {checkpointed} of {shape.layers} layers checkpointed" if checkpointed else "")
     # the log-probs come before the backward pass of the layers
     update = {name: activations, "log-probs": max(0.0, kept + CHUNK_ELEMENTS * LOGIT_BYTES - activations)}
-    return update | ({"a layer's weights in 16 bits": shape.largest * 2} if four_bits else {})
+    # a layer's weights are there in 16 bits during its products, when its gradients are not
+    return update | ({"a layer's weights in 16 bits": max(0.0, shape.largest * 2 - 0.3 * layer)} if four_bits else {})
 
 
 def uses_vllm(config: CommonConfig) -> bool:
