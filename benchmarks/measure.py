@@ -38,7 +38,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def run_logged(command: list[str], log: Path, **environment: str) -> int:
     """The exit code of a command that ran in the repository's folder. Its output is in `log`."""
-    with open(log, "w") as file:
+    log.unlink(missing_ok=True)  # a link could lead elsewhere
+    with open(log, "x") as file:
         return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, stdout=file, stderr=file).returncode
 
 

@@ -32,12 +32,12 @@ import zlib
 from html import escape
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.console import bar, fail, guard, say
 from common.errors import UserError
-from common.files import UNFINISHED, read_file, write_file
+from common.files import UNFINISHED, open_plain, read_file, write_file
 from common.run.lock import LOCK, Lock
 
 ROOT = Path(__file__).parents[1]
@@ -84,10 +84,18 @@ class Running(NamedTuple):
     began: float | None  # None: it goes on with an earlier part, so that its seconds are not those of a whole run
 
 
+def open_log(path: Path) -> BinaryIO:
+    """The log to add to. Ends the program if a link at its place leads elsewhere."""
+    try:
+        return os.fdopen(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
+    except OSError as error:
+        fail(f"error: {path} cannot be written ({error.strerror}); remove it, or name another folder")
+
+
 def start(folder: Path, command: list[str]) -> Running:
     """Starts a script, or goes on with it. Its output goes to a log beside the folder, which is locked as long as it runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".log"), "a") as log:
+    with open_log(folder.with_suffix(".log")) as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

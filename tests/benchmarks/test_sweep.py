@@ -14,6 +14,7 @@ from helpers import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import curves
 import sweep
+from measure import run_logged
 
 # A training script as a fork might be: step after step, and a checkpoint when it is asked to stop. A step takes FAKE_PAUSE seconds.
 FAKE = '''
@@ -161,6 +162,16 @@ def test_a_run_that_was_killed_before_a_checkpoint_starts_over(fake, tmp_path, m
     (folder / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "ev')
     assert call(fake, "--seeds", 1, "--out", tmp_path / "out", "--", "--steps", 2, monkeypatch=monkeypatch) is None
     assert steps(folder) == [0, 1, 2]
+
+
+def test_a_link_at_the_place_of_a_log_is_not_followed(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for name in ("run.log", "other.log"):
+        (tmp_path / name).symlink_to(tmp_path / "notes")
+    with pytest.raises(SystemExit, match="it is a link and not a plain file"):
+        sweep.start(tmp_path / "run", [sys.executable, "-c", "print(1)"])
+    assert run_logged([sys.executable, "-c", "print(1)"], tmp_path / "other.log") == 0
+    assert (tmp_path / "notes").read_text() == "mine" and (tmp_path / "other.log").read_text() == "1\n"
 
 
 @pytest.mark.parametrize("finished", [True, False])
