@@ -220,6 +220,8 @@ def serve(function: Callable[..., Any], batch: bool, calls: TextIO, reply: Calla
 async def serve_concurrently(function: Callable[..., Any], calls: TextIO, reply: Callable[[dict[str, Any]], None], seconds: float) -> None:
     """As `serve`, for an `async def` function: a call begins as soon as it is read. The caller limits how many there are at once."""
     loop, waiting, running = asyncio.get_running_loop(), asyncio.Queue(), set()
+    loop.time = resting_clock()
+    running.add(asyncio.create_task(tick()))
     loop.set_default_executor(ThreadPoolExecutor(AT_ONCE))  # for asyncio.to_thread; by default it has a few threads only
     threading.Thread(target=read_calls, args=(calls, lambda job: loop.call_soon_threadsafe(waiting.put_nowait, job)), daemon=True).start()
 
@@ -236,6 +238,26 @@ async def serve_concurrently(function: Callable[..., Any], calls: TextIO, reply:
         task = asyncio.create_task(run(await waiting.get()))
         running.add(task)  # the loop itself keeps weak references only
         task.add_done_callback(running.discard)
+
+
+def resting_clock() -> Callable[[], float]:
+    """Seconds by a clock that rests while this process is stopped with the whole job. It must be looked at every second."""
+    last, stopped = time.monotonic(), 0.0
+
+    def clock() -> float:
+        nonlocal last, stopped
+        now = time.monotonic()
+        stopped += now - last if now - last > 2 else 0.0
+        last = now
+        return now - stopped
+
+    return clock
+
+
+async def tick() -> None:
+    """Makes the loop look at its clock every second."""
+    while True:
+        await asyncio.sleep(1)
 
 
 def read_calls(calls: TextIO, put: Callable[[dict[str, Any]], Any]) -> None:

@@ -18,7 +18,7 @@ from processes import gone
 
 from common.errors import UserError
 from common.records import Completion, Problem
-from common.verify import reward_process
+from common.verify import reward_process, reward_worker
 from common.verify.rewards import CustomReward
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -296,6 +296,13 @@ HARMLESS = ["PATH", "HOME", "TOKENIZERS_PARALLELISM", "PYTHONHASHSEED", "HF_HOME
 def test_other_variables_are_handed_on(name, monkeypatch):
     monkeypatch.setenv(name, "x")
     assert reward_process.environment()[0][name] == "x"
+
+
+def test_the_clock_of_an_async_function_rests_while_its_process_is_stopped(monkeypatch):
+    seconds = iter([0.0, 1.0, 2.5, 7202.5, 7203.0])
+    monkeypatch.setattr(reward_worker, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    clock = reward_worker.resting_clock()
+    assert [clock() for _ in range(4)] == [1.0, 2.5, 2.5, 3.0]
 
 
 def test_a_job_that_is_stopped_for_hours_in_the_middle_of_a_call_has_no_timeout(tmp_path, monkeypatch):
