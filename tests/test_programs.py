@@ -2,6 +2,7 @@
 
 import pytest
 from helpers import QUICK
+from tqdm import tqdm
 
 import train_grpo
 from common.errors import UserError
@@ -35,3 +36,4 @@ def test_a_folder_is_free_after_an_error_of_whatever_kind(tmp_path, monkeypatch)
             train(made_by_a_program(tmp_path / name))
         assert error.tb and (tmp_path / name).exists() == kept  # the trace holds all that the function had
         assert not (tmp_path / name / ".lock").exists()
+        assert all(bar.disable for bar in tqdm._instances)  # no bar is left, below which later ones would be drawn

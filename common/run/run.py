@@ -61,10 +61,11 @@ class Run:
         self.identity.check_files()
         check_login(config.report_to)
         self.tracker: Tracker | None = None
+        self.progress: Any = None  # the bar, while the run goes on
         self.rows = {name: Rows(name) for name in (METRICS, COMPLETIONS)}
         wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.lock = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
-        config.output_dir, config.release = str(self.folder), self.lock.release
+        config.output_dir, config.release = str(self.folder), self.close
         if config.seen and config.seen != tuple(path.name for path in checkpoints(self.folder)):
             raise UserError(f"{self.folder} went on in another process while this one started; start again")
 
@@ -146,6 +147,12 @@ class Run:
             self.forecast.after_step(row)
         if evaluated and (problem := try_report(self.folder)):
             say(problem)
+
+    def close(self) -> None:
+        """Takes the progress bar away, and gives the folder free. A program may go on after a run, and after one that failed."""
+        if self.progress is not None:
+            self.progress.close()
+        self.lock.release()
 
     def say(self, text: str) -> None:
         """Prints a line and leaves the progress bar whole."""
@@ -293,14 +300,14 @@ class Run:
         if self.tracker is not None:
             self.tracker.finish()
         if self.stop.number is not None and self.step < self.config.max_steps:
-            self.lock.release()
+            self.close()
             say(f"stopped after step {self.step}; go on with: {go_on(self.config, self.saved)}")
             sys.exit(128 + self.stop.number)
         if len(evaluations := comparable(self.evaluations)) > 1:
             say(result_line(evaluations, self.forecast.seconds, self.resumed, self.saved))
         if (self.folder / "report.html").exists():
             say(f"curves and completions: {self.folder / 'report.html'}")
-        self.lock.release()
+        self.close()
         tidy(self.folder)  # a folder that was renamed during a save has what was half written then
 
 

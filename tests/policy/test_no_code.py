@@ -35,7 +35,9 @@ def test_every_load_says_that_no_code_is_trusted():
 def test_no_pickle_is_read_and_nothing_is_executed():
     read = {"pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "dill.load", "dill.loads", "numpy.load", "np.load", "eval",
             "exec", "pandas.read_pickle", "yaml.load", "PeftModel.from_pretrained"}
-    assert not [(path, call.lineno) for path in SOURCES for name, call in calls(path) if name in read and path.parent.name != "benchmarks"]
+    recipe = ROOT / "examples" / "rewards" / "unit_tests.py"  # runs the programs of a model, in a process that can do nothing else
+    assert not [(path, call.lineno) for path in SOURCES for name, call in calls(path)
+                if name in read and path.parent.name != "benchmarks" and (path, name) != (recipe, "exec")]
     loads = [(path, call) for path in SOURCES for name, call in calls(path) if name == "torch.load"]
     assert loads and not [(path, call.lineno) for path, call in loads if keyword(call, "weights_only") is not True]
 
