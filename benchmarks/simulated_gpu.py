@@ -5,8 +5,9 @@
 
 The simulated card (tests/nullgpu) counts memory and computes nothing; torch, transformers, peft and bitsandbytes are the real ones, with
 the CUDA build of torch. Weights are holes in a file. Each run is one micro-batch at full length (the trial of every start), with the
-plan's settings, after one step of the optimiser. Columns: the plan's memory of the trainer and of its update alone, and the same counted
-by torch's allocator, in GB. What a simulation cannot see: the driver's own memory, other processes, the numbers.
+plan's settings, beside the optimiser's state and the gradients of an earlier micro-batch. Columns: the plan's memory of the trainer and
+of its update alone, and the same counted by torch's allocator, in GB. What a simulation cannot see: the driver's own memory, other
+processes, the numbers.
 """
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def inside(script: str, folder: str, card: float, four_bits: bool, layers: int |
 
     from common.policy.critic import Critic
     from common.policy.load import load_policy
-    from common.policy.optim import clip_gradients, make_optimizer, take_step
+    from common.policy.optim import make_optimizer, take_step
     from common.policy.pretrained import load_tokenizer
     from common.run.memory_plan import make_plan, parts_of
     from common.run.model_shape import shape_of
@@ -56,11 +57,11 @@ def inside(script: str, folder: str, card: float, four_bits: bool, layers: int |
     policy.checkpoint(option.checkpointed)
     critic = Critic(policy, 0) if script == "train_ppo" else None
     optimizers = [make_optimizer(policy.parameters_of(), 1e-5)] + ([make_optimizer(critic.parameters(), 1e-5)] if critic else [])
-    for optimizer in optimizers:
-        clip_gradients(optimizer, 1.0, 0)  # zero gradients: the step makes the optimiser's state
-        take_step(optimizer, 1e-5)
     adapters = list(policy.parameters_of().values()) + (list(critic.parameters().values()) if critic else [])
-    gradients = 4 * sum(parameter.numel() for parameter in adapters)
+    add_gradients(adapters)
+    for optimizer in optimizers:
+        take_step(optimizer, 1e-5)  # makes the optimiser's state
+    add_gradients(adapters)  # as before the second micro-batch of a step
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
@@ -69,7 +70,13 @@ def inside(script: str, folder: str, card: float, four_bits: bool, layers: int |
     own = sum(value for name, value in parts.always.items() if name != "CUDA")
     update = sum(parts.update.values())
     return {"fits": True, "option": list(option), "layers": shape.layers, "plan": own + update, "counted": peak, "reserved": reserved,
-            "plan_update": update, "update": peak - held - gradients, "plan_always": own, "always": held + gradients}
+            "plan_update": update, "update": peak - held, "plan_always": own, "always": held}
+
+
+def add_gradients(parameters: list[Any]) -> None:
+    """Gives each parameter a gradient of zeros."""
+    for parameter in parameters:
+        parameter.grad = parameter.new_zeros(parameter.shape)
 
 
 def simulate(lib: Path, script: str, model: Path, card: float, four_bits: bool, layers: int | None = None,

@@ -113,9 +113,9 @@ def _update_parts(shape: Shape, tokens: int, checkpointed: int, width: int, four
     """The memory of a forward and backward over `tokens` tokens."""
     layer, states = tokens * shape.layer_bytes * width, tokens * shape.hidden * 2 * width  # of one layer: all it keeps, its input alone
     kept = (shape.layers - checkpointed) * layer + checkpointed * states
-    # The backward pass begins with everything that was kept, and some gradients. When it reaches the checkpointed layers, the other layers
-    # are gone, and each is computed again. The factors 0.3 and 2 are those of the simulated GPU (docs/memory.md).
-    activations = max(kept + 0.3 * layer, checkpointed * states + layer + 2 * states if checkpointed else 0)
+    # The backward pass begins with everything that was kept, and some gradients of activations. When it reaches the checkpointed layers,
+    # the other layers are gone, and each is computed again. The factors 0.7 and 1.45 are those of the simulated GPU (docs/memory.md).
+    activations = max(kept + 0.7 * layer, checkpointed * states + 1.45 * layer if checkpointed else 0)
     name = f"activations of {tokens} tokens" + (f", {checkpointed} of {shape.layers} layers checkpointed" if checkpointed else "")
     # the log-probs come before the backward pass of the layers
     update = {name: activations, "log-probs": max(0.0, kept + CHUNK_ELEMENTS * LOGIT_BYTES - activations)}

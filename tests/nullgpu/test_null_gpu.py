@@ -64,7 +64,9 @@ VARIANTS = {
 def test_variants_end_and_nothing_waits_inside_the_loop_over_micro_batches(script, flags, models, problems, tmp_path):
     _, rows = drive(script, models("Qwen2.5-0.5B"), problems, tmp_path / "run", "--engine", "transformers", *flags.split())
     loops = [row for row in rows if row["phase"] == "micro-batches"]
-    assert loops and all(row["waits"] == 0 for row in loops)
+    # in float32 rows are padded on a GPU, and then transformers asks once a forward whether they are packed
+    padded = "float32" in flags
+    assert loops and all(row["waits"] == padded * row["microbatches"] for row in loops)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit"])

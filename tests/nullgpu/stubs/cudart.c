@@ -358,7 +358,8 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes* a, const void* f) {
   memset(a, 0, sizeof *a);
   a->maxThreadsPerBlock = 1024;
   a->numRegs = 32;
-  a->ptxVersion = a->binaryVersion = 10 * ng_attribute(75) + ng_attribute(76);
+  int capability = 10 * ng_attribute(75) + ng_attribute(76);
+  a->ptxVersion = a->binaryVersion = capability == 89 ? 86 : capability;  // torch has no kernels for 8.9, and runs those for 8.6
   a->maxDynamicSharedSizeBytes = ng_attribute(97);
   return 0;
 }
