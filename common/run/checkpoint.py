@@ -85,7 +85,7 @@ def load_checkpoint(folder: Path, models: list[Saved], parts: dict[str, Stateful
         for name, part in parts.items():
             if name in state:
                 part.load_state_dict(state[name])
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # somebody else may have written the file, and torch raises whatever it likes
         raise UserError(f"{folder / TRAINER_STATE} is not the state of a run ({type(error).__name__}); it is not read, as such a file "
