@@ -164,7 +164,7 @@ def difference(policy: Policy, requests: list[Request], groups: list[list[Comple
     """|sampler's log-prob - trainer's| of every sampled token, nats."""
     batch = make_batch([Problem(str(i), "", r.prompt_ids, "") for i, r in enumerate(requests)], groups)
     with torch.no_grad():
-        return torch.cat([(policy.logps(micro)[0] - micro.sampling_logps).abs()[micro.completion_mask].cpu()
+        return torch.cat([(policy.logps(micro)[0] - micro.sampling_logps).abs().cpu()[micro.completion_mask.cpu()]
                           for micro in microbatches(batch, torch.arange(len(batch)), 4096, policy)])
 
 
@@ -267,7 +267,7 @@ def run_on_coin_flips(script: str, folder: Path, *flags: str) -> Path:
     """As run_here, with rewards by which every group has something to train on."""
 
     def flips(reward: VerifierReward, problems: list[Problem], completions: list[Completion]) -> torch.Tensor:
-        return torch.tensor([float(random.Random(str(c.ids)).random() < 0.5) for c in completions])
+        return torch.tensor([float(random.Random(f"{i} {c.ids}").random() < 0.5) for i, c in enumerate(completions)])
 
     with mock.patch.object(VerifierReward, "__call__", flips):
         return run_here(script, folder, *flags)

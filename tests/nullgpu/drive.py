@@ -1,30 +1,38 @@
 """One run of a script on the null GPU: what each phase of each step launched, waited for and held. See card.py.
 
     .venv-nullgpu/bin/python tests/nullgpu/card.py --gib 24 python tests/nullgpu/drive.py train_grpo --model FOLDER ...
+    .venv-nullgpu/bin/python tests/nullgpu/card.py --gib 80 python tests/nullgpu/drive.py benchmarks/gpu_7b.py --cards 80 ...
 
-Rewards are coin flips, as every sampled token is the same. A line of JSON for each phase goes to the file in $COUNTS.
+A line of JSON for each phase goes to the file in $COUNTS.
 """
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import importlib
 import json
 import os
 import random
+import runpy
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-sys.path[:0] = [str(Path(__file__).parents[2])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
 
 # in the order of nullgpu.h
 NAMES = ("launches", "waits", "pinned", "pageable", "bytes_up", "down", "bytes_down", "copies", "products", "mallocs", "frees",
-         "host_mallocs", "captures", "graphs", "managed", "peak", "used")
+         "host_mallocs", "captures", "graphs", "managed", "operations", "peak", "used")
 stub = ctypes.CDLL("libnullgpu.so")
 stub.nullgpu_count.restype = ctypes.c_longlong
 
@@ -53,15 +61,16 @@ def counted(phase: str, step: int = 0, **more: Any) -> Iterator[dict[str, Any]]:
 
 def watch() -> None:
     """Counts the phases of a run, its micro-batches, the parity check, the trial, the start of the engine and each sync."""
+    import common.policy.skipped as skipped
     import common.rollout.choose_engine as choose
     from common.errors import UserError
     from common.policy.policy import Policy
     from common.run import memory_plan
+    from common.run.metrics import TokenMeans
     from common.run.run import Run
-    from common.verify.rewards import VerifierReward
 
-    rng = random.Random(0)
-    VerifierReward.__call__ = lambda self, problems, completions: torch.tensor([float(rng.random() < 0.5) for _ in completions])
+    skipped.check_skipped = skip_nothing
+    TokenMeans.mean = lambda self, name: float(self.sums[name]) if name in self.sums else None  # the number of tokens is read as 0
     if card := os.environ.get("CARD_GB"):  # plan for a card of another size than this one
         memory_plan.card_memory = lambda: (float(card) * 1e9,) * 2
     timer, states, tokens = Run.timer, Policy.states_before, []
@@ -89,13 +98,15 @@ def watch() -> None:
                     if "does not sample from the policy" not in str(error):
                         raise
                     made = f"parity: not on a card that computes nothing ({error})"
-            if name == "VLLMEngine":
-                one_token_a_row()
             if "Engine" in name:
                 made.generate = shortened(made.generate)
             return made
 
         setattr(choose, name, call)
+
+
+def skip_nothing(*_: Any) -> None:
+    """In the place of `check_skipped`, which asks the card for a bool, and that is always True."""
 
 
 def shortened(generate: Any) -> Any:
@@ -129,6 +140,31 @@ def write(row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def start_vllm_in_seconds() -> None:
+    """Makes vLLM start without torch.compile and CUDA graphs if $EAGER is set, and sample here."""
+    from common.rollout.vllm_engine import VLLMEngine
+
+    real = VLLMEngine.__init__
+
+    def start(self: VLLMEngine, *inputs: Any, **options: Any) -> None:
+        prepare_vllm()
+        real(self, *inputs, **options)
+
+    VLLMEngine.__init__ = start
+
+
+@functools.cache
+def prepare_vllm() -> None:
+    import vllm
+    from vllm.distributed.device_communicators import cuda_wrapper
+
+    cuda_wrapper.find_loaded_library = lambda name: next(
+        path for path in os.environ["LD_PRELOAD"].split(":") if path.rpartition("/")[2].startswith(name))
+    real = vllm.LLM
+    vllm.LLM = lambda *inputs, **options: real(*inputs, **{**options, "enforce_eager": bool(os.environ.get("EAGER"))})
+    one_token_a_row()
+
+
 def one_token_a_row() -> None:
     """Makes vLLM believe that every row of a step got a token: the number comes from the GPU, where nothing is computed."""
     from vllm.v1.worker.gpu.async_utils import AsyncOutput
@@ -152,25 +188,83 @@ def one_token_a_row() -> None:
     Sampler.__call__, AsyncOutput.__init__, AsyncOutput.get_output = sample, begin, output
 
 
-def main() -> None:
+def run_training(script: str, flags: list[str]) -> None:
+    """Runs a script of the project in this process. Rewards are coin flips, as every sampled token is the same."""
     from common.launch import parse_command_line, run_script
+    from common.verify.rewards import VerifierReward
 
-    script, *flags = sys.argv[1:]
+    rng = random.Random(0)
+    VerifierReward.__call__ = lambda self, problems, completions: torch.tensor([float(rng.random() < 0.5) for _ in completions])
     module = importlib.import_module(script)
-    watch()
     if hasattr(module, "microbatches"):
         module.microbatches = counting_loop(module.microbatches)
-        module.check_skipped = lambda *_: None  # it asks the card for a bool, and that is always True
-    if "vllm" in flags:
-        import vllm
-        from vllm.distributed.device_communicators import cuda_wrapper
-
-        cuda_wrapper.find_loaded_library = lambda name: next(
-            path for path in os.environ["LD_PRELOAD"].split(":") if path.rpartition("/")[2].startswith(name))
-        real = vllm.LLM  # without torch.compile and CUDA graphs it starts in seconds
-        vllm.LLM = lambda *inputs, **options: real(*inputs, **{**options, "enforce_eager": bool(os.environ.get("EAGER"))})
+        module.check_skipped = skip_nothing
     sys.argv = [f"{script}.py", *flags]
     run_script(getattr(module, "train", None) or module.evaluate_model, parse_command_line(module.Config, module.__file__))
+
+
+def run_benchmark(file: str, words: list[str]) -> None:
+    """Runs a script of benchmarks/ in this process. The processes that it starts are driven as well, and share the card."""
+    import measure
+
+    real = measure.run_logged
+    measure.run_logged = lambda command, log: real([command[0], __file__, *command[1:]], log)
+    sys.argv = [file, *words]
+    with tempfile.NamedTemporaryFile() as card:
+        card.truncate(4096)
+        os.environ.setdefault("NULLGPU_SHARED", card.name)
+        runpy.run_path(file, run_name="__main__")
+
+
+def run(target: str, words: list[str]) -> None:
+    watch()
+    start_vllm_in_seconds()
+    (run_benchmark if target.endswith(".py") else run_training)(target, words)
+
+
+def serve() -> None:
+    """Runs what each line of JSON on stdin asks for, in a fork of this process, and answers with its exit code.
+
+    A line: {"words": [...], "environment": {...}, "output": FILE}. Torch and the like are imported once, which saves most of the time of a
+    short run. What is imported must leave CUDA alone, as it does not survive a fork: bitsandbytes would ask for the card's capability.
+    """
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    with mock.patch("torch.cuda.get_device_capability", lambda *_: (8, 0)):
+        for name in ("bitsandbytes", "vllm.entrypoints.llm", "train_ppo", "train_vineppo", "train_grpo", "train_nft", "eval"):
+            importlib.import_module(name)
+    del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+    for line in sys.stdin:
+        asked = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.environ.update(asked["environment"])
+            with open(os.devnull) as nothing, open(asked["output"], "w") as output:
+                for number, file in enumerate((nothing, output, output)):
+                    os.dup2(file.fileno(), number)
+            code = 1
+            try:
+                run(asked["words"][0], asked["words"][1:])
+                code = 0
+            except SystemExit as end:
+                if isinstance(end.code, str):
+                    print(end.code)
+                code = end.code if isinstance(end.code, int) else int(bool(end.code))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                with contextlib.suppress(Exception):
+                    atexit._run_exitfuncs()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        run(sys.argv[1], sys.argv[2:])
 
 
 if __name__ == "__main__":

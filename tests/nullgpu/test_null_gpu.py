@@ -1,8 +1,11 @@
 """The GPU path on a card that computes nothing: `make test-nullgpu`. See card.py for what this shows, and what it cannot.
 
-Each run is a process of its own on a sparse model of a published shape. vLLM starts without torch.compile and CUDA graphs.
+Each run is a process of its own on a sparse model of a published shape: a fork of one that has imported everything. vLLM starts without
+torch.compile and CUDA graphs.
 """
 
+import atexit
+import functools
 import json
 import os
 import subprocess
@@ -15,6 +18,7 @@ from helpers import ROOT, SCRIPTS
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "benchmarks")]
 from card import PACKAGES, environment  # noqa: E402
 
+DRIVE = Path(__file__).parent / "drive.py"
 LIB = Path(os.environ.get("NULLGPU_LIB", PACKAGES / "nullgpu"))
 if not (LIB / "libnullgpu.so").exists():
     pytest.skip("the simulated GPU has an environment of its own: make test-nullgpu", allow_module_level=True)
@@ -40,15 +44,33 @@ def problems(tmp_path_factory):
     return path
 
 
+@functools.cache
+def server():
+    """A process that has imported everything and runs each script in a fork of itself."""
+    process = subprocess.Popen([sys.executable, str(DRIVE), "--serve"], env=environment(LIB, 79.1), cwd=ROOT, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    atexit.register(process.kill)
+    return process
+
+
 def drive(script, model, problems, folder, *flags, gib=79.1, capability=80, code=0, **variables):
     """The run's output and what each of its phases counted. Fails if it ends with another code."""
-    counts = folder.with_name(f"{folder.name}.counts")
-    command = [sys.executable, str(ROOT / "tests" / "nullgpu" / "drive.py"), script, *QUICK]
-    command += ["--model", str(model), "--dataset", str(problems), "--output_dir", str(folder), *flags]
-    done = subprocess.run(command, env={**environment(LIB, gib, capability), "COUNTS": str(counts), **variables}, cwd=ROOT,
+    counts, output = (folder.with_name(f"{folder.name}.{kind}") for kind in ("counts", "output"))
+    words = [script, *QUICK, "--model", str(model), "--dataset", str(problems), "--output_dir", str(folder), *flags]
+    card = {"NULLGPU_GIB": str(gib), "NULLGPU_CC": str(capability), "COUNTS": str(counts)}
+    print(json.dumps({"words": words, "environment": card | variables, "output": str(output)}), file=server().stdin, flush=True)
+    found = int(server().stdout.readline())
+    assert found == code, output.read_text()[-4000:]
+    return output.read_text(), [json.loads(line) for line in counts.read_text().splitlines()] if counts.exists() else []
+
+
+def benchmark(name, *words, gib=79.1, **variables):
+    """What a script of benchmarks/ printed. Fails if it ends with an error. Its model is there already."""
+    command = [sys.executable, str(DRIVE), str(ROOT / "benchmarks" / f"{name}.py"), *map(str, words)]
+    done = subprocess.run(command, env={**environment(LIB, gib), "EAGER": "1", "SAMPLED": "8", **variables}, cwd=ROOT,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == code, done.stdout[-4000:]
-    return done.stdout, [json.loads(line) for line in counts.read_text().splitlines()] if counts.exists() else []
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
 
 
 VARIANTS = {
@@ -122,6 +144,17 @@ def test_the_plan_is_a_little_above_what_is_counted(name, layers, models):
     found = simulate(LIB, "train_grpo", models(name), 24 if four_bits else 80, four_bits, layers, gib=120)
     assert 1.0 <= found["plan_update"] / found["update"] <= 1.1
     assert 0.99 <= found["plan"] / found["counted"] <= 1.1
+
+
+def test_the_checks_for_a_gpu_end_at_the_7b_shape(models, tmp_path):
+    """The checks of gpu_smoke.py that need no numbers, and a run of gpu_7b.py within its plan."""
+    model = sparse_model("Qwen2.5-7B", tmp_path / "model-7b")
+    (model / "done").touch()
+    text = benchmark("gpu_smoke", "--only", "prefix-reuse", "train", "--out", tmp_path)
+    assert text.count("| 7b | ok |") == 2
+    benchmark("gpu_7b", "--cards", 24, "--scripts", "train_grpo", "--steps", 2, "--out", tmp_path, gib=23.64)
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert row["result"] == "ok" and 10 < row["peak_gb"] <= row["plan_gb"]
 
 
 def test_an_old_driver_and_an_old_card_are_named(models, problems, tmp_path):

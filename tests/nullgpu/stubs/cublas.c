@@ -25,11 +25,24 @@ int cublasGetProperty(int k, int* v) {
 }
 const char* cublasGetStatusString(int s) { return "nullgpu cublas"; }
 const char* cublasGetStatusName(int s) { return "nullgpu cublas"; }
-#define GEMM(name)        \
-  int name(void) {        \
-    ng_counts[NG_GEMM]++; \
-    return 0;             \
-  }
+// 2 m n k operations each
+static int product(long long m, long long n, long long k, long long batch) {
+  ng_counts[NG_GEMM]++;
+  ng_counts[NG_OPERATIONS] += 2 * m * n * k * batch;
+  return 0;
+}
+#define GEMM(name) \
+  int name(void* h, int a, int b, int m, int n, int k) { return product(m, n, k, 1); }
 GEMM(cublasGemmEx)
-GEMM(cublasGemmStridedBatchedEx) GEMM(cublasSgemm_v2) GEMM(cublasSgemmEx) GEMM(cublasSgemmStridedBatched) GEMM(cublasDgemm_v2)
-    GEMM(cublasSgemv_v2) GEMM(cublasGemmBatchedEx)
+GEMM(cublasSgemm_v2)
+GEMM(cublasSgemmEx)
+GEMM(cublasDgemm_v2)
+int cublasSgemv_v2(void* h, int a, int m, int n) { return product(m, n, 1, 1); }
+int cublasGemmStridedBatchedEx(void* h, int ta, int tb, int m, int n, int k, void* alpha, void* a, int at, int lda, long long sa, void* b,
+                               int bt, int ldb, long long sb, void* beta, void* c, int ct, int ldc, long long sc, int batch) {
+  return product(m, n, k, batch);
+}
+int cublasSgemmStridedBatched(void* h, int ta, int tb, int m, int n, int k, void* alpha, void* a, int lda, long long sa, void* b, int ldb,
+                              long long sb, void* beta, void* c, int ldc, long long sc, int batch) {
+  return product(m, n, k, batch);
+}

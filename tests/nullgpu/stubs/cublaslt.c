@@ -21,8 +21,19 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
   free((void*)d);
   return 0;
 }
+typedef struct {
+  uint64_t rows, columns;
+  int batch;
+} Layout;
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* d, cudaDataType t, uint64_t r, uint64_t c, int64_t ld) {
-  *d = handle();
+  Layout* made = handle();
+  made->rows = r, made->columns = c, made->batch = 1;
+  *d = (cublasLtMatrixLayout_t)made;
+  return 0;
+}
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t d, cublasLtMatrixLayoutAttribute_t name, const void* value,
+                                                size_t n) {
+  if (name == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT) ((Layout*)d)->batch = *(const int*)value;
   return 0;
 }
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t d) {
@@ -48,6 +59,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t o, const void* al, const void* A, cublasLtMatrixLayout_t a,
                               const void* B, cublasLtMatrixLayout_t b, const void* be, const void* C, cublasLtMatrixLayout_t c, void* D,
                               cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t* g, void* w, size_t ws, cudaStream_t s) {
+  const Layout *left = (const Layout*)a, *out = (const Layout*)d;
   ng_counts[NG_GEMM]++;
+  // the left matrix is m x k or k x m, whichever is transposed
+  ng_counts[NG_OPERATIONS] += 2 * left->rows * left->columns * out->columns * out->batch;
   return 0;
 }
