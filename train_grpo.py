@@ -145,7 +145,7 @@ def train(config: Config) -> None:
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
     run.identify(tokenizer, template.render("?"), problems, held_out)  # a resumed run must be made of the same as before
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
-    policy = load_policy(config, tokenizer, model_config)  # the frozen base, and the LoRA adapter "default" that is trained
+    policy = load_policy(config, tokenizer, model_config, engine)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     fill = partial(sample, engine=engine, config=config)  # samples the completions that groups still lack
     sampler = ProblemSampler(problems, config, fill, reward, run)  # chooses the problems of each step
@@ -179,7 +179,7 @@ def train(config: Config) -> None:
         needs_pass = mask.any(dim=1) & ((advantages != 0) | (config.beta > 0))  # (B,)
 
         # 5 log-probs before the update
-        engine.sleep()  # frees its GPU memory for the update, until it samples again
+        engine.sleep()  # gives up memory that only sampling needs, until it samples again
         old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
         with run.timer("update"):
             trained = needs_pass.nonzero()[:, 0]  # numbers of the rows that get a pass

@@ -188,7 +188,7 @@ def train(config: Config) -> None:
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
     run.identify(tokenizer, template.render("?"), problems, held_out)  # a resumed run must be made of the same as before
     engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
-    policy = load_policy(config, tokenizer, model_config)  # the frozen base, and the LoRA adapter "default" that is trained
+    policy = load_policy(config, tokenizer, model_config, engine)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     critic = Critic(policy, config.seed)
     critic_optimizer = make_optimizer(critic.parameters(), config.critic_learning_rate, config.optim)
@@ -218,7 +218,7 @@ def train(config: Config) -> None:
         # the reward goes to the last token, the critic gives values before each token, and GAE makes advantages of both
         mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T): tokens in the loss
         rows = mask.any(dim=1).nonzero()[:, 0]  # completions with tokens in the loss
-        engine.sleep()  # frees its GPU memory for the update, until it samples again
+        engine.sleep()  # gives up memory that only sampling needs, until it samples again
         old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
         token_rewards = terminal_rewards(rewards, mask)  # (B, T)
         if config.kl_in_reward:  # these rewards need the log-probs of phase 5 now

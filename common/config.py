@@ -172,7 +172,8 @@ class CommonConfig(SamplingConfig):
     candidate_choice: Literal["epochs", "memory"] = flag(
         "epochs", "problems", "Candidates. epochs: the next of the epoch. memory: those that look most learnable by earlier steps.")
     buffer_steps: int | None = flag(None, "problems", "Steps after which buffer chooses its problems again. Default: 10.")
-    vllm_enable_sleep_mode: bool = flag(False, "completions", "vLLM moves its weights to host memory during the update (sleep level 1).")
+    vllm_enable_sleep_mode: bool = flag(
+        True, "completions", "On a GPU, vLLM gives up the memory of its keys and values during the update.")
 
     max_steps: int = flag(200, "update", "Number of training steps. Each step samples, verifies and updates.")
     learning_rate: float = flag(2e-5, "update", "Peak learning rate of AdamW. LoRA needs about 10 times the rate of full fine-tuning.")
@@ -237,9 +238,6 @@ class CommonConfig(SamplingConfig):
         _require(self.plan_memory is None or self.plan_memory > 0, "plan_memory", self.plan_memory, "the memory of a GPU in GB, as 24")
         if self.report_to != "none" and not importlib.util.find_spec(self.report_to):
             raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
-        if self.vllm_enable_sleep_mode and (self.engine == "transformers" or not _cuda()):
-            raise UserError("--vllm_enable_sleep_mode frees memory of vLLM on a CUDA GPU, and this run does not sample with vLLM on a GPU; "
-                            "leave it out")
 
 
     @property

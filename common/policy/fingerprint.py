@@ -28,10 +28,10 @@ def base_fingerprint(config: SamplingConfig) -> dict[str, str | None] | None:
     another training, merge or version of a model is found; a change of a few numbers, or of a few rows of a tensor, may not be. How the
     tensors are spread over files does not count.
     """
-    folder = _folder_of(model_folder(config))
-    files = _weight_files(folder) if folder else []
+    files = weight_files(model_folder(config))
     if not files:
         return None
+    folder = files[0].parent
     settings = _json(folder / "config.json")
     end = _json(folder / "generation_config.json").get("eos_token_id")
     return {"config": _hash({key: value for key, value in settings.items() if key not in ABOUT}), "end tokens": _hash(end),
@@ -57,9 +57,10 @@ def _folder_of(name: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files of weights that transformers would load. An empty list if one of them is missing."""
-    for kind in ("model.safetensors", "pytorch_model.bin"):
+def weight_files(model: str) -> list[Path]:
+    """The files of weights that transformers would load for a hub id or a folder. An empty list if one of them is not on this machine."""
+    folder = _folder_of(model)
+    for kind in ("model.safetensors", "pytorch_model.bin") if folder else ():
         if (folder / kind).is_file():
             return [folder / kind]
         names = _json(folder / f"{kind}.index.json").get("weight_map")

@@ -25,6 +25,8 @@ from common.policy.model_files import words
 from common.policy.policy import REFERENCE, Policy
 from common.policy.pretrained import first_adapter, model_folder, public_name
 from common.policy.self_checks import check_head, keeps_packed_rows_apart
+from common.policy.shared_base import Holder, NotShared, shared_base, weight_bytes
+from common.policy.stream import default_stream
 
 
 def with_adapter(base: PreTrainedModel, config: CommonConfig) -> PeftModel:
@@ -76,12 +78,38 @@ def load_base(config: SamplingConfig, model_config: PretrainedConfig, **options:
     return base
 
 
-def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, *,
+def base_of(engine: Holder | None, config: SamplingConfig, model_config: PretrainedConfig,
+            options: dict[str, Any]) -> tuple[PreTrainedModel, int]:
+    """The base for the trainer, and how many bytes of it are the engine's own tensors. Options as for from_pretrained.
+
+    These are all or none: what cannot be shared is read a second time, whole, and a line says why.
+    """
+    held, why = engine.held_base() if engine is not None else None, None
+    if held is not None:
+        try:
+            base = shared_base(held, config, model_config, **options)
+            return base, weight_bytes(base)
+        except NotShared as error:
+            why = str(error)
+    try:
+        with default_stream(options["device_map"][""]):
+            base = load_base(config, model_config, **options)
+    except torch.OutOfMemoryError as error:
+        needed = f", which it needs as {why}" if why else ""
+        raise UserError(f"--model {config.model}: the card has no room for a base of the trainer's own{needed}. Give a "
+                        "smaller model, --load_in_4bit, a lower --vllm_gpu_memory_utilization or --engine transformers") from error
+    if why:
+        say(f"note: the trainer has a base of its own, {weight_bytes(base) / 1e9:.2f} GB beside the sampler's, as {why}")
+    return base, 0
+
+
+def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, engine: Holder | None = None, *,
                 policy_class: type[Policy] = Policy, adapt: Callable[[PreTrainedModel, CommonConfig], PeftModel] = with_adapter) -> Policy:
     """The policy of a run: the base in `--dtype` or 4 bits, with a fresh adapter or the adapter of `--adapter`.
 
-    A fork may hand over its own class of policy, and its own function that puts a fresh adapter on the base. Raises UserError for
-    weights that cannot be read, and for adapters that are not plain LoRA.
+    If `engine` holds the base in this process, the policy's base is made of the engine's tensors (shared_base.py). A fork may hand over
+    its own class of policy, and its own function that puts a fresh adapter on the base. Raises UserError for weights that cannot be
+    read, and for adapters that are not plain LoRA.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     others = torch.cuda.memory_allocated() if device.type == "cuda" else 0
@@ -90,8 +118,8 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
     # "sdpa" silently leaves out the soft-cap on attention scores that Gemma 2 has
     attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else register()
-    base = load_base(config, model_config, dtype=dtype, quantization_config=quantization, device_map={"": device},
-                     attn_implementation=attention)
+    options = {"dtype": dtype, "quantization_config": quantization, "device_map": {"": device}, "attn_implementation": attention}
+    base, shared_bytes = base_of(engine, config, model_config, options)
     base.requires_grad_(False)
     torch.manual_seed(config.seed)  # the adapter's first values
     if config.adapter:
@@ -106,7 +134,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
         if isinstance(settings.target_modules, set):
             settings.target_modules = sorted(settings.target_modules)  # peft would write them in an order that differs between processes
     policy = policy_class(model, tokenizer, config.temperature, config.gradient_checkpointing)
-    policy.others_bytes = others
+    policy.others_bytes, policy.shared_bytes = others, shared_bytes
     if not config.gradient_checkpointing:
         policy.checkpoint(config.planned.get("checkpointed_layers", 0))
     policy.activate("default")

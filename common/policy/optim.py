@@ -1,6 +1,7 @@
 """The optimiser's side of an update: which parameters, at which learning rate, from which gradients."""
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from common.config import CommonConfig
+from common.policy.stream import default_stream
 
 
 def adamw_8bit(paged: bool) -> type[torch.optim.Optimizer]:
@@ -55,7 +57,9 @@ def take_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Moves the parameters that have a gradient, and drops the gradients."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    optimizer.step()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    with contextlib.nullcontext() if isinstance(optimizer, torch.optim.AdamW) else default_stream(parameters[0].device):
+        optimizer.step()
     # bitsandbytes writes past torch, which then does not know that the parameters have changed; copies of them are renewed by that
-    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
+    torch.autograd.graph.increment_version(parameters)
     optimizer.zero_grad(set_to_none=True)

@@ -33,6 +33,7 @@ class Policy:
     """A frozen base with LoRA adapters. `model` is the PeftModel; parameters are reached by adapter name."""
 
     others_bytes = 0  # GPU memory that torch had given to others, such as vLLM, before this model was loaded
+    shared_bytes = 0  # of the base, if it is made of the sampler's tensors: then nobody may write to the sampler's weights either
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, temperature: float, checkpointing: bool = False) -> None:
         self.model, self.tokenizer, self.temperature = model, tokenizer, temperature

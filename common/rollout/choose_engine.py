@@ -1,7 +1,6 @@
 """Which engine samples, and how it is started and connected to the policy."""
 from __future__ import annotations
 
-import functools
 import importlib.util
 
 import torch
@@ -11,7 +10,7 @@ from common.config import SamplingConfig
 from common.console import say
 from common.policy.policy import Policy
 from common.rollout.engine import Engine
-from common.rollout.parity import check_awake, check_parity, probes
+from common.rollout.parity import check_parity, probes
 from common.rollout.transformers_engine import TransformersEngine
 from common.rollout.vllm_engine import VLLMEngine
 
@@ -42,12 +41,7 @@ def choose_engine(config: SamplingConfig) -> tuple[str, str]:
 
 
 def connect(engine: Engine, policy: Policy) -> None:
-    """Makes the engine sample from this policy, and checks that it does. Raises UserError if it does not.
-
-    A shorter check runs whenever the engine has been asleep.
-    """
+    """Makes the engine sample from this policy, and checks that it does. Raises UserError if it does not."""
     engine.connect(policy)
     if engine.probe_prompts:
-        requests = probes(engine.probe_prompts, policy.temperature)
-        say(check_parity(engine, policy, requests))
-        engine.on_wake = functools.partial(check_awake, engine, policy, requests)
+        say(check_parity(engine, policy, probes(engine.probe_prompts, policy.temperature)))

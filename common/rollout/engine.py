@@ -1,10 +1,11 @@
 """The engine interface: what the training scripts ask of a sampler."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from common.policy.policy import Policy
+from common.policy.shared_base import HeldBase
 from common.records import Completion, Request
 
 
@@ -18,7 +19,9 @@ class Engine(Protocol):
 
     chunk: int  # completions that keep the engine busy
     probe_prompts: Sequence[tuple[int, ...]]  # prompts on which sampler and trainer are compared
-    on_wake: Callable[[], object]  # called after each wake-up, before the first sample
+
+    def held_base(self) -> HeldBase | None:
+        """The base that the engine holds in this process, for `load_policy`. None: the trainer's model is the only one."""
 
     def connect(self, policy: Policy) -> None:
         """Names the policy to sample from. Scripts call `choose_engine.connect`, which also checks the result."""
@@ -27,7 +30,7 @@ class Engine(Protocol):
         """Samples from the policy's current adapter from now on."""
 
     def sleep(self) -> None:
-        """Frees the memory that the trainer may need. The next `generate` wakes the engine up."""
+        """Gives up memory that only sampling needs. The next `generate` takes it back."""
 
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         """completions[i] are the `n` samples of requests[i]."""

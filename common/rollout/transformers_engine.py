@@ -50,6 +50,9 @@ class TransformersEngine:
         """`prompts`: all prompts of the run. Two short ones show whether the merged adapter is the one that is trained."""
         self.probe_prompts = sorted(prompts or [], key=len)[:2]
 
+    def held_base(self) -> None:
+        """None: the trainer's model is the only one."""
+
     def connect(self, policy: Policy) -> None:
         """Samples from this policy's model."""
         self.policy = policy

@@ -1,12 +1,12 @@
 """The engine that samples with vLLM in this process. No other file imports vllm."""
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.config import SamplingConfig
+from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.policy.adapters import adapter_settings
 from common.policy.policy import Policy
 from common.policy.pretrained import load_generation_config, model_folder, stop_token_ids
+from common.policy.shared_base import Held, HeldBase, stamps
 from common.records import Completion, Request, hash_seeds
 from common.rollout.text import decode, stop_at
 
@@ -34,10 +35,10 @@ BATCHED_TOKENS = 4096  # tokens in one forward
 
 
 class VLLMEngine:
-    """Samples with vLLM in this process. On a GPU vLLM gets the adapter alone, on a CPU the merged weights.
+    """Samples with vLLM in this process. vLLM gets the adapter alone; on a CPU, if the policy has a base of its own, merged weights.
 
     A new adapter gets a name, id and path of its own, and the prefix cache is emptied at each `sync`: the keys and values in
-    it are the old policy's. `on_wake` is called after each wake-up: an adapter from before the sleep is not trusted.
+    it are the old policy's.
     """
 
     chunk = 1024  # a few times the completions that run at once, so that vLLM is idle only while the last ones end
@@ -47,15 +48,15 @@ class VLLMEngine:
         """Starts vLLM on the base, with `--adapter` if there is one. Raises UserError if it does not start."""
         self.tokenizer, self.policy, self.asleep, self.version = tokenizer, None, False, 0
         self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
-        self.sleeps = getattr(config, "vllm_enable_sleep_mode", False)  # eval.py has neither this flag nor a rank
+        on_gpu = torch.cuda.is_available()
+        self.sleeps = on_gpu and isinstance(config, CommonConfig) and config.vllm_enable_sleep_mode  # eval.py has no trainer and no rank
         settings = adapter_settings(config.adapter) if config.adapter else {"r": getattr(config, "lora_r", None)}
         rank, several = settings["r"], [name for name in ("rank_pattern", "alpha_pattern") if settings.get(name)]
         if several:
             raise UserError(f"--adapter {config.adapter} has {several[0]}, and vLLM has one rank and scale for all layers; give --engine "
                             "transformers")
         self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest prompts, which fill whole cache blocks
-        self.on_wake: Callable[[], object] = lambda: None
-        on_gpu = torch.cuda.is_available()
+        self.files = stamps(config)
         options: dict[str, Any] = {"gpu_memory_utilization": config.vllm_gpu_memory_utilization, "enable_sleep_mode": self.sleeps}
         if on_gpu:
             sequences = max(SEQUENCES, config.planned.get("rows", 0))
@@ -91,6 +92,19 @@ class VLLMEngine:
                             f"--vllm_gpu_memory_utilization (now {config.vllm_gpu_memory_utilization}), {four_bits}a smaller "
                             "--max_completion_length; else --engine transformers. VLLM_LOGGING_LEVEL=INFO shows more") from error
         self.lora = self._lora_request(config.adapter) if config.adapter else None
+        self.sleep()  # until the first completions: the start of the trainer has its own peaks of memory
+
+    def held_base(self) -> HeldBase:
+        """vLLM's tensors of the base, and which rows of a fused one are which tensor of the checkpoint. They must not be written to."""
+        tensors: dict[str, Held] = {}
+
+        def collect(model: torch.nn.Module) -> None:
+            for name, parameter in model.named_parameters():
+                sizes = getattr(model.get_submodule(name.rpartition(".")[0]), "output_sizes", [])
+                tensors.update(in_checkpoint(name, parameter, sizes, getattr(model, "packed_modules_mapping", {})))
+
+        self.llm.apply_model(collect)
+        return HeldBase(tensors, self.files)
 
     def connect(self, policy: Policy) -> None:
         """Samples from this policy from now on."""
@@ -102,7 +116,8 @@ class VLLMEngine:
     @torch.no_grad()
     def sync(self) -> None:
         """Samples from the current adapter from now on."""
-        merged = self.policy.merged_weights() if self.policy.device.type == "cpu" else {}  # vLLM's LoRA is twice as slow on CPU
+        merge = self.policy.device.type == "cpu" and not self.policy.shared_bytes  # vLLM's LoRA is twice as slow on a CPU
+        merged = self.policy.merged_weights() if merge else {}
         if merged:
             names = {module: name for name, module in self.policy.base.named_modules()}
             weights = iter([(f"{names[layer]}.weight", weight) for layer, weight in merged.items()])
@@ -117,18 +132,18 @@ class VLLMEngine:
             raise RuntimeError("vLLM kept its prefix cache, so it would sample from two policies at once")
 
     def sleep(self) -> None:
-        """With `--vllm_enable_sleep_mode`, moves vLLM's weights to host memory and gives up its keys and values."""
+        """With `--vllm_enable_sleep_mode`, gives up the memory of keys and values. The weights stay where they are."""
         if self.sleeps and not self.asleep:
-            self.llm.sleep(level=1)  # level 2 drops the weights, and crashed with LoRA when it was tried
+            for _ in range(self.llm.llm_engine.vllm_config.max_concurrent_batches):
+                self.llm.llm_engine.step()  # a batch that vLLM scheduled ahead is still in its queue
+            self.llm.sleep(level=0)
+            self.llm.release_kv_cache_memory()
             self.asleep = True
 
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         """completions[i] are the `n` samples of requests[i]."""
         if self.asleep:
-            torch.cuda.empty_cache()  # vLLM gets back the memory that the trainer's allocator holds but does not use
-            self.llm.wake_up()
-            self.asleep = False
-            self.on_wake()
+            self._wake()
         from vllm import SamplingParams
 
         # Each sample is a request of its own, because vLLM would count its seeds up from the first. The prefix cache shares the prompt.
@@ -143,6 +158,20 @@ class VLLMEngine:
         return [[next(completions) for _ in range(request.n)] for request in requests]
 
     # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Takes the memory of keys and values back. Raises UserError if others have it."""
+        torch.cuda.empty_cache()  # what the trainer's allocator holds but does not use
+        try:
+            self.llm.wake_up(tags=["kv_cache"])
+            awake = self.llm.wake_up(tags=["scheduling"])
+        except RuntimeError as error:
+            raise UserError(f"vLLM does not get the memory of its keys and values back ({error}), with "
+                            f"{torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free: give a lower --vllm_gpu_memory_utilization, or leave more "
+                            "of the card free") from error
+        if not awake:
+            raise RuntimeError("vLLM did not wake up")
+        self.asleep = False
 
     def _lora_request(self, folder: str) -> Any:
         from vllm.lora.request import LoRARequest
@@ -167,6 +196,24 @@ class VLLMEngine:
         logps = [chosen[token].logprob for chosen, token in zip(output.logprobs, ids, strict=True)]
         text = decode(self.tokenizer, ids)
         return Completion(ids, logps, output.finish_reason, text[:stop_at(text, request.stop)])
+
+
+def in_checkpoint(name: str, parameter: torch.nn.Parameter, sizes: list[int], fused: dict[str, list[str]]) -> dict[str, Held]:
+    """The tensors of a checkpoint, by name, of which vLLM has made one parameter.
+
+    sizes: numbers of rows that were put together. fused: what vLLM calls layers that were put together, and their own names.
+    """
+    path, _, leaf = name.rpartition(".")
+    parent, _, last = path.removesuffix(".base_layer").rpartition(".")  # vLLM's LoRA lies around the layer
+    parts, data, states = fused.get(last, [last]), parameter.data, getattr(parameter, "bnb_quant_state", None)
+    found = [Held(data)]
+    if isinstance(states, dict):
+        rows = itertools.pairwise(int(offset) for offset in parameter.bnb_shard_offsets)
+        found = [Held(data[begin:end], states[i]) for i, (begin, end) in enumerate(rows)]
+    elif len(parts) == len(sizes) > 1 and sum(sizes) == len(data):
+        found = [Held(rows) for rows in data.split(sizes)]
+    names = parts if len(parts) == len(found) else [last] * len(found)
+    return {".".join(filter(None, (parent, part, leaf))): held for part, held in zip(names, found, strict=True)}
 
 
 def memory_folder(size: int) -> Path:

@@ -44,7 +44,7 @@ def counts() -> dict[str, int]:
 
 @contextlib.contextmanager
 def counted(phase: str, step: int = 0, **more: Any) -> Iterator[dict[str, Any]]:
-    """Writes what happens inside: counts, and the most that torch had allocated and reserved, in bytes."""
+    """Writes what happens inside: counts, and what torch had allocated before (held), at most and afterwards (left), in bytes."""
     before = counts()
     stub.nullgpu_reset_peak()
     torch.cuda.reset_peak_memory_stats()
@@ -54,7 +54,8 @@ def counted(phase: str, step: int = 0, **more: Any) -> Iterator[dict[str, Any]]:
     finally:
         after = counts()
         row |= {name: after[name] - before[name] for name in NAMES[:-2]} | {
-            "device": after["used"], "device_peak": after["peak"], "allocated": torch.cuda.max_memory_allocated(),
+            "device": after["used"], "device_peak": after["peak"], "left": torch.cuda.memory_allocated(),
+            "allocated": torch.cuda.max_memory_allocated(),
             "reserved": torch.cuda.max_memory_reserved(), "retries": torch.cuda.memory_stats()["num_alloc_retries"]}
         write(row)
 
@@ -64,6 +65,7 @@ def watch() -> None:
     import common.policy.skipped as skipped
     import common.rollout.choose_engine as choose
     from common.errors import UserError
+    from common.policy import load
     from common.policy.policy import Policy
     from common.run import memory_plan
     from common.run.metrics import TokenMeans
@@ -86,8 +88,13 @@ def watch() -> None:
             yield
             row["microbatches"], row["tokens"] = len(tokens), sum(tokens)
 
-    Run.timer, Policy.states_before = counting_timer, states_before
-    for name in ("check_parity", "check_awake", "TransformersEngine", "VLLMEngine"):
+    def counting_base(*inputs: Any, real: Any = load.base_of) -> Any:
+        with counted("base") as row:
+            base, row["shared"] = real(*inputs)
+        return base, row["shared"]
+
+    Run.timer, Policy.states_before, load.base_of = counting_timer, states_before, counting_base
+    for name in ("check_parity", "TransformersEngine", "VLLMEngine"):
         real = getattr(choose, name, None)
 
         def call(*inputs: Any, name: str = name, real: Any = real, **options: Any) -> Any:

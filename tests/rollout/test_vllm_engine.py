@@ -157,34 +157,39 @@ def test_the_check_leaves_the_policy_as_it_was(engine_and_policy, capsys):
     assert largest_difference(policy, requests, engine.generate(requests)) < 1e-4
 
 
-def test_waking_up_hands_the_adapter_over_again_and_checks(engine_and_policy, monkeypatch):
+def test_keys_and_values_are_given_up_once_and_taken_back_before_the_next_completion(engine_and_policy, monkeypatch):
+    """In vLLM's order. Its CPU build has no such memory, so that its answers are those of the real methods on a GPU."""
     engine, policy = engine_and_policy
-    calls = []
-    check = engine.on_wake
-    monkeypatch.setattr(engine, "on_wake", lambda: calls.append("check") or check())
+    calls, awake = [], [False, True]
     monkeypatch.setattr(engine.llm, "sleep", lambda level: calls.append(f"sleep {level}"))
-    monkeypatch.setattr(engine.llm, "wake_up", lambda: calls.append("wake"))
+    monkeypatch.setattr(engine.llm, "release_kv_cache_memory", lambda: calls.append("release"))
+    monkeypatch.setattr(engine.llm, "wake_up", lambda tags: calls.append(f"wake {tags[0]}") or awake[tags == ["scheduling"]])
     engine.sleep()
-    assert not calls  # without --vllm_enable_sleep_mode there is nothing to do
+    assert not calls  # vLLM's CPU build and --vllm_enable_sleep_mode false: there is nothing to do
     monkeypatch.setattr(engine, "sleeps", True)
-    version = engine.version
     engine.sleep()
     engine.sleep()
     change(policy)
     engine.sync()
     requests = requests_for()
     assert largest_difference(policy, requests, engine.generate(requests)) < 1e-4
-    assert calls == ["sleep 1", "wake", "check"] and not engine.asleep
-    assert engine.version == version + 2 or not engine.lora  # of this sync and of the check
-
-    def lost(*_):
-        raise UserError("the adapter is lost")
-
-    monkeypatch.setattr(engine, "on_wake", lost)
-    monkeypatch.setattr(engine.llm, "generate", lambda *_, **__: pytest.fail("sampled without a check"))
+    assert calls == ["sleep 0", "release", "wake kv_cache", "wake scheduling"] and not engine.asleep
+    engine.generate(requests)
+    assert len(calls) == 4
+    monkeypatch.setattr(engine.llm, "generate", lambda *_, **__: pytest.fail("sampled without memory"))
     engine.sleep()
-    with pytest.raises(UserError, match="the adapter is lost"):
+    awake[1] = False
+    with pytest.raises(RuntimeError, match="did not wake up"):
         engine.generate(requests)
+
+    def full(tags):
+        raise RuntimeError("CUDA Error: out of memory")
+
+    monkeypatch.setattr(engine.llm, "wake_up", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 10**9, 24 * 10**9))
+    with pytest.raises(UserError, match=r"keys and values back \(CUDA Error: out of memory\), with 3\.0 GB free: give a lower"):
+        engine.generate(requests)
+    monkeypatch.setattr(engine, "asleep", False)
 
 
 def test_both_engines_give_the_same_greedy_completions_texts_and_reasons(engine_and_policy, tokenizer):
