@@ -1,11 +1,21 @@
 """Between token ids and text: decoding, stop strings, and the place of each token in a text."""
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from itertools import accumulate
 
+import numpy as np
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
 from common.records import Completion
+
+UNKNOWN = "\ufffd"  # stands for bytes that are no character, or not yet
+# How byte-level tokenizers spell the bytes of a token: half of them as the character of this number, the others by later characters
+_ALPHABET = set(ByteLevel.alphabet())
+_BYTE_OF = dict(zip(sorted(_ALPHABET), sorted(range(256), key=lambda byte: chr(byte) not in _ALPHABET), strict=True))
+_FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # how SentencePiece spells a token that is one byte
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -36,6 +46,48 @@ def token_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[in
     The tokens "Hi", " you" and the end token give [0, 2, 6]. Tokens that hold bytes of one character all get the index of that
     character. A special token has no text and gets the index at which the text before it ends.
 
+    Most decoders put the bytes of the tokens one after another, and some drop spaces at the beginning of a text. Where this gives the
+    text that the decoder gave, bytes are counted. Elsewhere, and where bytes are no character, beginnings of the text are decoded.
+    """
+    table = _bytes_of_tokens(tokenizer)
+    pieces = [table[token] for token in ids]
+    joined, text = b"".join(pieces), decode(tokenizer, ids)
+    whole = text.encode(errors="surrogatepass")
+    if not table.in_order or UNKNOWN in text or not joined.endswith(whole):
+        return _decoded_offsets(tokenizer, ids, text)
+    first = np.frombuffer(whole + b"\0", dtype=np.uint8) & 0xC0 != 0x80  # (bytes + 1,) whether a character begins with this byte
+    starts = np.fromiter(accumulate(map(len, pieces), initial=len(whole) - len(joined)), dtype=np.int64, count=len(ids) + 1)[:-1]
+    return (first.cumsum() - 1)[starts.clip(min=0)].tolist()
+
+
+class _TokenBytes(dict[int, bytes]):
+    """Token id -> the bytes that the token adds to a text, except at its beginning. An entry is made when it is first read."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # a tokenizer written in Python has none, and may do anything
+        # two kinds of decoders write a token differently at the end of a text, or after the same token
+        self.in_order = backend is not None and re.search("BPEDecoder|CTC", repr(backend.decoder)) is None
+
+    def __missing__(self, token: int) -> bytes:
+        fewer, more = (decode(self.tokenizer, [token] * n) for n in (8, 9))  # more spaces than any decoder drops
+        added = more[len(fewer):].encode(errors="surrogatepass")
+        if UNKNOWN in more:  # a part of a character: its bytes are in the token's name
+            name = self.tokenizer.convert_ids_to_tokens(token)
+            fallback = _FALLBACK.fullmatch(name)
+            added = bytes.fromhex(fallback[1]) if fallback else bytes(_BYTE_OF[c] for c in name if c in _BYTE_OF)
+        self[token] = added
+        return added
+
+
+# Decoding every token anew takes ten times as long. An entry that has become wrong, because the tokenizer was changed, costs speed alone:
+# the bytes are compared with the text.
+_bytes_of_tokens = lru_cache(maxsize=4)(_TokenBytes)
+
+
+def _decoded_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int], whole: str) -> list[int]:
+    """The offsets for any decoder, by decoding beginnings of the text `whole`.
+
     The function decodes a sliding window: the tokens since the last complete character (`fresh`), and before them the tokens that
     completed the last characters (`context`), because some tokenizers drop a space at the beginning of a text.
     """
@@ -49,7 +101,7 @@ def token_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[in
         fresh.append(token)
         texts.append(decode(tokenizer, context + fresh))
         # a character has at most four bytes, so after eight tokens at least the first one is known and the window stays small
-        complete = len(texts[-1]) > len(seen) and not texts[-1].endswith("\ufffd")
+        complete = len(texts[-1]) > len(seen) and not texts[-1].endswith(UNKNOWN)
         if not complete and len(fresh) < 8 and i + 1 < len(ids):
             continue
         # an unfinished character is decoded differently later, so it is not part of the common beginning of the two texts
@@ -59,7 +111,6 @@ def token_offsets(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[in
             context = fresh
         fresh, seen = [], decode(tokenizer, context)
         texts = [seen]
-    whole = decode(tokenizer, ids)
     if total != len(whole):  # the decoder looks further back than the window: this way is exact, but quadratic
         offsets = [_in_common(decode(tokenizer, ids[:i]), whole) for i in range(len(ids))]
     # Some decoders decode a run of bytes at once, and an unfinished byte then changes the characters before it. A token therefore

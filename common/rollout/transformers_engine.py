@@ -168,16 +168,17 @@ class TransformersEngine:
         rows.stopped[grown] = (rows.ids[grown, position, None] == self.stop_ids).any(axis=1)
         for row in rows.stops:
             if not rows.ended[row]:
-                rows.stopped[row] |= self._stopped(rows.ids[row, :position + 1].tolist(), rows.requests[row].stop)
+                rows.stopped[row] |= self._stopped(rows.ids[row, :position + 1], rows.requests[row].stop)
         rows.ended |= rows.stopped | (rows.lengths >= rows.max_tokens)
 
-    def _stopped(self, ids: list[int], stop: tuple[str, ...]) -> bool:
-        """Whether the last token completed a stop string, or is itself one: a special token such as <|im_end|> is not in the text."""
+    def _stopped(self, ids: np.ndarray, stop: tuple[str, ...]) -> bool:
+        """Whether the last token of `ids` (T,) completed a stop string, or is itself one: special tokens like <|im_end|> are not in the text."""
         tokenizer = self.policy.tokenizer
-        tail = decode(tokenizer, ids[-4 * max(map(len, stop)) - 8:])  # a character has at most four bytes, and so at most four tokens
-        if any(end in tail for end in stop) and stop_at(decode(tokenizer, ids), stop) is not None:
+        end = ids[-4 * max(map(len, stop)) - 8:].tolist()  # a character has at most four bytes, and so at most four tokens
+        tail = decode(tokenizer, end)
+        if any(text in tail for text in stop) and stop_at(decode(tokenizer, ids.tolist()), stop) is not None:
             return True
-        return tokenizer.convert_ids_to_tokens(ids[-1]) in stop
+        return tokenizer.convert_ids_to_tokens(end[-1]) in stop
 
     def _completions(self, rows: _Rows) -> Iterator[Completion]:
         for row, request in enumerate(rows.requests):
