@@ -172,7 +172,7 @@ class TransformersEngine:
         rows.ended |= rows.stopped | (rows.lengths >= rows.max_tokens)
 
     def _stopped(self, ids: np.ndarray, stop: tuple[str, ...]) -> bool:
-        """Whether the last token of `ids` (T,) completed a stop string, or is itself one: special tokens like <|im_end|> are not in the text."""
+        """Whether the last of `ids` (T,) completed a stop string, or is itself one: a special token such as <|im_end|> has no text."""
         tokenizer = self.policy.tokenizer
         end = ids[-4 * max(map(len, stop)) - 8:].tolist()  # a character has at most four bytes, and so at most four tokens
         tail = decode(tokenizer, end)
