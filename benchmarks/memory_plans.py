@@ -1,13 +1,13 @@
-"""The memory plan of each script for published 7B and 8B models on cards of 24 to 80 GB: the table of docs/memory.md.
+"""The memory plan of each script for published models of 7B to 32B on cards of 12 to 80 GB: the table of docs/memory.md.
 
     python benchmarks/memory_plans.py
 
-Every figure is calculated from the models' shapes. The script needs no weights, no GPU and no network.
+Every figure is calculated from the models' shapes. The script needs no weights, no GPU and no network. NF4 stands where bf16 does not fit.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from transformers import AutoConfig
 import train_grpo
 import train_ppo
 from common.config import CommonConfig
-from common.run.memory_plan import GB, Plan, make_plan
+from common.run.memory_plan import GB, WASTE, Plan, make_plan, totals
 from common.run.model_shape import shape_of
 
 # GRPO, NFT and VinePPO train one adapter and have the same plan
+CARDS = (12, 16, 24, 32, 40, 48, 80)
 SCRIPTS = {"GRPO, NFT, VinePPO": train_grpo.Config, "PPO": train_ppo.Config}
 
 
@@ -35,23 +36,21 @@ def plan(name: str, card: int, config_class: type[CommonConfig], four_bit: bool)
 def told(made: Plan) -> str:
     """The settings of a plan in one line."""
     if made.settings is None:
-        return "does not fit"
-    tokens, checkpointed, sleep, rows = made.option
-    chosen = (f", {checkpointed} layers checkpointed" if checkpointed else "") + (", sleep" if sleep else "")
-    return f"{tokens} tokens{chosen}, share {made.settings.vllm_gpu_memory_utilization}, {rows} at a time"
+        return f"does not fit; {' or '.join(made.remedies) or 'nothing helps'}"
+    tokens, checkpointed, rows = made.option
+    chosen = f", {checkpointed} layers checkpointed" if checkpointed else ""
+    return f"{tokens} tokens{chosen}, {rows} at a time"
 
 
 def main() -> None:
     rows = []
-    for name in SHAPES:
-        for card in (24, 40, 48, 80):
-            for script, config_class in SCRIPTS.items():
-                for four_bit in (False, True) if card == 24 else (False,):
-                    made = plan(name, card, config_class, four_bit)
-                    parts = [sum(part.values()) / GB for part in dataclasses.astuple(made.parts)]
-                    cells = [f"{x:.1f}" for x in (*parts, made.peak / GB)]
-                    rows.append([name, str(card), script, "NF4" if four_bit else "bf16", *cells, told(made)])
-    show(table(["model", "card, GB", "script", "base", "always", "sampling", "update", "at once", "plan"], rows))
+    for name, card, (script, config_class) in itertools.product(SHAPES, CARDS, SCRIPTS.items()):
+        made, base = plan(name, card, config_class, False), "bf16"
+        if made.settings is None:
+            made, base = plan(name, card, config_class, True), "NF4"
+        phases = [f"{total / GB + card * WASTE:.1f}" for total in totals(made.parts)]
+        rows.append([name, str(card), script, base, *phases, told(made)])
+    show(table(["model", "card, GB", "script", "base", "sampling", "update", "plan"], rows))
 
 
 if __name__ == "__main__":

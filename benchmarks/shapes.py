@@ -22,6 +22,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Qwen2.5-7B": shape(QWEN2, 152064, 3584, 18944, 28, 28, 32768, num_key_value_heads=4),
     "Llama-3.1-8B": shape(LLAMA, 128256, 4096, 14336, 32, 32, 131072),
     "Qwen3-8B": shape(QWEN3, 151936, 4096, 12288, 36, 32, 40960),
+    "Qwen2.5-14B": shape(QWEN2, 152064, 5120, 13824, 48, 40, 32768),
+    "Qwen2.5-32B": shape(QWEN2, 152064, 5120, 27648, 64, 40, 32768),
 }
 
 GEMMA2 = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 256, "sliding_window": 4096,

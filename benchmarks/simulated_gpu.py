@@ -11,6 +11,7 @@ processes, the numbers.
 """
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -42,7 +43,7 @@ def inside(script: str, folder: str, card: float, four_bits: bool, layers: int |
     from common.policy.pretrained import load_tokenizer
     from common.run.memory_plan import make_plan, parts_of
     from common.run.model_shape import shape_of
-    from common.run.preflight import largest_microbatch
+    from common.run.preflight import add_gradients, largest_microbatch
 
     config = importlib.import_module(script).Config(model=folder, dataset="gsm8k", load_in_4bit=four_bits)
     tokenizer, model_config = load_tokenizer(config)
@@ -51,32 +52,25 @@ def inside(script: str, folder: str, card: float, four_bits: bool, layers: int |
     if plan.settings is None and layers is None:
         return {"fits": False}
     option = plan.option if layers is None else plan.option._replace(checkpointed=layers, max_tokens=4096)
-    parts = parts_of(shape, config, option)
+    parts = parts_of(shape, dataclasses.replace(config, engine="transformers"), option)  # the trainer alone, with a base of its own
     config.max_tokens_per_microbatch = option.max_tokens
     policy = load_policy(config, tokenizer, model_config)
     policy.checkpoint(option.checkpointed)
     critic = Critic(policy, 0) if script == "train_ppo" else None
     optimizers = [make_optimizer(policy.parameters_of(), 1e-5)] + ([make_optimizer(critic.parameters(), 1e-5)] if critic else [])
-    adapters = list(policy.parameters_of().values()) + (list(critic.parameters().values()) if critic else [])
-    add_gradients(adapters)
+    add_gradients(policy, critic)
     for optimizer in optimizers:
         take_step(optimizer, 1e-5)  # makes the optimiser's state
-    add_gradients(adapters)  # as before the second micro-batch of a step
+    add_gradients(policy, critic)  # as before the second micro-batch of a step
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
     largest_microbatch(policy, config, 256, critic)
     peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    own = sum(value for name, value in parts.always.items() if name != "CUDA")
-    update = sum(parts.update.values())
-    return {"fits": True, "option": list(option), "layers": shape.layers, "plan": own + update, "counted": peak, "reserved": reserved,
-            "plan_update": update, "update": peak - held, "plan_always": own, "always": held}
-
-
-def add_gradients(parameters: list[Any]) -> None:
-    """Gives each parameter a gradient of zeros."""
-    for parameter in parameters:
-        parameter.grad = parameter.new_zeros(parameter.shape)
+    update = sum(part.update for part in parts if not part.sampling and part.name != "gradients")
+    always = sum(part.update for part in parts if part.name != "CUDA") - update
+    return {"fits": True, "option": list(option), "layers": shape.layers, "plan": always + update, "counted": peak, "reserved": reserved,
+            "plan_update": update, "update": peak - held, "plan_always": always, "always": held}
 
 
 def simulate(lib: Path, script: str, model: Path, card: float, four_bits: bool, layers: int | None = None,

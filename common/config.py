@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from common.errors import UserError
 from common.tiny.task import Arithmetic, Generator
 
-# flags that the memory plan sets if nobody typed them; they do not change what a run computes
+# flags that fit a run to its card, worked out anew on each card if nobody typed them; they do not change what a run computes
 PLANNED = ("max_tokens_per_microbatch", "gradient_checkpointing", "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization")
 GROUPS = ("model", "data", "problems", "completions", "update", "algorithm", "run")  # the order of the flag groups in --help
 

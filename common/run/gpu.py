@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from common.config import SamplingConfig
+from common.console import say
 from common.errors import UserError
 from common.rollout.choose_engine import choose_engine
 
@@ -46,14 +47,18 @@ def check_gpu(config: SamplingConfig) -> None:
 
 
 def check_vllm(config: SamplingConfig) -> None:
-    """Raises UserError if vLLM would not start on this machine's GPU."""
+    """Raises UserError if vLLM would not start on this machine's GPU. May turn `--vllm_enable_sleep_mode` off, and says so."""
     if config.load_in_4bit and not importlib.util.find_spec("vllm_bnb_plugin"):
         raise UserError("--load_in_4bit: vLLM holds a 4-bit base with the package vllm-bnb-plugin: pip install vllm-bnb-plugin, or use "
                         "--engine transformers, which samples more slowly")
     allocator = os.environ.get("PYTORCH_ALLOC_CONF", "") + os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
     if getattr(config, "vllm_enable_sleep_mode", False) and "expandable_segments:True" in allocator:
-        raise UserError("--vllm_enable_sleep_mode does not work with expandable_segments:True in PYTORCH_ALLOC_CONF or "
-                        "PYTORCH_CUDA_ALLOC_CONF: leave one of them out")
+        if "vllm_enable_sleep_mode" in config.given:
+            raise UserError("--vllm_enable_sleep_mode does not work with expandable_segments:True in PYTORCH_ALLOC_CONF or "
+                            "PYTORCH_CUDA_ALLOC_CONF: leave one of them out")
+        config.derive(vllm_enable_sleep_mode=False)
+        say("note: with expandable_segments:True in PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF vLLM keeps its keys and values during "
+            "the update; without that setting more fits")
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Triton looks there for Python's header
     header = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
     missing = [] if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") else ["a C compiler (gcc)"]

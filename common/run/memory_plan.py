@@ -1,8 +1,8 @@
 """Will a run fit on a card? The memory that it needs, from the model's config alone, and settings that fit.
 
-`--plan_memory 24` prints the plan for a card of 24 GB and ends. On a GPU every run is planned for the card that was found. The plan sets
-the flags that do not change the result: token budget, checkpointing, sleep mode, the sampler's share. If these are not enough, the run
-stops, and the plan recommends other changes.
+`--plan_memory 24` prints the plan for a card of 24 GB and ends. On a GPU every run is planned for the card that was found. A run is in one
+of two phases: it samples, or it updates. The plan counts both and takes the larger one. It sets the flags that do not change the result:
+token budget, checkpointing, the sampler's share. If these are not enough, the run stops, and the plan recommends other changes.
 """
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes of 
 LOGIT_BYTES = 12  # per element of a chunk of logits: its value in bfloat16 and in float32, and float32 results of these
 # Assumed, not calculated:
 CUDA_BYTES = 0.8e9  # CUDA and its libraries
-VLLM_BYTES = 1.5e9  # vLLM's buffers and CUDA graphs
+VLLM_BYTES = 1.0e9  # vLLM's buffers and CUDA graphs, which stay during the update
+FORWARD_BYTES = 0.8e9  # a forward of vLLM, as far as torch's free memory does not hold it
 WASTE = 0.04  # share of the card that the allocator cannot use
-ASSUMED = ("CUDA", "its buffers")  # names of the assumed parts in the table
-NEEDS_PLUGIN = "base in the sampler (vllm-bnb-plugin)"
+KEYS_AND_VALUES = "keys and values"  # the beginning of this part's name
 # What a plan tries:
 BUDGETS = (8192, 4096, 2048, 1024, 512)  # tokens of a micro-batch
 BUSY = 1024  # tokens of a micro-batch that keep a GPU busy
-ROWS = (256, 128, 64, 32, 16)  # completions of full length sampled at a time; with fewer, sampling takes too long
+ROWS = (256, 128, 64, 32, 16, 8)  # completions of full length sampled at a time; with fewer, sampling takes too long
 MANY = 64  # of these that are enough: most completions end long before their limit, and then more than these have room
 RECOMPUTED = 0.45  # share of an update's products that is computed again if every layer is checkpointed
 # Tokens whose products take as long as what a micro-batch costs once: reading weights, launching kernels, prompts that others have too
@@ -52,7 +52,6 @@ class Settings:
 
     max_tokens_per_microbatch: int
     gradient_checkpointing: bool
-    vllm_enable_sleep_mode: bool
     vllm_gpu_memory_utilization: float
 
 
@@ -61,22 +60,17 @@ class Option(NamedTuple):
 
     max_tokens: int  # of a micro-batch
     checkpointed: int  # layers, counted from the first, whose activations are computed again in the backward pass
-    sleep: bool
     rows: int  # completions sampled at a time
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a run's memory by name, in bytes."""
+class Part(NamedTuple):
+    """A part of a run's memory, in bytes."""
 
-    always: dict[str, float]
-    sampling: dict[str, float]  # while sampling; without sleep mode also during the update
-    update: dict[str, float]  # during the update only
-
-    def peak(self, sleep: bool) -> float:
-        """The most memory that is used at once, bytes. `sleep`: the sampler gives its memory up during the update."""
-        always, sampling, update = (sum(part.values()) for part in (self.always, self.sampling, self.update))
-        return always + (max(sampling, update) if sleep else sampling + update)
+    name: str
+    sampling: float  # while completions are sampled
+    update: float  # during the update
+    vllm: bool = False  # vLLM counts it in its share of the card
+    assumed: bool = False  # and not calculated
 
 
 @dataclass(frozen=True)
@@ -84,43 +78,67 @@ class Plan:
     """How a run uses a card. If nothing fits, the plan is that of the smallest option."""
 
     option: Option
-    parts: Parts
-    peak: float  # bytes
+    parts: list[Part]
+    peak: float  # bytes, of the larger phase
     card: float  # bytes
     settings: Settings | None  # None: nothing fits
     remedies: list[str]  # changes of flags that would make it fit
 
 
-def parts_of(shape: Shape, config: CommonConfig, option: Option) -> Parts:
+def parts_of(shape: Shape, config: CommonConfig, option: Option) -> list[Part]:
     """The memory of a run that does so."""
     width = 2 if config.dtype == "float32" else 1  # bytes per number, relative to bfloat16
-    rest = (shape.parameters - shape.linear) * 2 * width
-    base, sampler_base = (rest + shape.linear * (four_bits if config.load_in_4bit else 2 * width) for four_bits in (NF4, NF4_VLLM))
+    parts = _bases(shape, config, width)
     copies = 2 if width == 1 else 0  # of the adapter, in bfloat16
-    adapters = {"adapters, gradients, optimiser": config.trained_adapters * shape.lora * (4 + copies + 4 + STATES[config.optim])}
+    held = config.trained_adapters * shape.lora * (4 + copies + STATES[config.optim])
+    parts.append(Part("adapters, state of the optimiser", held, held))
     if config.adapter and config.beta > 0:
-        adapters["reference adapter"] = shape.lora * (4 + copies)
+        parts.append(Part("reference adapter", *2 * (shape.lora * (4 + copies),)))
+    vllm = uses_vllm(config)
+    if vllm:
+        forward = FORWARD_BYTES + (shape.largest * 2 if config.load_in_4bit else 0)  # a layer's weights are there in 16 bits
+        parts += [Part("vLLM's adapter", *2 * (shape.lora * 2,), vllm=True),
+                  Part("vLLM's buffers and CUDA graphs", VLLM_BYTES, VLLM_BYTES, vllm=True, assumed=True),
+                  Part("vLLM's forward", forward, 0, vllm=True, assumed=True)]
+    cached = config.max_completion_length + (PROMPT / config.num_generations if vllm else PROMPT)  # vLLM shares prompts
+    cache = option.rows * cached * shape.kv_bytes * width
+    stays = vllm and not config.vllm_enable_sleep_mode
+    parts.append(Part(f"{KEYS_AND_VALUES} of {option.rows} completions", cache, cache if stays else 0, vllm))
+    parts.append(Part("gradients", 0, config.trained_adapters * shape.lora * 4))
     tokens = max(option.max_tokens, PROMPT + config.max_completion_length)
-    cached = config.max_completion_length + (PROMPT / config.num_generations if uses_vllm(config) else PROMPT)  # vLLM shares prompts
-    sampler = {NEEDS_PLUGIN if config.load_in_4bit else "base in the sampler": sampler_base, "its adapter": shape.lora * 2,
-               "its buffers": VLLM_BYTES} if uses_vllm(config) else {}
-    cache = {"keys and values": option.rows * cached * shape.kv_bytes * width}
-    return Parts({"base in the trainer": base, **adapters, "CUDA": CUDA_BYTES}, sampler | cache,
-                 _update_parts(shape, tokens, option.checkpointed, width, config.load_in_4bit))
+    parts += _update_parts(shape, tokens, option.checkpointed, width, config.load_in_4bit)
+    return [*parts, Part("CUDA", CUDA_BYTES, CUDA_BYTES, assumed=True)]
 
 
-def _update_parts(shape: Shape, tokens: int, checkpointed: int, width: int, four_bits: bool) -> dict[str, float]:
+def _bases(shape: Shape, config: CommonConfig, width: int) -> list[Part]:
+    """The base, once or twice."""
+    rest = (shape.parameters - shape.linear) * 2 * width
+    trainers, samplers = (rest + shape.linear * (four_bits if config.load_in_4bit else 2 * width) for four_bits in (NF4, NF4_VLLM))
+    plugin = " (vllm-bnb-plugin)" if config.load_in_4bit else ""
+    if not uses_vllm(config):
+        return [Part("base", trainers, trainers)]
+    if shape.shared:
+        return [Part(f"base, one for sampler and trainer{plugin}", samplers, samplers, vllm=True)]
+    return [Part("base in the trainer", trainers, trainers), Part(f"base in the sampler{plugin}", samplers, samplers, vllm=True)]
+
+
+def _update_parts(shape: Shape, tokens: int, checkpointed: int, width: int, four_bits: bool) -> list[Part]:
     """The memory of a forward and backward over `tokens` tokens."""
     layer, states = tokens * shape.layer_bytes * width, tokens * shape.hidden * 2 * width  # of one layer: all it keeps, its input alone
     kept = (shape.layers - checkpointed) * layer + checkpointed * states
     # The backward pass begins with everything that was kept, and some gradients of activations. When it reaches the checkpointed layers,
     # the other layers are gone, and each is computed again. The factors 0.7 and 1.45 are those of the simulated GPU (docs/memory.md).
     activations = max(kept + 0.7 * layer, checkpointed * states + 1.45 * layer if checkpointed else 0)
-    name = f"activations of {tokens} tokens" + (f", {checkpointed} of {shape.layers} layers checkpointed" if checkpointed else "")
+    name = f"activations, {tokens} tokens" + (f", {checkpointed} of {shape.layers} layers checkpointed" if checkpointed else "")
     # the log-probs come before the backward pass of the layers
-    update = {name: activations, "log-probs": max(0.0, kept + CHUNK_ELEMENTS * LOGIT_BYTES - activations)}
+    parts = [Part(name, 0, activations), Part("log-probs", 0, max(0.0, kept + CHUNK_ELEMENTS * LOGIT_BYTES - activations))]
     # a layer's weights are there in 16 bits during its products, when its gradients are not
-    return update | ({"a layer's weights in 16 bits": max(0.0, shape.largest * 2 - 0.3 * layer)} if four_bits else {})
+    return parts + ([Part("a layer's weights in 16 bits", 0, max(0.0, shape.largest * 2 - 0.3 * layer))] if four_bits else [])
+
+
+def totals(parts: list[Part]) -> tuple[float, float]:
+    """The memory of the two phases, sampling and update, in bytes."""
+    return sum(part.sampling for part in parts), sum(part.update for part in parts)
 
 
 def uses_vllm(config: CommonConfig) -> bool:
@@ -136,12 +154,12 @@ def make_plan(config: CommonConfig, shape: Shape, card: float, given: Set[str], 
     smallest: Plan | None = None
     for option in options(config, shape, given):
         parts = parts_of(shape, config, option)
-        peak = parts.peak(option.sleep) + card * WASTE
+        peak = max(totals(parts)) + card * WASTE
         if peak <= card:
             share = config.vllm_gpu_memory_utilization
             if uses_vllm(config) and "vllm_gpu_memory_utilization" not in given:
-                share = math.ceil(100 * sum(parts.sampling.values()) / card) / 100
-            settings = Settings(option.max_tokens, option.checkpointed == shape.layers, option.sleep, share)
+                share = math.ceil(100 * sum(part.sampling for part in parts if part.vllm) / card) / 100
+            settings = Settings(option.max_tokens, option.checkpointed == shape.layers, share)
             return Plan(option, parts, peak, card, settings, [])
         if smallest is None or peak <= smallest.peak:
             smallest = Plan(option, parts, peak, card, None, [])
@@ -152,8 +170,8 @@ def make_plan(config: CommonConfig, shape: Shape, card: float, given: Set[str], 
 def options(config: CommonConfig, shape: Shape, given: Set[str]) -> Iterator[Option]:
     """What a plan may choose, the quickest first. A flag in `given` has its one value.
 
-    The order is by what a choice costs. Sleep mode costs seconds a step, so it changes last. Micro-batches below BUSY tokens leave a GPU
-    idle, and so does sampling fewer than MANY completions at a time. The rest is chosen for the quickest update.
+    The order is by what a choice costs. Micro-batches below BUSY tokens leave a GPU idle, and so does sampling fewer than MANY completions
+    at a time. The rest is chosen for the quickest update.
     """
     def values(flag: str, usual: tuple[Any, ...]) -> tuple[Any, ...]:
         return (getattr(config, flag),) if flag in given else usual
@@ -162,7 +180,6 @@ def options(config: CommonConfig, shape: Shape, given: Set[str]) -> Iterator[Opt
     counts = range(shape.layers + 1)
     if "gradient_checkpointing" in given:
         counts = counts[-1:] if config.gradient_checkpointing else counts[:1]
-    sleep = values("vllm_enable_sleep_mode", (False, True) if uses_vllm(config) and not config.load_in_4bit else (False,))
     completions = config.problems_per_step * config.num_generations
     all_rows = sorted({completions, *(rows for rows in ROWS if rows < completions)}, reverse=True)
     large = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget >= BUSY)
@@ -174,9 +191,8 @@ def options(config: CommonConfig, shape: Shape, given: Set[str]) -> Iterator[Opt
         update = (1 + RECOMPUTED * option.checkpointed / shape.layers) * (1 + PER_MICROBATCH / option.max_tokens)
         return update, -option.rows
 
-    for asleep, some_budgets, some_rows in itertools.product(sleep, (large, small), row_counts):
-        yield from sorted((Option(budget, checkpointed, asleep, rows)
-                           for budget, checkpointed, rows in itertools.product(some_budgets, counts, some_rows)), key=cost)
+    for some_budgets, some_rows in itertools.product((large, small), row_counts):
+        yield from sorted(itertools.starmap(Option, itertools.product(some_budgets, counts, some_rows)), key=cost)
 
 
 def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) -> list[str]:
@@ -199,26 +215,24 @@ def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) 
 
 
 def table(plan: Plan, config: CommonConfig) -> list[str]:
-    """The lines of the plan: each part in GB (10^9 bytes), the total, and the flags or remedies."""
-    sleep = plan.settings is not None and plan.settings.vllm_enable_sleep_mode
-    lines = [f"memory plan: {config.model} on a card of {plan.card / GB:.1f} GB"]
-    for title, part in (("all the time", plan.parts.always), ("sampling", plan.parts.sampling), ("update", plan.parts.update)):
-        lines += [f"  {title:<14}{name:<44}{value / GB:7.2f} GB{'  assumed' if name in ASSUMED else ''}" for name, value in part.items()]
-    lines.append(f"  {'':<14}{'what the allocator cannot use':<44}{plan.card * WASTE / GB:7.2f} GB  assumed")
-    lines.append(f"  {'at once, at most' + (' (sampling and update in turn)' if sleep else ''):<58}{plan.peak / GB:7.2f} GB")
+    """The lines of the plan: each part in GB (10^9 bytes) in both phases, the sums, and the flags or remedies."""
+    parts = [*plan.parts, Part("what the allocator cannot use", *2 * (plan.card * WASTE,), assumed=True)]
+    rows = [(part.name, *(f"{value / GB:.2f}" if value else "-" for value in (part.sampling, part.update)), part.assumed)
+            for part in parts if part.sampling or part.update]
+    lines = [f"memory plan: {config.model} on a card of {plan.card / GB:.1f} GB", f"  {'GB':<53}{'sampling':>8}{'update':>8}"]
+    lines += [f"  {name:<53}{sampling:>8}{update:>8}{'  assumed' if assumed else ''}" for name, sampling, update, assumed in rows]
+    sampling, update = totals(parts)
+    lines.append(f"  {'together':<53}{sampling / GB:>8.2f}{update / GB:>8.2f}")
+    lines.append(f"  at once, at most {plan.peak / GB:.2f} GB")
     if plan.settings is None:
         lines += ["does not fit", *(f"  would fit with {remedy}" for remedy in plan.remedies)]
         if not plan.remedies:
             lines.append("  nor with any of 4 bits, half the length, an 8-bit optimiser, no vLLM: take a smaller model or a larger card")
-    else:
-        flags = [f"--{name}" if value is True else f"--{name} {value}" for name, value in dataclasses.asdict(plan.settings).items()
-                 if value is not False and (uses_vllm(config) or "vllm" not in name)]
-        lines += [f"fits, with {plan.option.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time, under",
-                  f"  {' '.join(flags)}"]
-        if sleep:
-            base = sum(value for name, value in plan.parts.sampling.items() if name.startswith("base"))
-            lines.append(f"  host memory while vLLM sleeps: up to {2 * base / GB:.0f} GB, pinned")
-    return lines
+        return lines
+    flags = [f"--{name}" if value is True else f"--{name} {value}" for name, value in dataclasses.asdict(plan.settings).items()
+             if value is not False and (uses_vllm(config) or "vllm" not in name)]
+    return [*lines, f"fits, with {plan.option.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time, under",
+            f"  {' '.join(flags)}"]
 
 
 def card_memory() -> tuple[int, int]:
@@ -257,5 +271,5 @@ def plan_run(config: CommonConfig) -> Plan | None:
         config.derive(**{name: value for name, value in settings.items() if name not in config.given})
         config.planned = {"checkpointed_layers": plan.option.checkpointed, "rows": plan.option.rows}
         if uses_vllm(wanted) and "vllm_gpu_memory_utilization" not in config.given:
-            config.planned["cache_bytes"] = int(plan.parts.sampling["keys and values"])
+            config.planned["cache_bytes"] = int(sum(part.sampling for part in plan.parts if part.name.startswith(KEYS_AND_VALUES)))
     return plan

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from common.config import CommonConfig
 from common.policy.load import with_adapter
+from common.policy.shared_base import own_base
 
 PROMPT = 256  # tokens of a prompt; assumed, since no data has been read
 
@@ -29,13 +30,16 @@ class Shape:
     hidden: int  # width of a hidden state
     kv_bytes: int  # keys and values of one token
     layer_bytes: float  # activations of one layer that backward needs, per token
+    shared: bool = True  # vLLM and the trainer may have one base
 
 
 def shape_of(model_config: PretrainedConfig, config: CommonConfig) -> Shape:
     """The numbers of a model, from skeletons without weights: a whole one for its size, two short ones for its activations."""
     text = model_config.get_text_config()
     with torch.device("meta"):
-        whole = with_adapter(AutoModelForCausalLM.from_config(model_config, trust_remote_code=False).requires_grad_(False), config)
+        base = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False).requires_grad_(False)
+        shared = own_base(base, torch.bfloat16) is None  # vLLM runs in bfloat16
+        whole = with_adapter(base, config)
     lora = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     linear = [m.weight.numel() for name, m in whole.named_modules()
               if isinstance(m, (nn.Linear, Conv1D)) and "lora_" not in name and "lm_head" not in name]
@@ -43,7 +47,7 @@ def shape_of(model_config: PretrainedConfig, config: CommonConfig) -> Shape:
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(parameters=sum(p.numel() for p in whole.parameters()) - lora, linear=sum(linear), largest=max(linear), lora=lora,
                  layers=text.num_hidden_layers, hidden=text.hidden_size, kv_bytes=2 * text.num_hidden_layers * heads * size * 2,
-                 layer_bytes=saved_bytes(model_config, config, 2) - saved_bytes(model_config, config, 1))
+                 layer_bytes=saved_bytes(model_config, config, 2) - saved_bytes(model_config, config, 1), shared=shared)
 
 
 def saved_bytes(model_config: PretrainedConfig, config: CommonConfig, layers: int) -> float:

@@ -1,6 +1,7 @@
 """A trial at full length, so that a run that will not fit fails before its first step."""
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -19,24 +20,38 @@ from common.run.memory_plan import BUDGETS, GB, STATES, make_plan, shape_of, tab
 def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: list[Problem], critic: Critic | None = None) -> None:
     """On a GPU, does one forward and backward over the largest micro-batch that can occur. Does nothing without a GPU.
 
-    If it does not fit, tries again with more checkpointing and then with smaller micro-batches, as far as nobody typed these flags.
-    Raises UserError, with the memory plan and the measured memory, if none of this fits.
+    The sampler has given up its keys and values then, as in every update. If the trial does not fit, tries again with more checkpointing
+    and then with smaller micro-batches, as far as nobody typed these flags. Raises UserError, with the memory plan and the measured
+    memory, if none of this fits, or if the sampler could not take its keys and values back.
     """
     if policy.device.type != "cuda":
         return
     engine.sleep()
     prompt = max(len(problem.prompt_ids) for problem in problems)
+    torch.cuda.empty_cache()
     free, whole = torch.cuda.mem_get_info()
+    cache = config.planned.get("cache_bytes", 0) if config.vllm_enable_sleep_mode else 0
+    if free < cache + _state_bytes(policy, config):  # the plan counted one base, and there are two; or other programs took memory
+        raise _too_little(policy, config, whole, f"{free / GB:.1f} GB are free, and sampling needs {cache / GB:.1f} GB for keys and values "
+                                                 "beside the optimiser's state. Give vLLM less (--vllm_gpu_memory_utilization)")
     while not (taken := _taken(policy, config, prompt, critic)):
         took = f"out of memory in a trial at full length with micro-batches of {config.max_tokens_per_microbatch} tokens"
         change = take_less(policy, config)
         if change is None:
-            plan = make_plan(config, shape_of(policy.base.config, config), whole, set(PLANNED))
-            raise UserError(f"{took}: {free / GB:.1f} of {whole / GB:.1f} GB were free before it. The plan was:", *table(plan, config))
+            raise _too_little(policy, config, whole, f"{took}: {free / GB:.1f} of {whole / GB:.1f} GB were free before it")
         say(f"{took}: going on with {change}")
-    before = torch.cuda.memory_allocated() - policy.others_bytes
-    say(f"the largest micro-batch takes {taken / GB:.1f} GB beside {before / GB:.1f} GB of base and adapters and the optimiser's state; "
+    own = f"{(torch.cuda.memory_allocated() - policy.others_bytes) / GB:.1f}"
+    base = f"{own} GB of base and"
+    if policy.shared_bytes:
+        base = f"{policy.shared_bytes / GB:.1f} GB of base, which the sampler holds too, {own} of"
+    say(f"the largest micro-batch takes {taken / GB:.1f} GB beside {base} adapters, optimiser's state and gradients; "
         f"{torch.cuda.mem_get_info()[0] / GB:.1f} GB of the card stay free")
+
+
+def _too_little(policy: Policy, config: CommonConfig, whole: int, cause: str) -> UserError:
+    """The error that shows the plan, for a base or two as there are."""
+    shape = dataclasses.replace(shape_of(policy.base.config, config), shared=policy.shared_bytes > 0)
+    return UserError(f"{cause}. The plan is:", *table(make_plan(config, shape, whole, set(PLANNED)), config))
 
 
 def take_less(policy: Policy, config: CommonConfig) -> str | None:
@@ -53,11 +68,11 @@ def take_less(policy: Policy, config: CommonConfig) -> str | None:
 
 
 def _taken(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None) -> int | None:
-    """The memory that the largest micro-batch takes beside the optimiser's state, bytes; None if there is not enough."""
-    parameters = sum(p.numel() for p in policy.parameters_of().values())
+    """The memory that the largest micro-batch takes beside optimiser's state and gradients, bytes; None if there is not enough."""
     try:
         # stands for the optimiser's state, which is made at the first step
-        state = torch.empty(config.trained_adapters * parameters * STATES[config.optim], dtype=torch.uint8, device=policy.device)
+        state = torch.empty(_state_bytes(policy, config), dtype=torch.uint8, device=policy.device)
+        add_gradients(policy, critic)  # as after the first micro-batch of a step
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         largest_microbatch(policy, config, prompt_length, critic)
@@ -67,6 +82,11 @@ def _taken(policy: Policy, config: CommonConfig, prompt_length: int, critic: Cri
         drop_gradients(policy, critic)
     torch.cuda.empty_cache()  # here, as the error above held on to everything that its forward had made
     return None
+
+
+def _state_bytes(policy: Policy, config: CommonConfig) -> int:
+    """The memory of the optimiser's state, bytes."""
+    return config.trained_adapters * sum(p.numel() for p in policy.parameters_of().values()) * STATES[config.optim]
 
 
 def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None = None) -> None:
@@ -91,6 +111,16 @@ def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int,
     drop_gradients(policy, critic)
 
 
+def _trained(policy: Policy, critic: Critic | None) -> list[torch.nn.Parameter]:
+    return [*policy.parameters_of().values(), *(critic.parameters().values() if critic is not None else ())]
+
+
+def add_gradients(policy: Policy, critic: Critic | None) -> None:
+    """Gives every trained parameter a gradient of zeros."""
+    for parameter in _trained(policy, critic):
+        parameter.grad = torch.zeros_like(parameter)
+
+
 def drop_gradients(policy: Policy, critic: Critic | None) -> None:
-    for parameter in (*policy.parameters_of().values(), *(critic.parameters().values() if critic is not None else ())):
+    for parameter in _trained(policy, critic):
         parameter.grad = None

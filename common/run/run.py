@@ -312,9 +312,13 @@ class Run:
 
 
 def peak_gb(policy: Policy) -> float:
-    """The most memory that was in use, in GB: of the trainer on the GPU since the last call, or of this process where there is no GPU."""
+    """The most memory that was in use, in GB: of the trainer on the GPU since the last call, or of this process where there is no GPU.
+
+    The base counts, also where it is the sampler's as well.
+    """
     if torch.cuda.is_available():
-        most = torch.cuda.max_memory_allocated() - policy.others_bytes  # vLLM runs in this process, and torch counts its memory too
+        # vLLM runs in this process, and torch counts its memory too
+        most = torch.cuda.max_memory_allocated() - policy.others_bytes + policy.shared_bytes
         torch.cuda.reset_peak_memory_stats()
         return most / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes

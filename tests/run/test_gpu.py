@@ -94,12 +94,19 @@ def test_four_bits_in_vllm_need_its_plugin(engine, a_card):
     check_gpu(dataclasses.replace(config, load_in_4bit=False))
 
 
-def test_vllm_cannot_sleep_on_expandable_segments(a_card, monkeypatch):
-    config = CommonConfig(model="some/model", vllm_enable_sleep_mode=True)
+def test_expandable_segments_turn_the_release_of_keys_and_values_off(a_card, monkeypatch, capsys):
+    config = CommonConfig(model="some/model")
     check_gpu(config)
+    assert config.vllm_enable_sleep_mode and not config.derived
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64,expandable_segments:True")
+    check_gpu(config)
+    assert config.derived == {"vllm_enable_sleep_mode": False} and config.flags()["vllm_enable_sleep_mode"] is True
+    assert "vLLM keeps its keys and values during the update" in capsys.readouterr().out
+    typed = CommonConfig(model="some/model", vllm_enable_sleep_mode=True)
+    typed.given = {"vllm_enable_sleep_mode"}
     with pytest.raises(UserError, match="does not work with expandable_segments"):
-        check_gpu(config)
+        check_gpu(typed)
+    check_gpu(SamplingConfig(model="some/model"))  # eval.py has no update
 
 
 def test_vllm_needs_a_compiler_and_the_header_of_python(a_card, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from common.errors import UserError
 from common.policy.critic import Critic
 from common.policy.micro_batches import microbatches
 from common.run import preflight as trial
+from common.run.model_shape import Shape
 from common.run.preflight import largest_microbatch, preflight
 
 
@@ -36,7 +37,7 @@ def a_full_card(random_models, tokenizer, monkeypatch):
     """A policy that believes that it is on a card, and a trial that runs out of memory as long as `fits(policy, config)` is not true."""
     policy = make_policy(random_models["qwen3"], tokenizer)
 
-    def make(fits, **flags):
+    def make(fits, free=10**9, **flags):
         config = CommonConfig(model="x", max_tokens_per_microbatch=4096, **flags)
         tried = []
 
@@ -51,7 +52,7 @@ def a_full_card(random_models, tokenizer, monkeypatch):
         for name in ("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats", "empty_cache"):
             monkeypatch.setattr(torch.cuda, name, lambda: 0)
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 10**9)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 24 * 10**9))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 24 * 10**9))
         monkeypatch.setattr(torch, "empty", lambda *_, real=torch.empty, **__: real(1))
         monkeypatch.setattr(trial, "largest_microbatch", microbatch)
         return policy, config, tried
@@ -79,9 +80,45 @@ def test_a_trial_that_runs_out_of_memory_goes_on_with_the_next_option(a_full_car
     assert tried == [(4096, 1), (4096, 2)] and config.max_tokens_per_microbatch == 4096
 
 
+def test_the_trial_has_the_gradients_of_an_earlier_microbatch(a_full_card, capsys, monkeypatch):
+    policy, config, _ = a_full_card(lambda policy, config: True)
+    seen = []
+    monkeypatch.setattr(trial, "largest_microbatch", lambda policy, *_: seen.extend(p.grad for p in policy.parameters_of().values()))
+    preflight(Sleeper(), policy, config, PROBLEMS)
+    assert seen and all(not gradient.any() for gradient in seen)
+
+
+@pytest.mark.parametrize("of_base", [0, 600_000_000])
+def test_the_figures_name_what_is_whose(of_base, a_full_card, capsys, monkeypatch):
+    policy, config, _ = a_full_card(lambda policy, config: True)
+    policy.others_bytes, policy.shared_bytes = 700_000_000, of_base
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 900_000_000)
+    preflight(Sleeper(), policy, config, PROBLEMS)
+    said = "0.6 GB of base, which the sampler holds too, 0.2 of adapters" if of_base else "0.2 GB of base and adapters"
+    assert f"takes 0.1 GB beside {said}, optimiser's state and gradients; 1.0 GB of the card stay free" in capsys.readouterr().out
+
+
+def test_keys_and_values_that_have_no_room_are_named_before_anything_is_sampled(a_full_card, monkeypatch):
+    """As when the plan counted one base and there are two."""
+    shapes = []
+    monkeypatch.setattr(trial, "shape_of", lambda *_: Shape(10**9, 9 * 10**8, 10**7, 10**7, 24, 2048, 10**5, 3e5))
+    monkeypatch.setattr(trial, "make_plan", lambda config, shape, *_: shapes.append(shape) or "the plan")
+    monkeypatch.setattr(trial, "table", lambda *_: ["the table"])
+    policy, config, tried = a_full_card(lambda policy, config: True, free=2 * 10**9)
+    config.planned = {"cache_bytes": 3 * 10**9}
+    with pytest.raises(UserError, match=r"2.0 GB are free, and sampling needs 3.0 GB for keys and values.*--vllm_gpu_memory_utilization"):
+        preflight(Sleeper(), policy, config, PROBLEMS)
+    assert not tried and not shapes[0].shared
+    config.planned = {"cache_bytes": 10**9}
+    preflight(Sleeper(), policy, config, PROBLEMS)
+    assert tried
+    config.planned, config.vllm_enable_sleep_mode = {"cache_bytes": 3 * 10**9}, False  # they have been there since vLLM's start
+    preflight(Sleeper(), policy, config, PROBLEMS)
+
+
 def test_flags_that_were_typed_stay_and_then_the_plan_is_shown(a_full_card, monkeypatch):
     monkeypatch.setattr(trial, "make_plan", lambda *_: "the plan")
-    monkeypatch.setattr(trial, "shape_of", lambda *_: None)
+    monkeypatch.setattr(trial, "shape_of", lambda *_: Shape(10**9, 9 * 10**8, 10**7, 10**7, 24, 2048, 10**5, 3e5))
     monkeypatch.setattr(trial, "table", lambda *_: ["the table"])
     policy, config, tried = a_full_card(lambda policy, config: False)
     config.given = {"max_tokens_per_microbatch", "gradient_checkpointing"}
