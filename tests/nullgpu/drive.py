@@ -32,7 +32,8 @@ import torch  # noqa: E402
 
 # in the order of nullgpu.h
 NAMES = ("launches", "waits", "pinned", "pageable", "bytes_up", "down", "bytes_down", "copies", "products", "mallocs", "frees",
-         "host_mallocs", "captures", "graphs", "managed", "operations", "peak", "used")
+         "host_mallocs", "captures", "graphs", "managed", "peak", "used", "operations")
+LEVELS = ("peak", "used")  # bytes; all others only grow
 stub = ctypes.CDLL("libnullgpu.so")
 stub.nullgpu_count.restype = ctypes.c_longlong
 
@@ -40,6 +41,10 @@ stub.nullgpu_count.restype = ctypes.c_longlong
 def counts() -> dict[str, int]:
     """What the stand-in has counted so far, by name; peak and used are bytes."""
     return {name: stub.nullgpu_count(i) for i, name in enumerate(NAMES)}
+
+
+def grown(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    return {name: after[name] - before[name] for name in NAMES if name not in LEVELS}
 
 
 @contextlib.contextmanager
@@ -53,7 +58,7 @@ def counted(phase: str, step: int = 0, **more: Any) -> Iterator[dict[str, Any]]:
         yield row
     finally:
         after = counts()
-        row |= {name: after[name] - before[name] for name in NAMES[:-2]} | {
+        row |= grown(before, after) | {
             "device": after["used"], "device_peak": after["peak"], "left": torch.cuda.memory_allocated(),
             "allocated": torch.cuda.max_memory_allocated(),
             "reserved": torch.cuda.max_memory_reserved(), "retries": torch.cuda.memory_stats()["num_alloc_retries"]}
@@ -137,7 +142,7 @@ def counting_loop(real: Any) -> Any:
             number += 1
             yield micro
         after = counts()
-        write({"phase": "micro-batches", "microbatches": number, **{name: after[name] - before[name] for name in NAMES[:-2]}})
+        write({"phase": "micro-batches", "microbatches": number, **grown(before, after)})
 
     return microbatches
 

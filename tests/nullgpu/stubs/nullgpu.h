@@ -16,9 +16,9 @@ enum {
   NG_GRAPHS,
   NG_GRAPHLAUNCH,
   NG_MANAGED,
-  NG_OPERATIONS,
   NG_PEAK,
   NG_USED,
+  NG_OPERATIONS,
   NG_N
 };
 extern long long ng_counts[NG_N];
