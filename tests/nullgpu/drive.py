@@ -67,6 +67,7 @@ def counted(phase: str, step: int = 0, **more: Any) -> Iterator[dict[str, Any]]:
 
 def watch() -> None:
     """Counts the phases of a run, its micro-batches, the parity check, the trial, the start of the engine and each sync."""
+    import common.policy.optim as optim
     import common.policy.skipped as skipped
     import common.rollout.choose_engine as choose
     from common.errors import UserError
@@ -76,7 +77,7 @@ def watch() -> None:
     from common.run.metrics import TokenMeans
     from common.run.run import Run
 
-    skipped.check_skipped = skip_nothing
+    skipped.check_skipped, optim.clip_gradients = skip_nothing, keep_gradients
     TokenMeans.mean = lambda self, name: float(self.sums[name]) if name in self.sums else None  # the number of tokens is read as 0
     if card := os.environ.get("CARD_GB"):  # plan for a card of another size than this one
         memory_plan.card_memory = lambda: (float(card) * 1e9,) * 2
@@ -119,6 +120,13 @@ def watch() -> None:
 
 def skip_nothing(*_: Any) -> None:
     """In the place of `check_skipped`, which asks the card for a bool, and that is always True."""
+
+
+def keep_gradients(optimizer: torch.optim.Optimizer, max_norm: float, passes: int) -> torch.Tensor:
+    """In the place of `clip_gradients`, which asks the card whether the norm is 0: no optimiser would ever make its state."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert passes == 0 or all(p.grad is not None for p in parameters)
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm).to(parameters[0].device)
 
 
 def shortened(generate: Any) -> Any:
@@ -210,7 +218,7 @@ def run_training(script: str, flags: list[str]) -> None:
     module = importlib.import_module(script)
     if hasattr(module, "microbatches"):
         module.microbatches = counting_loop(module.microbatches)
-        module.check_skipped = skip_nothing
+        module.check_skipped, module.clip_gradients = skip_nothing, keep_gradients
     sys.argv = [f"{script}.py", *flags]
     run_script(getattr(module, "train", None) or module.evaluate_model, parse_command_line(module.Config, module.__file__))
 
