@@ -1,11 +1,12 @@
 """Every check of the vLLM path on one GPU, with random weights in the largest shape that fits: a table, and the checks that failed.
 
-    python benchmarks/gpu_smoke.py [--gb 24] [--only parity sleep ...]
+    python benchmarks/gpu_smoke.py [--gb 24] [--only parity release ...]
 
 Each check is a process of its own with a log in --out, so a check that dies stops no other one. The last column is the largest memory in
 use on the whole device (read every 50 ms), less the memory in use before. --gb plans for a smaller card than the one in the machine: it
-chooses the shapes and vLLM's share, and it limits nothing. Random weights tell speed and memory, and nothing about learning; the rewards
-of the training checks are coin flips.
+chooses the shapes and vLLM's share, and it limits nothing. The training checks run what the README says fits such a card. Their weights
+are written to --out first, up to 66 GB. Random weights tell speed and memory, and nothing about learning; the rewards of the training
+checks are coin flips.
 
 Without a GPU the script rehearses at a toy shape, on vLLM's CPU build, the checks that can run there.
 """
@@ -30,7 +31,8 @@ from unittest import mock
 
 import torch
 from measure import ROOT, parser, read_rows, run_logged, show
-from transformers import AutoModelForCausalLM, Qwen2Config
+from shapes import FITS, OTHERS, QWEN2, SHAPES, shape
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.config import CommonConfig
 from common.console import fail, say
@@ -49,48 +51,56 @@ from common.tiny.model import build_tokenizer
 from common.tiny.task import Arithmetic
 from common.verify.rewards import VerifierReward
 
-# hidden size, MLP, layers, heads, key-value heads, vocabulary, tied embeddings: the sizes of Qwen2.5, and a toy for rehearsals
-SHAPES = {
-    "7b": (3584, 18944, 28, 28, 4, 152064, False),
-    "3b": (2048, 11008, 36, 16, 2, 151936, True),
-    "1.5b": (1536, 8960, 28, 12, 2, 151936, True),
-    "0.5b": (896, 4864, 24, 14, 2, 151936, True),
-    "toy": (128, 256, 2, 4, 2, 512, True),
-}
+SIZES = ("Qwen2.5-7B", "Qwen2.5-3B", "Qwen2.5-1.5B", "Qwen2.5-0.5B")  # of the checks that do not train
+TOY = shape(QWEN2, 512, 128, 256, 2, 4, 4096, num_key_value_heads=2, tie_word_embeddings=True)  # for rehearsals
+GB = 1e9
 ON_GPU = torch.cuda.is_available()
 CACHE_GB = 6  # for vLLM's buffers and graphs, keys and values
 TRAINER_GB = 6  # for the trainer's activations, log-probs and optimiser
 
 
-def gigabytes(shape: str, kind: str) -> float:
+def gigabytes(name: str, kind: str) -> float:
     """GB of the weights in memory. With 4-bit linear layers the embeddings stay in bfloat16."""
-    hidden, mlp, layers, heads, kv_heads, vocabulary, tied = SHAPES[shape]
-    linear = layers * (2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads + 3 * hidden * mlp)
-    embeddings = vocabulary * hidden * (1 if tied else 2)
+    config = config_of(name)
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    attention = 2 * hidden * config.get("head_dim", hidden // heads) * (heads + config["num_key_value_heads"])
+    linear = config["num_hidden_layers"] * (attention + 3 * hidden * config["intermediate_size"])
+    embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
     width = {"float32": 4.0, "bfloat16": 2.0, "4-bit": 0.55}[kind]
-    return (linear * width + embeddings * max(width, 2.0)) / 1e9
+    return (linear * width + embeddings * max(width, 2.0)) / GB
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The config.json of a model in shapes.py, or of the toy."""
+    return TOY if name == "toy" else (SHAPES | OTHERS)[name]
 
 
 def largest(kind: str, gb: float) -> str:
-    """The largest shape that fits twice beside caches and activations."""
-    fitting = (shape for shape in SHAPES if 2 * gigabytes(shape, kind) + CACHE_GB + TRAINER_GB <= gb)
-    return next(fitting, "0.5b") if ON_GPU else "toy"
+    """The largest of SIZES that fits twice beside caches and activations: one check has two engines."""
+    fitting = (name for name in SIZES if 2 * gigabytes(name, kind) + CACHE_GB + TRAINER_GB <= gb)
+    return next(fitting, SIZES[-1]) if ON_GPU else "toy"
 
 
-def random_model(shape: str, folder: Path) -> Path:
-    """A folder with a random Qwen2 of this shape in bfloat16 and the tokenizer of the embedded task. Made on first use."""
+def readme_run(kind: str, gb: float) -> tuple[float, str, str] | None:
+    """The card, model and flags of the run that the README names for the largest card of at most `gb` GB; None if there is none."""
+    rows = [row for row in FITS if row[0] <= gb and ("4bit" in row[2]) == (kind == "4-bit")] if ON_GPU else [(0, "toy", "")]
+    return max(rows, key=lambda row: row[0], default=None)  # the first of several
+
+
+def random_model(name: str, folder: Path) -> Path:
+    """A folder with a random model of this shape in bfloat16 and the tokenizer of the embedded task. Made on first use."""
     if (folder / "done").exists():
         return folder
-    hidden, mlp, layers, heads, kv_heads, vocabulary, tied = SHAPES[shape]
     tokenizer = build_tokenizer(Arithmetic())
-    config = Qwen2Config(
-        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        vocab_size=vocabulary, tie_word_embeddings=tied, max_position_embeddings=4096,
-        initializer_range=1.2 / hidden**0.5,  # 0.02 at 7B, and the same gain per layer in all shapes
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
+    config = config_of(name)
+    tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    spread = {"initializer_range": 1.2 / config["hidden_size"]**0.5}  # 0.02 at 7B, and the same gain per layer in all shapes
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "config.json", json.dumps(config | tokens | spread))
     torch.manual_seed(0)
     with torch.device("cuda" if ON_GPU else "cpu"):
-        AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.bfloat16).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False,
+                                         dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     torch.cuda.empty_cache()
     (folder / "done").touch()
@@ -147,7 +157,7 @@ def pair(arguments: argparse.Namespace, **flags: Any) -> tuple[VLLMEngine, Polic
     rng = random.Random(0)
     prompts = [tuple(rng.randrange(3, len(tokenizer)) for _ in range(200 + i)) for i in range(8)]
     engine = VLLMEngine(config, tokenizer, model_config, prompts)
-    policy = load_policy(config, tokenizer, model_config)
+    policy = load_policy(config, tokenizer, model_config, engine)
     move(policy)
     return engine, policy, [Request(prompt, derive_seed(0, "smoke", i), 4, 64) for i, prompt in enumerate(prompts)]
 
@@ -237,22 +247,24 @@ def prefix_reuse(arguments: argparse.Namespace) -> str:
     return f"{whole - cached} tokens prefilled, {whole} without the cache ({whole / (whole - cached):.1f} times)"
 
 
-def sleep(arguments: argparse.Namespace) -> str:
-    """Sleep frees memory, and after waking up vLLM samples from the adapter of now."""
-    engine, policy, requests = pair(arguments, vllm_enable_sleep_mode=True)
+def release(arguments: argparse.Namespace) -> str:
+    """vLLM gives up its keys and values, takes them back, and then samples from the adapter of now."""
+    engine, policy, requests = pair(arguments)
     connect(engine, policy)
+    engine.generate(requests)
     before = torch.cuda.mem_get_info()[0]
     began = time.perf_counter()
     engine.sleep()
-    slept, freed = time.perf_counter() - began, (torch.cuda.mem_get_info()[0] - before) / 1e9
+    released, freed = time.perf_counter() - began, (torch.cuda.mem_get_info()[0] - before) / GB
     move(policy)
+    engine.sync()
     began = time.perf_counter()
     groups = engine.generate(requests)
-    woke = time.perf_counter() - began
+    back = time.perf_counter() - began
     apart = difference(policy, requests, groups).mean().item()
-    require(freed > 0.5 * gigabytes(arguments.shape, "bfloat16"), f"sleeping freed only {freed:.1f} GB")
-    require(apart <= allowed(policy, prompts_and_completions(requests, groups)), f"after waking up {apart:.2g} nats apart")
-    return f"freed {freed:.1f} GB in {slept:.1f} s; awake, checked and sampling in {woke:.1f} s; {apart:.2g} nats"
+    require(freed > CACHE_GB / 3, f"only {freed:.1f} GB were freed")
+    require(apart <= allowed(policy, prompts_and_completions(requests, groups)), f"after the release {apart:.2g} nats apart")
+    return f"freed {freed:.1f} GB in {released:.2f} s; took it back and sampled in {back:.1f} s; {apart:.2g} nats"
 
 
 def run_here(script: str, folder: Path, *flags: str) -> Path:
@@ -273,12 +285,19 @@ def run_on_coin_flips(script: str, folder: Path, *flags: str) -> Path:
         return run_here(script, folder, *flags)
 
 
-def training(arguments: argparse.Namespace, *flags: str) -> str:
-    """Three steps of train_grpo.py on coin flips."""
-    sizes = ["--max_completion_length", "512"] if ON_GPU else ["--max_completion_length", "32", "--problems_per_step", "4", "--lora_r", "4"]
-    command = [*random_task(arguments.model, arguments.out), *sizes, "--gradient_checkpointing", "--engine", "vllm"]
-    command += ["--vllm_gpu_memory_utilization", str(arguments.share), "--max_steps", "3", "--eval_steps", "0", *flags]
-    folder = run_on_coin_flips("train_grpo", arguments.out / f"run-{arguments.check}", *command)
+def run_as_on(card: float, script: str, folder: Path, *flags: str) -> Path:
+    """As run_on_coin_flips, with a plan for a card of `card` GB that is empty."""
+    whole = torch.cuda.mem_get_info()[1] if ON_GPU else 0
+    with mock.patch("common.run.memory_plan.card_memory", lambda: (card * GB, whole)):
+        return run_on_coin_flips(script, folder, *flags)
+
+
+def training(arguments: argparse.Namespace, kind: str) -> str:
+    """Three steps of train_grpo.py on coin flips, with the flags that the README names for the card."""
+    card, _, flags = readme_run(kind, arguments.gb)
+    command = [*random_task(arguments.model, arguments.out), "--engine", "vllm", "--max_steps", "3", "--eval_steps", "0", *flags.split()]
+    command += [] if ON_GPU else ["--max_completion_length", "32", "--problems_per_step", "4", "--lora_r", "4"]
+    folder = run_as_on(card, "train_grpo", arguments.out / f"run-{arguments.check}", *command)
     rows = read_rows(folder / "metrics.jsonl")[1:]  # the first step warms up
     apart = max(row["sampling/sampling_logp_difference/mean"] for row in rows)
     told = re.search(r"usual here: up to ([\d.e+-]+)", (arguments.out / f"{arguments.check}.log").read_text())  # by the check at the start
@@ -329,10 +348,9 @@ CHECKS: dict[str, tuple[Callable[[argparse.Namespace], str], str, str]] = {
     "lost-adapter": (lost_adapter, "bfloat16", "any"),
     "stale-adapter": (stale_adapter, "bfloat16", "any"),
     "prefix-reuse": (prefix_reuse, "bfloat16", "any"),
-    "sleep": (sleep, "bfloat16", "GPU"),
-    "train": (training, "bfloat16", "any"),
-    "train-sleep": (lambda arguments: training(arguments, "--vllm_enable_sleep_mode"), "bfloat16", "GPU"),
-    "train-4bit": (lambda arguments: training(arguments, "--load_in_4bit"), "4-bit", "GPU"),
+    "release": (release, "bfloat16", "GPU"),
+    "train": (partial(training, kind="bfloat16"), "bfloat16", "any"),
+    "train-4bit": (partial(training, kind="4-bit"), "4-bit", "GPU"),
     "eval": (evaluation, "bfloat16", "any"),
     "embedded": (embedded, "bfloat16", "any"),
 }
@@ -341,12 +359,14 @@ CHECKS: dict[str, tuple[Callable[[argparse.Namespace], str], str, str]] = {
 def run_check(name: str, out: Path, gb: float) -> tuple[str, ...]:
     """The row of one check, which runs in a process of its own: shape, result, text, seconds, peak memory."""
     _, kind, device = CHECKS[name]
-    shape = largest(kind, gb)
-    if device not in ("any", "GPU" if ON_GPU else "CPU"):
-        return shape, "not run", f"needs a {device}" if device == "GPU" else "for CPU only", "0", "-"
+    row = readme_run(kind, gb) if name.startswith("train") else (gb, largest(kind, gb), "")
+    shape = row[1] if row else "-"
+    if row is None or device not in ("any", "GPU" if ON_GPU else "CPU"):
+        why = "for CPU only" if device == "CPU" else "needs a GPU" if row else "the README names no run for this card"
+        return shape, "not run", why, "0", "-"
     share = min(0.9, (gigabytes(shape, kind) + CACHE_GB) / (torch.cuda.mem_get_info()[1] / 1e9)) if ON_GPU else 0.3
     model, log, told = random_model(shape, out / f"model-{shape}"), out / f"{name}.log", out / f"{name}.txt"
-    command = [sys.executable, __file__, "--check", name, "--model", str(model), "--shape", shape, "--share", f"{share:.3f}"]
+    command = [sys.executable, __file__, "--check", name, "--model", str(model), "--share", f"{share:.3f}", "--gb", str(gb)]
     began = time.perf_counter()
     with watched() as memory:
         code = run_logged([*command, "--out", str(out)], log)
@@ -363,7 +383,7 @@ def main() -> None:
     options.add_argument("--gb", type=float, help="plan for a card of this size; default: the card in the machine")
     options.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
     options.add_argument("--out", type=Path, default=ROOT / "runs" / f"gpu_smoke-{time.strftime('%Y%m%d-%H%M%S')}")
-    for name, kind in (("--check", str), ("--model", Path), ("--shape", str), ("--share", float)):  # of the process of a check
+    for name, kind in (("--check", str), ("--model", Path), ("--share", float)):  # of the process of a check
         options.add_argument(name, type=kind, help=argparse.SUPPRESS)
     arguments = options.parse_args()
     out = arguments.out = arguments.out.resolve()

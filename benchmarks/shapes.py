@@ -26,12 +26,24 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Qwen2.5-32B": shape(QWEN2, 152064, 5120, 27648, 64, 40, 32768),
 }
 
+# What the README says fits: GB of the card, the model, and the flags beside --model and --dataset
+FITS: list[tuple[int, str, str]] = [
+    (12, "Qwen2.5-7B", "--load_in_4bit"),
+    (16, "Qwen2.5-14B", "--load_in_4bit --lora_r 16 --max_completion_length 512"),
+    (24, "Qwen2.5-7B", ""),
+    (24, "Qwen3-8B", ""),
+    (32, "Qwen2.5-32B", "--load_in_4bit --lora_r 16"),
+    (48, "Qwen2.5-14B", ""),
+    (80, "Qwen2.5-32B", "--lora_r 16"),
+]
+
 GEMMA2 = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 256, "sliding_window": 4096,
           "query_pre_attn_scalar": 256, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "tie_word_embeddings": True}
 # further models, for the simulation of a GPU alone
 OTHERS: dict[str, dict[str, Any]] = {
     "Qwen2.5-0.5B": shape(QWEN2, 151936, 896, 4864, 24, 14, 32768, num_key_value_heads=2, tie_word_embeddings=True),
     "Qwen2.5-1.5B": shape(QWEN2, 151936, 1536, 8960, 28, 12, 32768, num_key_value_heads=2, tie_word_embeddings=True),
+    "Qwen2.5-3B": shape(QWEN2, 151936, 2048, 11008, 36, 16, 32768, num_key_value_heads=2, tie_word_embeddings=True),
     "Gemma-2-9B": shape(GEMMA2, 256000, 3584, 14336, 42, 16, 8192),
 }
 

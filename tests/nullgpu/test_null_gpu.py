@@ -146,14 +146,14 @@ def test_the_plan_is_a_little_above_what_is_counted(name, layers, models):
 
 
 def test_the_checks_for_a_gpu_end_at_the_7b_shape(models, tmp_path):
-    """The checks of gpu_smoke.py that need no numbers, and a run of gpu_7b.py within its plan."""
-    model = sparse_model("Qwen2.5-7B", tmp_path / "model-7b")
+    """A check of gpu_smoke.py that needs no numbers, and a run of gpu_7b.py within its plan: both what the README names for 24 GB."""
+    model = sparse_model("Qwen2.5-7B", tmp_path / "model-Qwen2.5-7B")
     (model / "done").touch()
-    text = benchmark("gpu_smoke", "--only", "prefix-reuse", "train", "--out", tmp_path)
-    assert text.count("| 7b | ok |") == 2
-    benchmark("gpu_7b", "--cards", 24, "--scripts", "train_grpo", "--steps", 2, "--out", tmp_path, gib=23.64)
+    text = benchmark("gpu_smoke", "--only", "train", "--out", tmp_path, gib=23.64)
+    assert "| train | Qwen2.5-7B | ok |" in text
+    benchmark("gpu_7b", "--cards", 24, "--models", "Qwen2.5-7B", "--scripts", "train_ppo", "--steps", 2, "--out", tmp_path, gib=23.64)
     (row,) = json.loads((tmp_path / "results.json").read_text())
-    assert row["result"] == "ok" and 10 < row["peak_gb"] <= row["plan_gb"]
+    assert row["result"] == "ok" and 15 < row["peak_gb"] <= row["plan_gb"]
 
 
 def test_an_old_driver_and_an_old_card_are_named(models, problems, tmp_path):
