@@ -3,7 +3,8 @@
     .venv-nullgpu/bin/python tests/nullgpu/card.py --gib 24 python tests/nullgpu/drive.py train_grpo --model FOLDER ...
     .venv-nullgpu/bin/python tests/nullgpu/card.py --gib 80 python tests/nullgpu/drive.py benchmarks/gpu_7b.py --cards 80 ...
 
-A line of JSON for each phase goes to the file in $COUNTS.
+A line of JSON for each phase goes to the file in $COUNTS. $SAMPLED, $MICROBATCHES and $PARITY=0 leave most of the work out: what they
+leave has the same memory.
 """
 from __future__ import annotations
 
@@ -13,12 +14,14 @@ import ctypes
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import os
 import random
 import runpy
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +52,8 @@ def grown(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def counted(phase: str, step: int = 0, **more: Any) -> Iterator[dict[str, Any]]:
-    """Writes what happens inside: counts, and what torch had allocated before (held), at most and afterwards (left), in bytes."""
-    before = counts()
+    """Writes what happens inside: counts, seconds, and what torch had allocated before (held), at most and afterwards (left), in bytes."""
+    before, began = counts(), time.perf_counter()
     stub.nullgpu_reset_peak()
     torch.cuda.reset_peak_memory_stats()
     row: dict[str, Any] = {"step": step, "phase": phase, "held": torch.cuda.memory_allocated(), **more}
@@ -58,7 +61,7 @@ def counted(phase: str, step: int = 0, **more: Any) -> Iterator[dict[str, Any]]:
         yield row
     finally:
         after = counts()
-        row |= grown(before, after) | {
+        row |= grown(before, after) | {"seconds": time.perf_counter() - began,
             "device": after["used"], "device_peak": after["peak"], "left": torch.cuda.memory_allocated(),
             "allocated": torch.cuda.max_memory_allocated(),
             "reserved": torch.cuda.max_memory_reserved(), "retries": torch.cuda.memory_stats()["num_alloc_retries"]}
@@ -104,6 +107,9 @@ def watch() -> None:
         real = getattr(choose, name, None)
 
         def call(*inputs: Any, name: str = name, real: Any = real, **options: Any) -> Any:
+            if name == "check_parity" and os.environ.get("PARITY") == "0":
+                inputs[0].sync()
+                return "parity: left out"
             with counted(name):
                 try:
                     made = real(*inputs, **options)
@@ -142,11 +148,14 @@ def shortened(generate: Any) -> Any:
 
 
 def counting_loop(real: Any) -> Any:
-    """`microbatches` of a script, with a row "micro-batches" for each loop over it: what its body launched and waited for."""
+    """`microbatches` of a script, with a row "micro-batches" for each loop over it: what its body launched and waited for.
+
+    The loop has at most $MICROBATCHES, of which the first is the largest.
+    """
 
     def microbatches(*inputs: Any, **options: Any) -> Iterator[Any]:
         before, number = counts(), 0
-        for micro in real(*inputs, **options):
+        for micro in itertools.islice(real(*inputs, **options), int(os.environ.get("MICROBATCHES", "1000000"))):
             number += 1
             yield micro
         after = counts()
@@ -181,8 +190,18 @@ def prepare_vllm() -> None:
     cuda_wrapper.find_loaded_library = lambda name: next(
         path for path in os.environ["LD_PRELOAD"].split(":") if path.rpartition("/")[2].startswith(name))
     real = vllm.LLM
+    for name in ("sleep", "release_kv_cache_memory", "wake_up"):
+        setattr(real, name, counting(name, getattr(real, name)))
     vllm.LLM = lambda *inputs, **options: real(*inputs, **{**options, "enforce_eager": bool(os.environ.get("EAGER"))})
     one_token_a_row()
+
+
+def counting(name: str, real: Any) -> Any:
+    def call(*inputs: Any, **options: Any) -> Any:
+        with counted(name):
+            return real(*inputs, **options)
+
+    return call
 
 
 def one_token_a_row() -> None:
