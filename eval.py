@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from common import parallel
 from common.config import CommonConfig, SamplingConfig, flag
 from common.console import bar, say
 from common.errors import UserError
@@ -66,9 +67,8 @@ from common.policy.pretrained import context_length, load_tokenizer
 from common.problems.data import load_split
 from common.problems.prompts import load_template, make_eval_problems
 from common.records import Completion, Problem
-from common.rollout.choose_engine import connect, make_engine
+from common.rollout.choose_engine import choose_engine, connect, make_engine
 from common.rollout.rounds import make_requests
-from common.rollout.transformers_engine import TransformersEngine
 from common.run.evaluation import PROBLEMS, SUMMARY, begin, claim_results, keep
 from common.run.folder import append_rows
 from common.verify.answers import answers_equal, extract_answer, is_correct
@@ -172,45 +172,47 @@ def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def evaluate_model(config: Config) -> dict[str, Any]:
     """The content of summary.json. Samples and verifies all problems, except those that the result folder already has."""
     config.complete()
-    lock = claim_results(config)  # the result folder, which nothing else writes to; config.output_dir names it
+    lock = claim_results(config)  # the result folder, which nothing else writes to (config.output_dir). None: process 0 has it
     rows = load_split(config, config.split)  # everything that can fail without a model comes before the model
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)
     config.derive(stop=config.stop or list(template.stop))
     problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
-    done = begin(lock.folder, config, problems)  # the rows of problems.jsonl that are already there
+    done = parallel.first(lambda: begin(lock.folder, config, problems), "rows")  # those of problems.jsonl that are already there
     # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples
     sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
     greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
     if len(done) < len(problems):
-        say(f"writing {lock.folder}; after an interruption, the same command with --output_dir {lock.folder} continues")
+        say(f"writing {config.output_dir}; after an interruption, the same command with --output_dir {config.output_dir} continues")
         engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems])
-        if isinstance(engine, TransformersEngine):  # vLLM loads the model and the adapter itself
+        if choose_engine(config)[0] == "transformers":  # vLLM loads the model and the adapter itself
             shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
             connect(engine, load_policy(CommonConfig(**shared), tokenizer, model_config))
         opinion = CustomReward(f"{Path(__file__).parent / 'common/verify/second_opinion.py'}:{config.second_opinion}", failed=0.0) \
             if config.second_opinion != "none" else None
         size = max(1, engine.chunk // (config.num_samples + 1))  # problems in a part; a part is sampled in one call and then written
         parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]
-        progress = bar(total=len(problems), initial=len(done), desc="problems", unit="problem", disable=False)
+        progress = bar(total=len(problems), initial=len(done), desc="problems", unit="problem", disable=parallel.rank() > 0)
         with Stop("these problems") as stop, progress:
             for part in parts:
                 count = len(problems[part])
                 groups = engine.generate(greedy[part] + sampled[part])
-                found = [judge(*it) for it in zip(problems[part], groups[:count], groups[count:], strict=True)]
+                items = list(zip(problems[part], groups[:count], groups[count:], strict=True))
+                found = parallel.gather([judge(*item) for item in items[parallel.part([1] * count)]], "verdicts")
                 if opinion:
                     add_opinion(opinion, problems[part], groups, found)
                 done += found
                 keep(lock, config, problems, done, lambda rows=found: append_rows(lock.folder / PROBLEMS, rows))
                 progress.update(count)
                 progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
-                if stop.number is not None and len(done) < len(problems):
-                    raise Stopped(stop.number)  # `run_script` says how to go on
+                number = next(filter(None, parallel.gather([stop.number], "signals")), None)
+                if number is not None and len(done) < len(problems):
+                    raise Stopped(number)  # `run_script` says how to go on
     left_out = len(rows) - len(problems) if not config.max_problems else 0
     k = sorted(set(config.k or [4**i for i in range(20) if 4**i <= config.num_samples]))
     summary = summarise(done, k, left_out)
     keep(lock, config, problems, done, lambda: write_file(lock.folder / SUMMARY, json.dumps(summary, indent=2) + "\n"))
-    say(*table(summary, config), f"written to {lock.folder / SUMMARY}")
+    say(*table(summary, config), *([f"written to {lock.folder / SUMMARY}"] if lock else []))
     return summary
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common import parallel
+
 # Ctrl-C and kill; then those that schedulers send some time before they kill, and a terminal that closes
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 MAY_BE_IGNORED = SIGNALS[2:]  # by choice, as with nohup. A shell ignores SIGINT by itself for commands with &
@@ -91,6 +93,8 @@ def end_quietly(name: str) -> None:
 
 def write_line(text: str) -> None:
     """Writes a line to stderr. For handlers of signals, where `say` could wait for a lock that the process itself holds."""
+    if parallel.rank() > 0:  # all processes of a run get the signal, and one says so
+        return
     with contextlib.suppress(OSError):
         os.write(2, f"\n{text}\n".encode())
 
@@ -99,7 +103,7 @@ def command(script: Path, *flags: str) -> str:
     """The command line that starts a script with these flags, to be pasted into the shell from which this process was started."""
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if main and os.path.realpath(main) == os.path.realpath(script):
-        started = sys.orig_argv[:len(sys.orig_argv) - len(sys.argv[1:])]  # the interpreter and its options, and the script
+        started = parallel.launcher() or sys.orig_argv[:len(sys.orig_argv) - len(sys.argv[1:])]  # up to the script
     else:  # a program or a notebook has called the script's functions
         started = ["python", str(script)]
     return shlex.join([*started, *flags])

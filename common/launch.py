@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
+from common import parallel
 from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig, resolve
 from common.console import fail, guard, say
 from common.errors import UserError
@@ -222,8 +223,9 @@ def _say_what_is_read(saved: Saved, typed: dict[str, Any]) -> None:
 def parse_command_line(config_class: type[C], file: str) -> C:
     """The config of the command line of the script `file`. Ends the process with one line if a flag is wrong."""
     guard()
-    with _errors_in_one_line():
-        return parse_config(config_class, sys.argv[1:], Path(file).stem)
+    with parallel.together(), _errors_in_one_line():
+        parallel.join()
+        return parallel.first(lambda: parse_config(config_class, sys.argv[1:], Path(file).stem), "the flags")
 
 
 def run_script(run: Callable[[C], Any], config: C) -> None:
@@ -233,7 +235,7 @@ def run_script(run: Callable[[C], Any], config: C) -> None:
     """
     guard()
     keep_freed_memory()
-    with Stop(), _errors_in_one_line(config):
+    with parallel.together(to_the_end=True), Stop(), _errors_in_one_line(config):
         from common.run.gpu import check_gpu  # imports torch
 
         check_gpu(config)
@@ -263,8 +265,8 @@ def _errors_in_one_line(config: SamplingConfig | None = None) -> Iterator[None]:
         fail(*error.lines)
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Stopped) else Stopped()
-        if config is not None:
-            say(stopped_line(config, stopped.number))
+        if config is not None and parallel.first_to_say():
+            say(stopped_line(config, stopped.number), file=sys.stderr if parallel.rank() else None)
         sys.exit(128 + stopped.number)
     except OSError as error:
         folder = Path(config.output_dir).absolute() if config and config.output_dir else None

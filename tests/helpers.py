@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def run(script, folder, *flags, monkeypatch, quick=QUICK):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *quick, "--output_dir", str(folder), *flags])
     module = importlib.import_module(script)
     try:
-        run_script(module.train, parse_command_line(module.Config, module.__file__))
+        run_script(module.evaluate_model if script == "eval" else module.train, parse_command_line(module.Config, module.__file__))
     except SystemExit as end:
         return end.code
     return 0
@@ -90,6 +91,35 @@ def forked(script, folder, *flags, monkeypatch, quick=QUICK, first: Callable[[],
     process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
     process.start()
     return process
+
+
+def several(count, script, folder, *flags, monkeypatch, quick=QUICK, first: Callable[[int], object] = lambda rank: None):
+    """`forked`, as `count` processes of one run. Each calls `first` with its number. Process 0 has `output_of`; see also `errors_of`."""
+    port = free_port()
+
+    def join(rank):
+        launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in launched.items()})
+        if rank:
+            output = os.open(errors_of(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+        first(rank)
+
+    return [
+        forked(script, folder, *flags, monkeypatch=monkeypatch, quick=quick, first=lambda rank=rank: join(rank)) for rank in range(count)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def errors_of(folder, rank) -> Path:
+    """Where the process `rank` > 0 of `several` prints. It should print nothing, unless it alone knows why all end."""
+    return folder.with_name(f"{folder.name}-{rank}.txt")
 
 
 def output_of(folder) -> Path:

@@ -1,6 +1,7 @@
 """How a rollout batch is cut: into minibatches (one optimiser step each), and these into micro-batches (what fits in memory).
 
-Micro-batches matter for memory and speed alone. The sums over them do not depend on how a minibatch was cut.
+Micro-batches matter for memory and speed alone. The sums over them do not depend on how a minibatch was cut, nor on how it was shared out
+among several processes.
 """
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import parallel
 from common.policy.packing import Ids, on_device, pack
 from common.records import Batch, derive_seed
 
@@ -55,10 +57,12 @@ class Placement(Protocol):
     packs: bool  # whether its attention can tell packed rows apart
 
 
-def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Placement, mask: Tensor | None = None) -> Iterator[MicroBatch]:
+def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Placement, mask: Tensor | None = None, *, shared: bool = True,
+                 ) -> Iterator[MicroBatch]:
     """Micro-batches over `rows` of the batch, the longest first, each of at most `max_tokens` tokens (or of one row).
 
-    mask (B, T) bool: the tokens in the loss; None: all sampled tokens.
+    mask (B, T) bool: the tokens in the loss; None: all sampled tokens. shared: in a run of several processes, over this one's share of the
+    rows, which may be none.
 
     If the policy packs, rows stand without padding, and a prompt is computed once for all its completions in the micro-batch. If it
     does not, rows are padded, and the padding counts. The longest come first, so that what does not fit in memory fails at once.
@@ -66,28 +70,38 @@ def microbatches(batch: Batch, rows: Tensor, max_tokens: int, policy: Placement,
     prompts = [problem.prompt_ids for problem in batch.problems]
     new = [len(completion.ids) for completion in batch.completions]
     mask = batch.loss_mask() if mask is None else mask
-    parts = _packed_parts if policy.packs else _padded_parts
-    for part in parts(rows.tolist(), prompts, new, max_tokens):
+    order = (_by_prompt if policy.packs else _by_length)(rows.tolist(), prompts, new)
+    if shared:
+        order = order[parallel.part([new[row] + len(prompts[row]) for row in order])]
+    for part in (_packed_parts if policy.packs else _padded_parts)(order, prompts, new, max_tokens):
         yield _microbatch(batch, part, policy, mask)
 
 
-def _padded_parts(rows: list[int], prompts: list[Ids], new: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Rows sorted by length, so that little is padding; every row of a part counts as long as its longest, the first one."""
-    length = {row: len(prompts[row]) + new[row] for row in rows}
-    order = sorted(rows, key=lambda row: length[row], reverse=True)
+def _by_length(rows: list[int], prompts: list[Ids], new: list[int]) -> list[int]:
+    """The longest first, so that little is padding."""
+    return sorted(rows, key=lambda row: len(prompts[row]) + new[row], reverse=True)
+
+
+def _by_prompt(rows: list[int], prompts: list[Ids], new: list[int]) -> list[int]:
+    """The completions of a prompt stay together, those with the longest row first."""
+    longest: dict[Ids, int] = {}  # row of each prompt
+    for row in rows:
+        longest[prompts[row]] = max(len(prompts[row]) + new[row], longest.get(prompts[row], 0))
+    return sorted(rows, key=lambda row: (longest[prompts[row]], prompts[row], new[row]), reverse=True)
+
+
+def _padded_parts(order: list[int], prompts: list[Ids], new: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Every row of a part counts as long as its longest, the first one."""
+    length = {row: len(prompts[row]) + new[row] for row in order}
     while order:
         count = max(1, max_tokens // length[order[0]])
         yield order[:count]
         order = order[count:]
 
 
-def _packed_parts(rows: list[int], prompts: list[Ids], new: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Rows sorted so that the completions of a prompt stay together; the prompt counts once in a part."""
-    length = {row: len(prompts[row]) + new[row] for row in rows}
-    longest: dict[Ids, int] = {}  # row of each prompt
-    for row in rows:
-        longest[prompts[row]] = max(length[row], longest.get(prompts[row], 0))
-    order = sorted(rows, key=lambda row: (longest[prompts[row]], prompts[row], length[row]), reverse=True)
+def _packed_parts(order: list[int], prompts: list[Ids], new: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """A prompt counts once in a part."""
+    length = {row: len(prompts[row]) + new[row] for row in order}
     part: list[int] = []
     present: set[Ids] = set()  # prompts of the part
     computed = read = 0  # tokens that the model computes, and that attention reads

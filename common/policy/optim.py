@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from common import parallel
 from common.config import CommonConfig
 from common.policy.stream import default_stream
 
@@ -37,7 +38,7 @@ def learning_rate_at(step: int, config: CommonConfig) -> float:
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, passes: int) -> Tensor:
-    """The gradient norm before clipping to `max_norm`, after `passes` backward passes.
+    """The gradient norm before clipping to `max_norm`, after `passes` backward passes in this process. Adds up those of all processes.
 
     A gradient of exactly 0, or none because no completion needed a pass, leaves parameters and optimiser as they are: `take_step` then
     does nothing. Adam would move on its momentum. Raises RuntimeError if a parameter got no gradient from the passes: an adapter was
@@ -47,6 +48,10 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, passes: in
     missing = [p for p in parameters if p.grad is None]
     if missing and (passes or len(missing) < len(parameters)):
         raise RuntimeError(f"{len(missing)} of {len(parameters)} parameters got no gradient: was the adapter switched before backward?")
+    if parallel.count() > 1:  # a process may have had no share in the minibatch
+        for parameter in missing:
+            parameter.grad = torch.zeros_like(parameter)
+        parallel.add_up([p.grad for p in parameters], "gradients")
     norm = nn.utils.clip_grad_norm_(parameters, max_norm).to(parameters[0].device)  # without gradients it comes from the CPU
     if norm == 0:
         optimizer.zero_grad(set_to_none=True)  # an optimiser passes over parameters without a gradient

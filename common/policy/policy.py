@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from common import parallel
 from common.policy.adapters import put_weights, read_weights
 from common.policy.attention import can_pack
 from common.policy.lora import Copies, use_copies
@@ -176,6 +177,15 @@ class Policy:
         """The adapter's parameters by name. They are chosen by name because PEFT flips requires_grad when adapters are switched."""
         return {name: p for name, p in self.model.named_parameters() if f".{adapter}." in name and "lora_" in name}
 
+    @torch.no_grad()
+    def checksum(self, adapter: str = "default") -> int:
+        """A number that follows from every bit of the adapter, and that is computed where the adapter is."""
+        total = 0
+        for parameter in self.parameters_of(adapter).values():
+            bits = parameter.view(torch.int32).flatten().long()
+            total = 31 * total + int((bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum())  # whole numbers wrap around
+        return total
+
     def add_adapter(self, adapter: str, seed: int) -> None:
         """Adds a second adapter of the policy's shape, with fresh weights and switched off."""
         torch.manual_seed(seed)
@@ -228,15 +238,21 @@ class Policy:
                 layer.training = False
 
 
-def all_logps(policy: Policy, batch: Batch, rows: Tensor, max_tokens: int) -> Tensor:
+def all_logps(policy: Policy, batch: Batch, rows: Tensor, max_tokens: int, *, shared: bool = True) -> Tensor:
     """Log-probs (B, T) of the given rows of a batch, in float32 on the CPU, without gradient; 0 elsewhere."""
-    return per_token(lambda micro: policy.logps(micro)[0], batch, rows, max_tokens, policy)
+    return per_token(lambda micro: policy.logps(micro)[0], batch, rows, max_tokens, policy, shared=shared)
 
 
 @torch.no_grad()
-def per_token(function: Callable[[MicroBatch], Tensor], batch: Batch, rows: Tensor, max_tokens: int, policy: Policy) -> Tensor:
-    """(B, T) of a function that gives (b, T) for a micro-batch: the given rows, float32 on the CPU, no gradient; 0 elsewhere."""
+def per_token(function: Callable[[MicroBatch], Tensor], batch: Batch, rows: Tensor, max_tokens: int, policy: Policy, *,
+              shared: bool = True) -> Tensor:
+    """(B, T) of a function that gives (b, T) for a micro-batch: the given rows, float32 on the CPU, no gradient; 0 elsewhere.
+
+    shared: several processes share out the rows, and all get the whole result.
+    """
     result = torch.zeros(len(batch), int(batch.lengths.max()))
-    for micro in microbatches(batch, rows, max_tokens, policy):
+    for micro in microbatches(batch, rows, max_tokens, policy, shared=shared):
         result[micro.rows, :micro.completion_mask.shape[1]] = function(micro).float().cpu()
+    if shared:
+        parallel.add_up([result], "values of tokens")
     return result

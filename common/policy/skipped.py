@@ -23,7 +23,7 @@ def check_skipped(loss_of: Callable[[MicroBatch, float], tuple[Tensor, Any]], po
     skipped = (mask.any(dim=1) & ~needs_pass).nonzero()[:, 0]
     if not len(skipped):
         return
-    (micro,) = microbatches(batch, skipped[step % len(skipped)][None], 1, policy, mask)
+    (micro,) = microbatches(batch, skipped[step % len(skipped)][None], 1, policy, mask, shared=False)
     loss, _ = loss_of(micro, 1.0)
     parameters = list(policy.parameters_of().values())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()

@@ -6,11 +6,13 @@ import importlib.util
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from common import parallel
 from common.config import SamplingConfig
 from common.console import say
 from common.policy.policy import Policy
 from common.rollout.engine import Engine
 from common.rollout.parity import check_parity, probes
+from common.rollout.shared_engine import SharedEngine
 from common.rollout.transformers_engine import TransformersEngine
 from common.rollout.vllm_engine import VLLMEngine
 
@@ -26,7 +28,9 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
     if config.top_p < 1:
         say("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
             "the importance weights are biased")
-    return TransformersEngine(prompts) if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
+    parallel.agree({"engine": name})
+    engine = TransformersEngine(prompts) if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
+    return SharedEngine(engine) if parallel.count() > 1 else engine
 
 
 def choose_engine(config: SamplingConfig) -> tuple[str, str]:
@@ -43,5 +47,8 @@ def choose_engine(config: SamplingConfig) -> tuple[str, str]:
 def connect(engine: Engine, policy: Policy) -> None:
     """Makes the engine sample from this policy, and checks that it does. Raises UserError if it does not."""
     engine.connect(policy)
-    if engine.probe_prompts:
-        say(check_parity(engine, policy, probes(engine.probe_prompts, policy.temperature)))
+    own = engine.engine if isinstance(engine, SharedEngine) else engine  # each process checks its own
+    if own.probe_prompts:
+        say(check_parity(own, policy, probes(own.probe_prompts, policy.temperature)))
+    if own is not engine:
+        engine.compare()

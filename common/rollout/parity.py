@@ -95,7 +95,7 @@ def together(policy: Policy, texts: list[Text]) -> Tensor:
     """The trainer's log-prob of every sampled token (N,), nats, on the CPU, with all texts in one micro-batch."""
     batch = make_batch([Problem(str(i), "", prompt, "") for i, (prompt, _) in enumerate(texts)], [[completion] for _, completion in texts])
     tokens = len(texts) * max(len(prompt) + len(completion.ids) for prompt, completion in texts)
-    return all_logps(policy, batch, torch.arange(len(batch)), tokens)[batch.loss_mask()]
+    return all_logps(policy, batch, torch.arange(len(batch)), tokens, shared=False)[batch.loss_mask()]
 
 
 def allowed(policy: Policy, texts: list[Text]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from common import parallel
 from common.config import SamplingConfig, run_prefix
 from common.console import say
 from common.errors import UserError
@@ -28,20 +29,29 @@ from common.verify.answers import extract_answer, is_correct
 PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
 
 
-def claim_results(config: SamplingConfig) -> Lock:
+def claim_results(config: SamplingConfig) -> Lock | None:
     """Takes the result folder, and puts its name into `config.output_dir`. If it is begun, `config` gets the derived values of that time.
 
-    Raises UserError if another process writes to the folder, and if it holds an evaluation with other flags.
+    Of several processes, process 0 takes it, and the others get None. Raises UserError if another run's process writes to the folder, and
+    if it holds an evaluation with other flags.
     """
-    wanted = config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    lock = own_folder(Path(wanted), config.output_dir is not None)
-    config.output_dir, config.release = str(lock.folder), lock.release
-    if is_begun(lock.folder):
+    locks = []
+
+    def claim() -> tuple[str, dict[str, Any]]:
+        wanted = config.output_dir or f"{run_prefix(config, 'eval')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        lock = own_folder(Path(wanted), config.output_dir is not None)
+        locks.append(lock)
+        config.release = lock.release
+        if not is_begun(lock.folder):
+            return str(lock.folder), {}
         saved = read_config(lock.folder / CONFIG, type(config))
         if why := what_differs(saved, config, "eval", config.resumable):
             raise UserError(f"--output_dir {lock.folder} holds another evaluation: {why}; name another folder")
-        config.derive(**saved.derived)
-    return lock
+        return str(lock.folder), saved.derived
+
+    config.output_dir, derived = parallel.first(claim, "the result folder")
+    config.derive(**derived)
+    return locks[0] if locks else None
 
 
 def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list[dict[str, Any]]:
@@ -75,11 +85,17 @@ def _record(config: SamplingConfig, problems: list[Problem]) -> dict[str, Any]:
     return record | {"base": base_fingerprint(config), "tokens": tokens_fingerprint(problems)}
 
 
-def keep(lock: Lock, config: SamplingConfig, problems: list[Problem], done: list[dict[str, Any]], work: Callable[[], object]) -> None:
-    """Does `work`, which writes to the result folder. If that stays impossible, writes all rows that are `done` to another folder.
+def keep(lock: Lock | None, config: SamplingConfig, problems: list[Problem], done: list[dict[str, Any]], work: Callable[[], object],
+         ) -> None:
+    """Does `work`, which writes to the result folder, unless another process has it (`lock` None).
+
+    If that stays impossible, writes all rows that are `done` to another folder.
 
     Raises UserError then, which says how to go on.
     """
+    if lock is None:
+        return
+
     def fill(folder: Path) -> None:
         write_file(folder / PROBLEMS, lines_of(done))
         write_config(folder, _record(config, problems))

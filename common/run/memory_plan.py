@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from common import parallel
 from common.config import PLANNED, CommonConfig
 from common.console import say
 from common.errors import UserError
@@ -261,7 +262,8 @@ def plan_run(config: CommonConfig) -> Plan | None:
             raise UserError(f"--plan_memory: {cause}; plans are for decoder models such as Llama, Qwen, Mistral, Gemma") from error
         say(f"note: {cause}; going on without a plan")
         return None
-    free, whole = (config.plan_memory * GB,) * 2 if asked else card_memory()
+    # all processes make the same plan: the one for the card with the least free memory
+    free, whole = (config.plan_memory * GB,) * 2 if asked else (min(parallel.gather([card_memory()[0]], "free memory")), card_memory()[1])
     plan = make_plan(wanted, shape, free, config.given)
     if not asked:
         if plan.settings is None:

@@ -1,16 +1,20 @@
-"""The numbers of a step: means over the tokens that were trained on, and the statistics of the rollout batch."""
+"""The numbers of a step: means over the tokens that were trained on, the statistics of the rollout batch, the memory."""
 from __future__ import annotations
 
 import itertools
+import resource
+import sys
 
 import torch
 from torch import Tensor
 
+from common import parallel
+from common.policy.policy import Policy
 from common.records import Batch
 
 
 class TokenMeans:
-    """Means over the tokens of a whole step, from sums over its micro-batches.
+    """Means over the tokens of a whole step, from sums over its micro-batches, those of other processes included.
 
     The sums stay on the device until a mean is asked for, so that a GPU does not wait.
     """
@@ -31,11 +35,14 @@ class TokenMeans:
 
     def mean(self, name: str) -> float | None:
         """The mean over the step's tokens; None if no token was added, since nothing was trained on in this step."""
-        return float(self.sums[name] / self.tokens) if name in self.sums and self.tokens else None
+        sums = parallel.gather([self.sums[name].cpu()] if name in self.sums else [], f"sums of {name}")
+        tokens = sum(parallel.gather([self.tokens.cpu()] if name in self.sums else [], "numbers of tokens"))
+        return float(sum(sums) / tokens) if tokens else None
 
     def max(self, name: str) -> float | None:
         """The largest value of the step; None if no token was added."""
-        return float(self.maxima[name]) if name in self.maxima else None
+        found = parallel.gather([self.maxima[name].cpu()] if name in self.maxima else [], f"maxima of {name}")
+        return float(max(found)) if found else None
 
 
 def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
@@ -52,3 +59,18 @@ def batch_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
             "completions/clipped_ratio": batch.truncated.float().mean().item(),
             "neg_logp": -sum(sum(itertools.compress(c.logps, c.sampled) if c.sampled else c.logps) for c in batch.completions)
             / max(1, int(batch.num_sampled.sum()))}
+
+
+def peak_gb(policy: Policy) -> float:
+    """The most memory that was in use, in GB: of the trainer on a GPU since the last call, or of a process where there is no GPU.
+
+    The base counts, also where it is the sampler's as well. Of several processes, the number is that of the largest.
+    """
+    if torch.cuda.is_available():
+        # vLLM runs in this process, and torch counts its memory too
+        most = torch.cuda.max_memory_allocated() - policy.others_bytes + policy.shared_bytes
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(parallel.gather([most], "memory")) / 1e9

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from common import parallel
 from common.config import PLANNED, CommonConfig
 from common.console import say
 from common.errors import UserError
@@ -34,7 +35,7 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
     if free < cache + _state_bytes(policy, config):  # the plan counted one base, and there are two; or other programs took memory
         raise _too_little(policy, config, whole, f"{free / GB:.1f} GB are free, and sampling needs {cache / GB:.1f} GB for keys and values "
                                                  "beside the optimiser's state. Give vLLM less (--vllm_gpu_memory_utilization)")
-    while not (taken := _taken(policy, config, prompt, critic)):
+    while not all(parallel.gather([taken := _taken(policy, config, prompt, critic)], "how the trial went")):  # all cards take the same
         took = f"out of memory in a trial at full length with micro-batches of {config.max_tokens_per_microbatch} tokens"
         change = take_less(policy, config)
         if change is None:
@@ -102,7 +103,7 @@ def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int,
     completion = Completion([token] * (length - prompt), [0.0] * (length - prompt), "length", "")
     problems = [Problem(str(i), "", (i % policy.vocabulary, *[token] * (prompt - 1)), "") for i in range(rows)]
     batch = make_batch(problems, [[completion]] * rows)
-    for micro in microbatches(batch, torch.arange(rows), max(config.max_tokens_per_microbatch, rows * length), policy):
+    for micro in microbatches(batch, torch.arange(rows), max(config.max_tokens_per_microbatch, rows * length), policy, shared=False):
         logps, _ = policy.logps(micro, entropy=True)
         logps.sum().backward()
         if critic is not None:

@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import resource
 import shutil
 import sys
 import time
@@ -11,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from common import parallel
 from common.config import CommonConfig, run_prefix
 from common.console import bar, say
 from common.errors import UserError
@@ -29,7 +27,10 @@ from common.run.folder import COMPLETIONS, METRICS, Rows, comparable, evaluation
 from common.run.go_on import go_on
 from common.run.identity import Identity
 from common.run.lines import Forecast, result_line, sample_line, step_line
+from common.run.lock import Lock
+from common.run.metrics import peak_gb
 from common.run.model_card import model_card
+from common.run.not_finite import check_finite
 from common.run.record import config_record
 from common.run.report import try_report
 from common.run.rescue import cause, patiently, remedy, save_elsewhere
@@ -38,7 +39,10 @@ from common.run.trackers import Tracker, check_login
 
 
 class Run:
-    """The folder of one run and its progress. `num_tokens` counts the tokens generated to train on; evaluation is not counted."""
+    """The folder of one run and its progress. `num_tokens` counts the tokens generated to train on; evaluation is not counted.
+
+    In a run of several processes all have the same numbers, and process 0 writes the folder.
+    """
 
     def __init__(self, config: CommonConfig, file: Path) -> None:
         """`file`: the script. Makes the folder before anything is loaded.
@@ -53,26 +57,26 @@ class Run:
         self.sample = ""  # a completion to show after the step's line
         self.evaluations: list[dict[str, Any]] = []  # rows of metrics.jsonl, oldest first
         self.stop = Stop("this step")
+        self.stopped_by: int | None = None  # the signal that ends the run after this step
+        self.writes = parallel.rank() == 0
         self.forecast = Forecast(config)
         self.step_started = time.perf_counter()
         self.saved: Path | None = None
         self.saved_step = 0
         self.identity = Identity(config)
         self.identity.check_files()
-        check_login(config.report_to)
+        if self.writes:
+            check_login(config.report_to)
         self.tracker: Tracker | None = None
         self.progress: Any = None  # the bar, while the run goes on
         self.rows = {name: Rows(name) for name in (METRICS, COMPLETIONS)}
-        wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.lock = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
-        config.output_dir, config.release = str(self.folder), self.close
-        if config.seen and config.seen != tuple(path.name for path in checkpoints(self.folder)):
-            raise UserError(f"{self.folder} went on in another process while this one started; start again")
+        self.lock: Lock | None = None  # of process 0
+        config.output_dir, config.release = parallel.first(self._claim, "the run folder"), self.close
 
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.lock.folder
+        return self.lock.folder if self.lock is not None else Path(self.config.output_dir or "")
 
     def identify(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: list[Problem], held_out: list[Problem]) -> None:
         """Notes in later checkpoints what the run is made of. prompt: that of a short question, which shows the prompt template.
@@ -87,10 +91,13 @@ class Run:
         `others`: models besides the policy that have files of their own in a checkpoint, such as a critic.
         """
         self.identity.check_base()  # once more: its weights may have come from the hub just now
+        parallel.agree({f"fingerprint of {name}": value for name, value in self.identity.now.items()})
         self.models, self.parts = [policy, *others, self.identity], {"run": self, **parts}
-        self.progress = bar(total=self.config.max_steps, desc=self.script)
+        self.progress = bar(total=self.config.max_steps, desc=self.script, disable=None if self.writes else True)
         if self.resumed:
             self._go_back()
+        if not self.writes:
+            return
         if self.config.report_to != "none":
             self.tracker = Tracker(self.config, self.folder, self.step)
         self.record = config_record(self.config, self.script)
@@ -104,7 +111,7 @@ class Run:
             for step in range(self.step + 1, self.config.max_steps + 1):
                 self.step, self.seconds, self.step_started = step, {}, time.perf_counter()
                 yield step
-                if self.stop.number is not None:
+                if self._is_stopping():
                     if self.saved_step != step:  # the signal came after the step had looked for one
                         self._save()
                     break
@@ -129,11 +136,14 @@ class Run:
         evaluated = evaluation_names(row) is not None
         if evaluated:
             self.evaluations.append(row)
+        peak = peak_gb(self.models[0]) if self.step > 0 else 0.0
+        if not self.writes:
+            return
         if self.step > 0:
             evaluation_s = self.seconds.get("evaluate", 0.0)  # not part of the step's time
             row |= {"num_tokens": self.num_tokens, "num_completions": self.num_completions,
                     "step_time": time.perf_counter() - self.step_started - evaluation_s,
-                    **{f"time/{phase}": seconds for phase, seconds in self.seconds.items()}, "memory/peak_gb": peak_gb(self.models[0])}
+                    **{f"time/{phase}": seconds for phase, seconds in self.seconds.items()}, "memory/peak_gb": peak}
         self.rows[METRICS].add([row])
         self._keep(self._write_rows)
         if self.tracker is not None:
@@ -152,7 +162,8 @@ class Run:
         """Takes the progress bar away, and gives the folder free. A program may go on after a run, and after one that failed."""
         if self.progress is not None:
             self.progress.close()
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
     def say(self, text: str) -> None:
         """Prints a line and leaves the progress bar whole."""
@@ -170,6 +181,8 @@ class Run:
         In an evaluated step some completions are kept token by token, with token_advantages and token_values (B, T). Without
         token_advantages each token gets the advantage of its completion.
         """
+        if not self.writes:
+            return
         rows = completion_rows(self.step, batch, rewards, advantages, more)
         if self.due_for_evaluation:
             add_tokens(rows, batch, self.models[0].tokenizer, advantages if token_advantages is None else token_advantages, token_values)
@@ -184,7 +197,7 @@ class Run:
     def save_if_due(self) -> None:
         """Saves a checkpoint every `--save_steps`, after the last step, and before an orderly stop."""
         every = self.config.save_steps
-        if (every and self.step % every == 0) or self.step == self.config.max_steps or self.stop.number is not None:
+        if (every and self.step % every == 0) or self.step == self.config.max_steps or self._is_stopping():
             self._save()
 
     def stop_if_not_finite(self, losses: list[tuple[Tensor, Tensor]], grad_norm: Tensor, batch: Batch) -> None:
@@ -193,23 +206,7 @@ class Run:
         losses: the rows (b,) and the loss of each micro-batch. Call it before the optimiser moves, so that the last checkpoint and the
         weights in memory are still good.
         """
-        if torch.isfinite(grad_norm) and all(torch.isfinite(loss) for _, loss in losses):
-            return
-        bad = [rows for rows, loss in losses if not torch.isfinite(loss)] or [rows for rows, _ in losses]
-        rows = torch.cat(bad).tolist()
-        path = self.folder / f"nonfinite-step-{self.step}.json"
-        where = f"the batch is in {path}"
-        try:
-            write_file(path, json.dumps([
-                {"problem": batch.problems[i].id, "prompt": batch.problems[i].prompt, "completion": batch.completions[i].text,
-                 "ids": batch.completions[i].ids, "sampling_logps": batch.completions[i].logps} for i in rows], indent=1))
-        except OSError as error:
-            where = cause(error, path)
-        names = sorted({batch.problems[i].id for i in rows})
-        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        raise UserError(f"step {self.step}: the loss or its gradient is not finite (gradient norm {float(grad_norm)}); problems "
-                        f"{shown}; {where}; last good checkpoint: {self.saved or 'none yet'}. "
-                        "Try a lower --learning_rate, or --dtype float32")
+        check_finite(losses, grad_norm, batch, self.folder / f"nonfinite-step-{self.step}.json", self.saved)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "num_tokens": self.num_tokens, "num_completions": self.num_completions}
@@ -222,10 +219,27 @@ class Run:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
+    def _claim(self) -> str:
+        """Takes the run folder, and returns its path."""
+        config = self.config
+        wanted = config.output_dir or f"{run_prefix(config, self.script)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.lock = claim_folder(Path(wanted), config.output_dir is not None, config.resume_from_checkpoint)
+        config.release = self.close
+        if config.seen and config.seen != tuple(path.name for path in checkpoints(self.folder)):
+            raise UserError(f"{self.folder} went on in another process while this one started; start again")
+        return str(self.folder)
+
+    def _is_stopping(self) -> bool:
+        """Whether the run ends after this step. A signal reaches the processes of a run at different moments, or only one of them."""
+        self.stopped_by = next((number for number in parallel.gather([self.stop.number], "signals") if number is not None), None)
+        return self.stopped_by is not None
+
     def _go_back(self) -> None:
         """Puts models, optimisers and files back to the checkpoint that the run is resumed from."""
         self.saved = Path(self.config.resume_from_checkpoint or "")
         load_checkpoint(self.saved, self.models, self.parts)  # sets self.step
+        if not self.writes:
+            return
         for later in checkpoints(self.folder):
             if step_of(later) <= self.step:
                 continue
@@ -245,8 +259,9 @@ class Run:
         say(f"resumed {self.saved} after step {self.step}")
 
     def _save(self) -> None:
-        self._keep(self._write_rows)
-        self._keep(lambda: self._write_checkpoint(self.folder))
+        if self.writes:
+            self._keep(self._write_rows)
+            self._keep(lambda: self._write_checkpoint(self.folder))
         self.saved, self.saved_step = self.folder / f"checkpoint-{self.step}", self.step
 
     def _write_rows(self) -> None:
@@ -299,27 +314,15 @@ class Run:
         self.progress.close()
         if self.tracker is not None:
             self.tracker.finish()
-        if self.stop.number is not None and self.step < self.config.max_steps:
+        if self.stopped_by is not None and self.step < self.config.max_steps:
             self.close()
             say(f"stopped after step {self.step}; go on with: {go_on(self.config, self.saved)}")
-            sys.exit(128 + self.stop.number)
+            sys.exit(128 + self.stopped_by)
+        if not self.writes:
+            return
         if len(evaluations := comparable(self.evaluations)) > 1:
             say(result_line(evaluations, self.forecast.seconds, self.resumed, self.saved))
         if (self.folder / "report.html").exists():
             say(f"curves and completions: {self.folder / 'report.html'}")
         self.close()
         tidy(self.folder)  # a folder that was renamed during a save has what was half written then
-
-
-def peak_gb(policy: Policy) -> float:
-    """The most memory that was in use, in GB: of the trainer on the GPU since the last call, or of this process where there is no GPU.
-
-    The base counts, also where it is the sampler's as well.
-    """
-    if torch.cuda.is_available():
-        # vLLM runs in this process, and torch counts its memory too
-        most = torch.cuda.max_memory_allocated() - policy.others_bytes + policy.shared_bytes
-        torch.cuda.reset_peak_memory_stats()
-        return most / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

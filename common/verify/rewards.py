@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from common import parallel
 from common.config import CommonConfig
 from common.console import say
 from common.errors import UserError
@@ -23,7 +24,7 @@ from common.records import Completion, Problem
 from common.verify.answers import is_correct
 from common.verify.reward_process import ASKED, Worker, environment
 
-MAX_PROCESSES = 8  # of a custom reward; on a machine with fewer processors, one for each
+MAX_PROCESSES = 8  # of a custom reward; on a machine with fewer processors, one for each; of a run of more processes, one for each
 MAX_FAILURES_SHOWN = 3  # in one call, on the console; metrics.jsonl counts all failures
 MAX_PRINTS_SHOWN = 20  # lines of what the function prints in one call
 LONGEST_LINE = 300  # characters of such a line that are shown
@@ -78,8 +79,10 @@ class VerifierReward:
         self.failures: dict[str, int] = {}
 
     def __call__(self, problems: list[Problem], completions: list[Completion]) -> Tensor:
-        """(B,) float32."""
-        return score(problems, completions)
+        """(B,) float32. Several processes share out the work."""
+        mine = parallel.part([len(completion.text) for completion in completions])
+        about = [(problem.id, len(completion.ids)) for problem, completion in zip(problems, completions, strict=True)]
+        return torch.tensor(parallel.gather(score(problems[mine], completions[mine]).tolist(), "rewards", about))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -116,31 +119,39 @@ class CustomReward:
         self.said: set[str] = set()  # notes that are shown once
         if kept := environment()[1]:
             say(f"note: the reward does not get the environment variables {', '.join(kept)}; {ASKED}=NAME,NAME names those that it needs")
-        self.file_and_function, self.workers = file_and_function, [Worker(path, name, seconds)]
+        self.file_and_function, self.workers = file_and_function, [Worker(path, name, seconds)] if parallel.rank() == 0 else []
         weakref.finalize(self, _stop, self.workers)
-        ready = self._loaded(self.workers[0])
+        ready = parallel.first(lambda: self._loaded(self.workers[0]), "the kind of the reward")
         self.batch, self.at_once = ready["batch"], ready["at_once"]
-        if not self.batch:
-            self.workers += [Worker(path, name, seconds) for _ in range(1, workers or min(MAX_PROCESSES, os.cpu_count() or 1))]
-        for worker in self.workers[1:]:
+        number = 1 if self.batch else workers or max(parallel.count(), min(MAX_PROCESSES, os.cpu_count() or 1))
+        self.number = parallel.first(lambda: number, "the number of processes of the reward")  # processors may differ
+        self.own = range(parallel.rank(), self.number, parallel.count())  # of these processes, the numbers of this one's
+        self.workers += [Worker(path, name, seconds) for _ in self.own[len(self.workers):]]
+        for worker in self.workers[parallel.rank() == 0:]:
             self._loaded(worker)
 
     def __call__(self, problems: list[Problem], completions: list[Completion]) -> Tensor:
         """(B,) float32."""
         calls = [_call(problem, completion) for problem, completion in zip(problems, completions, strict=True)]
         whole = [i for i, completion in enumerate(completions) if completion.finish_reason == "stop"]
-        if self.batch:
-            answers = dict(enumerate(self.workers[0].run([calls])[0] if calls else []))
-        else:
-            shares = [whole[k::len(self.workers)] for k in range(len(self.workers))]
-            with ThreadPoolExecutor(len(self.workers)) as threads:  # one thread waits for each process
-                found = threads.map(lambda worker, share: worker.run([[calls[i]] for i in share], self.at_once), self.workers, shares)
-                answers = {i: answer for share, own in zip(shares, found, strict=True) for i, (answer,) in zip(share, own, strict=True)}
+        about = [(call["problem"]["id"], call["tokens"]) for call in calls]
+        answers = dict(parallel.gather(list(self._answers(calls, whole).items()), "rewards", about))
         scores = {i: answers[i]["score"] for i in whole if "score" in answers[i]}
         self._show_prints()
         self._look_at([(problems[i], score) for i, score in scores.items()])
         self._judge([(problems[i], answers[i]) for i in whole if i not in scores], len(whole), self.cut_off)
         return torch.tensor([scores.get(i, self.cut_off) for i in range(len(completions))])
+
+    def _answers(self, calls: list[dict[str, Any]], whole: list[int]) -> dict[int, dict[str, Any]]:
+        """The answers to this process's share of the calls, by the number of the call. whole: the numbers of those that count."""
+        if not self.workers:  # of a run of several processes, the others have them
+            return {}
+        if self.batch:
+            return dict(enumerate(self.workers[0].run([calls])[0] if calls else []))
+        shares = [whole[k::self.number] for k in self.own]
+        with ThreadPoolExecutor(len(self.workers)) as threads:  # one thread waits for each process
+            found = threads.map(lambda worker, share: worker.run([[calls[i]] for i in share], self.at_once), self.workers, shares)
+            return {i: answer for share, own in zip(shares, found, strict=True) for i, (answer,) in zip(share, own, strict=True)}
 
     @property
     def cut_off(self) -> float:
@@ -165,7 +176,7 @@ class CustomReward:
 
     def _show_prints(self) -> None:
         """Shows the first lines of what the function has printed since the last look."""
-        lines = [line for worker in self.workers for line in worker.printed.decode(errors="replace").splitlines()]
+        lines = [line for worker in self.workers for line in worker.printed.decode(errors="replace").splitlines()]  # of process 0's
         say(*(f"{self.name}: {line[:LONGEST_LINE]}" for line in lines[:MAX_PRINTS_SHOWN]))
         if len(lines) > MAX_PRINTS_SHOWN or any(worker.unseen for worker in self.workers):
             self._note_once("prints", f"the reward prints more than {MAX_PRINTS_SHOWN} lines at a time; the others are thrown away. "

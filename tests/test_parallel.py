@@ -1,0 +1,187 @@
+"""What several processes tell each other, in real processes over loopback. tests/test_several_processes.py runs the scripts that way."""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+from helpers import free_port
+
+from common import parallel
+from common.errors import UserError
+
+
+def call_with_gloo(real, backend, **options):
+    """A machine without cards has no NCCL."""
+    assert backend == "cpu:gloo,cuda:nccl" or os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    real("gloo", **options)
+
+
+def in_processes(count, work, seconds=60, visible=""):
+    """`work(rank)` in `count` joined processes. Returns what each gave back, or the text of its error, and their exit codes."""
+    results, port = multiprocessing.get_context("fork").Queue(), free_port()
+
+    def start(rank):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+        os.environ |= {"MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": visible}
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        with parallel.together(to_the_end=True):
+            parallel.join()
+            try:
+                results.put((rank, work(rank)))
+            except Exception as error:
+                results.put((rank, f"{type(error).__name__}: {error}"))
+                results.close()
+                results.join_thread()
+                raise
+
+    processes = [multiprocessing.get_context("fork").Process(target=start, args=(rank,), daemon=True) for rank in range(count)]
+    for process in processes:
+        process.start()
+    found = {}
+    end = time.monotonic() + seconds
+    while any(process.is_alive() for process in processes) or not results.empty():
+        assert time.monotonic() < end, "it hangs"
+        with contextlib.suppress(Exception):
+            rank, result = results.get(timeout=0.05)
+            found[rank] = result
+    return [found.get(rank) for rank in range(count)], [process.exitcode for process in processes]
+
+
+def test_alone_everything_is_given_back():
+    assert (parallel.count(), parallel.rank()) == (1, 0)
+    assert parallel.part([3, 1]) == slice(0, 2) and parallel.part([]) == slice(0, 0)
+    mine = [object()]
+    assert parallel.gather(mine, "things") is mine and parallel.first(lambda: mine, "things") is mine
+    tensor = torch.ones(2)
+    parallel.add_up([tensor], "things")
+    parallel.agree({"thing": object()})
+    assert tensor.tolist() == [1, 1] and parallel.anywhere(True, "it") and not parallel.anywhere(False, "it")
+    with pytest.raises(SystemExit, match=r"^why$"), parallel.together(to_the_end=True):
+        sys.exit("why")
+
+
+def test_shares_follow_each_other_and_cost_about_the_same(monkeypatch):
+    rng = random.Random(0)
+    for _ in range(300):
+        costs, count = [rng.choice([0, 1, rng.randint(1, 999)]) for _ in range(rng.randint(0, 40))], rng.randint(1, 9)
+        monkeypatch.setattr(parallel, "count", lambda n=count: n)
+        shares = []
+        for rank in range(count):
+            monkeypatch.setattr(parallel, "rank", lambda n=rank: n)
+            shares.append(parallel.part(costs))
+        items = list(range(len(costs)))
+        assert [i for share in shares for i in items[share]] == items
+        # a share is off by one item at most
+        assert all(abs(sum(costs[share]) - sum(costs) / count) <= max(costs, default=0) for share in shares)
+
+
+def test_the_example_of_a_share(monkeypatch):
+    monkeypatch.setattr(parallel, "count", lambda: 2)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    assert parallel.part([4, 1, 1, 2]) == slice(1, 4)
+
+
+def test_exchanges_of_three_processes():
+    def work(rank):
+        mine = [("text", rank)] * rank  # process 0 has none
+        tensors = [torch.full((2, 2), float(rank)), torch.tensor(10.0**rank)]
+        parallel.add_up(tensors, "numbers")
+        parallel.agree({"number": 7})
+        calls = []
+        return (
+            parallel.gather(mine, "texts", about=["same"]),
+            [tensor.tolist() for tensor in tensors],
+            parallel.first(lambda: calls.append(rank) or "of process 0", "a text"),
+            calls,
+            [parallel.anywhere(flag, "flags") for flag in (rank == 2, False)],
+            [10, 20, 30, 40][parallel.part([1] * 4)],
+        )
+
+    results, codes = in_processes(3, work)
+    texts = [("text", 1), ("text", 2), ("text", 2)]
+    shares = [[10], [20, 30], [40]]
+    assert codes == [0, 0, 0]
+    assert results == [
+        (texts, [[[3.0, 3.0], [3.0, 3.0]], 111.0], "of process 0", [0] if rank == 0 else [], [True, False], shares[rank])
+        for rank in range(3)
+    ]
+
+
+OTHERS = {
+    "another list": lambda rank: parallel.gather([rank], "texts", about=[rank == 1]),
+    "another exchange": lambda rank: parallel.gather([rank], "texts") if rank == 1 else parallel.gather([rank], "rewards"),
+    "another kind": lambda rank: parallel.gather([rank], "numbers") if rank == 1 else parallel.add_up([torch.ones(1)], "numbers"),
+    "another shape": lambda rank: parallel.add_up([torch.ones(1 + rank)], "numbers"),
+    "an end too early": lambda rank: parallel.gather([rank], "texts") if rank == 1 else None,
+}
+
+
+@pytest.mark.parametrize("work", OTHERS.values(), ids=OTHERS)
+def test_processes_that_decide_differently_end_and_are_named(work):
+    results, codes = in_processes(2, work)
+    assert codes == [1, 1]
+    told = [result for result in results if result is not None]
+    assert told and all("RuntimeError: the processes have taken different decisions: process 0 on" in result for result in told)
+    assert all(f"process 1 on {socket.gethostname()} is about to" in result for result in told)
+
+
+def test_what_differs_between_machines_is_named():
+    results, codes = in_processes(3, lambda rank: parallel.agree({"model": "same", "data": "mine" if rank == 2 else "all"}))
+    host = socket.gethostname()
+    assert codes == [1, 1, 1] and len(set(results)) == 1
+    assert results[0].startswith(f"UserError: process 2 on {host} has another data than process 0 on {host}")
+
+
+@pytest.mark.parametrize("code, error", [(1, UserError("mine")), (1, ValueError("mine")), (130, SystemExit(130)), (0, SystemExit(0))])
+def test_an_end_in_one_process_ends_all_with_its_code(code, error):
+    def fail():
+        raise error
+
+    for number in (0, 1):
+        _, codes = in_processes(2, lambda rank, one=number: fail() if rank == one else parallel.gather([rank], "texts"))
+        assert codes == [code, code]
+    _, codes = in_processes(2, lambda rank: parallel.first(fail, "a text"))
+    assert codes == [code, code]
+
+
+def test_a_process_that_is_killed_is_noticed():
+    results, codes = in_processes(3, lambda rank: os._exit(9) if rank == 1 else parallel.gather([rank], "texts"))
+    assert codes == [1, 9, 1]
+    assert all("UserError: the connection to another process of this run is lost" in results[rank] for rank in (0, 2))
+
+
+def test_each_process_sees_its_own_card(monkeypatch):
+    def card(local, visible):
+        monkeypatch.setenv("LOCAL_RANK", str(local))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+        if visible is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        parallel._take_card()
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    assert [card(local, None) for local in (0, 3)] == ["0", "3"]
+    assert [card(local, "5,GPU-7") for local in (0, 1)] == ["5", "GPU-7"]
+    assert [card(local, none) for local in (0, 1) for none in ("", "-1")] == ["", "-1", "", "-1"]
+    assert card(2, "0,1") == ""
+
+
+def test_a_process_without_a_card_beside_others_that_have_one_ends_all(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: os.environ["CUDA_VISIBLE_DEVICES"] != "")
+    monkeypatch.setattr(torch.distributed, "init_process_group", partial(call_with_gloo, torch.distributed.init_process_group))
+    results, codes = in_processes(3, lambda rank: rank, visible="5,7")
+    assert codes == [1, 1, 1] and results == [None] * 3
+
+
+def test_a_launch_without_all_that_it_takes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set: start the script with torchrun"):
+        parallel.join()
