@@ -80,7 +80,7 @@ def shared_base(held: HeldBase, config: SamplingConfig, model_config: Pretrained
             quantizer = base.hf_quantizer = AutoHfQuantizer.from_config(quantization_config)
             quantizer.preprocess_model(model=base, dtype=dtype, device_map=device_map)
             quantizer.postprocess_model(base)
-        found = {name: match(held, name, parameter, device) for name, parameter in base.named_parameters()
+        found = {name: match(held, name, parameter, dtype, device) for name, parameter in base.named_parameters()
                  if name not in base.all_tied_weights_keys}
         with default_stream(device):
             compare(found, base, weight_files(model_folder(config)))
@@ -126,8 +126,8 @@ def own_base(base: PreTrainedModel, dtype: torch.dtype) -> str | None:
     return None
 
 
-def match(held: HeldBase, name: str, parameter: nn.Parameter, device: torch.device) -> Held:
-    """The tensor that is to be the parameter `name`. Raises NotShared if there is none of its shape and type."""
+def match(held: HeldBase, name: str, parameter: nn.Parameter, dtype: torch.dtype, device: torch.device) -> Held:
+    """The tensor that is to be the parameter `name`. Raises NotShared if there is none of its shape, in `dtype` or in the same 4 bits."""
     if name not in held.tensors:
         raise NotShared(f"the sampler has no {name}")
     data, state = held.tensors[name]
@@ -138,7 +138,7 @@ def match(held: HeldBase, name: str, parameter: nn.Parameter, device: torch.devi
             tuple(parameter.shape), parameter.quant_type, parameter.blocksize, (parameter.numel() + 1) // 2, parameter.quant_storage)
     else:
         data = data[:len(parameter)] if parameter.ndim else data  # vocabularies may be padded
-        same = (data.shape, data.dtype) == (parameter.shape, parameter.dtype)
+        same = (data.shape, data.dtype) == (parameter.shape, dtype)
     if not same or data.device.type != device.type or not data.is_contiguous():
         raise NotShared(f"the sampler holds {name} in another form")
     return Held(data, state)

@@ -102,7 +102,7 @@ def test_a_checkpoint_in_another_type_is_compared_after_the_conversion(stored, r
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_base_in_4_bits_is_shared_with_its_states(dtype, random_models, tokenizer, monkeypatch, tmp_path):
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    AutoModelForCausalLM.from_pretrained(random_models["llama"], dtype=getattr(torch, dtype)).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(random_models["qwen2"], dtype=getattr(torch, dtype)).save_pretrained(tmp_path)  # has biases
     sampler = Sampler(tmp_path, getattr(torch, dtype), four_bits=True)
     ours, theirs = policies(tmp_path, sampler, tokenizer, dtype=dtype, load_in_4bit=True)
     assert ours.shared_bytes and ours.quantized and ours.base.hf_quantizer is not None
