@@ -45,7 +45,7 @@ class Config(SamplingConfig):
         None, "run", "Result folder. If it has a part of this evaluation, the rest is done. Default: runs/eval-...")
 
     # flags that may change when an evaluation is continued
-    resumable: ClassVar[Set[str]] = frozenset({"k", "vllm_gpu_memory_utilization"})
+    resumable: ClassVar[Set[str]] = frozenset({"k", "vllm_gpu_memory_utilization", "vllm_server_base_url", "vllm_server_timeout"})
 
     def check(self) -> None:
         """Raises UserError for values that cannot work."""

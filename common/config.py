@@ -56,6 +56,9 @@ class SamplingConfig:
         None, "completions", r"Strings that end a completion. \n is a newline. Default: those of the prompt template.")
     engine: Literal["auto", "vllm", "transformers"] = flag(
         "auto", "completions", "Program that samples. auto: vllm if it can run on a GPU here.")
+    vllm_server_base_url: list[str] | None = flag(
+        None, "completions", "http://host:port of vLLM servers that sample, one or more. Their key: environment variable VLLM_API_KEY.")
+    vllm_server_timeout: float = flag(240.0, "completions", "Seconds without a new token after which a vLLM server is given up.")
     vllm_gpu_memory_utilization: float = flag(0.3, "completions", "Share of the GPU's memory that vLLM takes, weights included.")
 
     output_dir: str | None = flag(None, "run", "Run folder. Default: runs/{script}-{model}-{dataset}-s{seed}-{time}.")
@@ -130,12 +133,18 @@ class SamplingConfig:
             _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
         if self.load_in_4bit and not importlib.util.find_spec("bitsandbytes"):
             raise UserError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
-        if self.engine == "vllm" and not importlib.util.find_spec("vllm"):
+        _require(self.vllm_server_timeout > 0, "vllm_server_timeout", self.vllm_server_timeout, "a number of seconds above 0")
+        if self.vllm_server_base_url and self.engine == "transformers":
+            raise UserError("--engine transformers samples in this process, and --vllm_server_base_url names servers: give one of the two")
+        if not self.vllm_server_base_url and self.vllm_server_timeout != 240:
+            raise UserError("--vllm_server_timeout does nothing without --vllm_server_base_url: leave it out, or name servers")
+        in_process = self.engine == "vllm" and not self.vllm_server_base_url
+        if in_process and not importlib.util.find_spec("vllm"):
             raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a machine with an NVIDIA GPU, "
                             "or use --engine transformers")
-        if self.engine == "vllm" and self.dtype == "float32" and _cuda():
+        if in_process and self.dtype == "float32" and _cuda():
             raise UserError("--engine vllm --dtype float32: on a GPU vLLM's adapters are bfloat16; use --engine transformers for float32")
-        if self.engine == "vllm" and self.load_in_4bit and not _cuda():
+        if in_process and self.load_in_4bit and not _cuda():
             raise UserError("--engine vllm --load_in_4bit: vLLM can hold a 4-bit base on a GPU only; use --engine transformers here")
         if self.model == "tiny" and self.dataset.partition(":")[0] != "arithmetic":
             raise UserError(f"--model tiny knows only the words of --dataset arithmetic, not those of {self.dataset}; name a larger model")
@@ -212,7 +221,7 @@ class CommonConfig(SamplingConfig):
     resumable: ClassVar[Set[str]] = {
         "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "eval_steps", "eval_problems", "save_steps", "save_total_limit",
         "max_tokens_per_microbatch", "gradient_checkpointing", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "report_to",
-        "reward_timeout", "reward_workers"}
+        "reward_timeout", "reward_workers", "vllm_server_base_url", "vllm_server_timeout"}
 
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""

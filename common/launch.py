@@ -201,7 +201,12 @@ def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved:
 
 
 def _refuse_code(saved: Saved, typed: dict[str, Any], command: list[str]) -> None:
-    """Raises UserError if a saved config.json names code and the command line does not: the file may be another person's."""
+    """Raises UserError if a saved config.json names code or servers and the command line does not: the file may be another person's."""
+    servers = saved.flags.get("vllm_server_base_url")
+    if servers and not typed.get("vllm_server_base_url"):
+        raise UserError(f"{saved.path} names vLLM servers, which get prompts and the key in VLLM_API_KEY. They are asked only if the "
+                        "command line names them. If you trust them, give: python "
+                        + shlex.join([*command, "--vllm_server_base_url", *servers]))
     code = saved.flags.get("reward")
     if code and not typed.get("reward"):
         file, _, function = code.rpartition(":")

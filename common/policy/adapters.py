@@ -6,9 +6,12 @@ regular expressions of the settings are not run, and modules that they name are 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shlex
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,12 @@ import torch
 import torch.nn as nn
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from common.config import SamplingConfig
 from common.errors import UserError
 from common.policy.model_files import check_plain, read_json, words
 
@@ -81,6 +86,37 @@ def adapter_settings(folder: str) -> dict[str, Any]:
                         "above 0, and the dropout a share below 1")
     return {**settings, "r": ranks[0], "lora_alpha": alphas[0], "lora_dropout": dropout, "rank_pattern": patterns[0],
             "alpha_pattern": patterns[1], "use_rslora": settings.get("use_rslora") is True}
+
+
+def one_rank(config: SamplingConfig) -> int | None:
+    """The rank of the run's adapters, None without one. vLLM has one rank for all layers: raises UserError for an adapter with several."""
+    if not config.adapter:
+        return getattr(config, "lora_r", None)  # eval.py has no such flag
+    settings = adapter_settings(config.adapter)
+    several = [name for name in ("rank_pattern", "alpha_pattern") if settings[name]]
+    if several:
+        raise UserError(f"--adapter {config.adapter} has {several[0]}, and vLLM has one rank and scale for all layers; give --engine "
+                        "transformers")
+    return settings["r"]
+
+
+def copy_adapter(folder: Path, to: Path) -> None:
+    """Copies the two files of a PEFT folder into another folder. Raises OSError."""
+    for name in (SETTINGS, WEIGHTS):
+        shutil.copyfile(folder / name, to / name)
+
+
+def write_zero_adapter(folder: Path, model_config: PretrainedConfig, rank: int, targets: Sequence[str]) -> None:
+    """Writes an adapter that changes nothing: one layer of this rank, all zero. targets: ends of the names of layers to choose from."""
+    with torch.device("meta"):
+        layers = linear_layers(AutoModelForCausalLM.from_config(model_config, trust_remote_code=False))
+    layer = [name for name in layers if not re.fullmatch(NOT_LANGUAGE, name) and any(name.endswith(end) for end in targets or [""])][-1]
+    inputs, outputs = layers[layer]
+    weights = {"A": torch.zeros(rank, inputs), "B": torch.zeros(outputs, rank)}
+    save_file({f"base_model.model.{layer}.lora_{side}.weight": weight for side, weight in weights.items()}, folder / WEIGHTS)
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
+                "target_modules": [layer.rpartition(".")[2]], "base_model_name_or_path": None}
+    (folder / SETTINGS).write_text(json.dumps(settings))
 
 
 def _nearby(folder: Path) -> str:

@@ -9,12 +9,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common import parallel
 from common.config import SamplingConfig
 from common.console import say
+from common.errors import UserError
 from common.policy.policy import Policy
 from common.rollout.engine import Engine
 from common.rollout.parity import check_parity, probes
 from common.rollout.shared_engine import SharedEngine
 from common.rollout.transformers_engine import TransformersEngine
 from common.rollout.vllm_engine import VLLMEngine
+from common.rollout.vllm_servers import VLLMServers
 
 
 def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
@@ -24,7 +26,8 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
     Called before the trainer's model is loaded, as vLLM measures the free memory of the GPU and takes its share.
     """
     name, why = choose_engine(config)
-    say(f"engine: {name} on {'cuda' if torch.cuda.is_available() else 'cpu'} ({why})")
+    where = "other cards" if name == "servers" else "cuda" if torch.cuda.is_available() else "cpu"
+    say(f"engine: {name} on {where} ({why})")
     if config.top_p < 1:
         say("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
             "the importance weights are biased")
@@ -35,6 +38,8 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
 
 def choose_engine(config: SamplingConfig) -> tuple[str, str]:
     """The name of the engine that `--engine` stands for on this machine, and the reason."""
+    if config.vllm_server_base_url:
+        return "servers", "--vllm_server_base_url"
     if config.engine != "auto":
         return config.engine, f"--engine {config.engine}"
     missing = ("there is no CUDA device" if not torch.cuda.is_available() else

@@ -54,7 +54,8 @@ def check_parity(engine: Engine, policy: Policy, requests: list[Request]) -> str
     if not agree:
         raise UserError(f"the sampler does not sample from the policy that is trained: their log-probs differ by {measured} nats. In "
                         f"float32 they may differ by {ALLOWED['float32']}. In other types they must be {NEARER} times nearer than without "
-                        "the adapter. With vLLM, use --engine transformers; in a fork, look at Policy.merged_weights")
+                        "the adapter. With vLLM, use --engine transformers; a server needs --logprobs-mode processed_logprobs; in a fork, "
+                        "look at Policy.merged_weights")
     notes = ["4-bit weights are not quite the same in sampler and trainer: keep --importance_cap above 0"] if kind == "4-bit" else []
     if on.mean() > most:
         notes.append("sampler and trainer differ by more than this model's own rounding explains: keep --importance_cap above 0, and watch "
@@ -96,6 +97,21 @@ def together(policy: Policy, texts: list[Text]) -> Tensor:
     batch = make_batch([Problem(str(i), "", prompt, "") for i, (prompt, _) in enumerate(texts)], [[completion] for _, completion in texts])
     tokens = len(texts) * max(len(prompt) + len(completion.ids) for prompt, completion in texts)
     return all_logps(policy, batch, torch.arange(len(batch)), tokens, shared=False)[batch.loss_mask()]
+
+
+def why_apart(policy: Policy, requests: list[Request], groups: list[list[Completion]]) -> str:
+    """Why these completions cannot be of the policy with its adapter as it is, in words; "" if they can be.
+
+    The adapter is not moved for this. So the loss of an adapter that does not matter yet is not noticed.
+    """
+    texts, most = prompts_and_completions(requests, groups), ALLOWED[kind_of(policy)]
+    on = difference(policy, texts)
+    with policy.adapters_off():
+        off = difference(policy, texts).mean()
+    found = on.max() if kind_of(policy) == "float32" else on.mean()
+    if found <= 10 * most and (found <= most or on.mean() <= 2 * off):
+        return ""
+    return f"their log-probs differ by {found:.2g} nats, without the adapter by {off:.2g}; usual here: {most:.2g}"
 
 
 def allowed(policy: Policy, texts: list[Text]) -> float:

@@ -28,6 +28,12 @@ def stop_at(text: str, stop: tuple[str, ...]) -> int | None:
     return min((text.find(end) for end in stop if end in text), default=None)
 
 
+def tokens_named(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> set[int]:
+    """Ids of the tokens whose name is a stop string. Special tokens such as <|im_end|> do not appear in the text."""
+    vocabulary = tokenizer.get_vocab() if stop else {}
+    return {vocabulary[end] for end in stop if end in vocabulary}
+
+
 def join(tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...], rest: Completion, stop: list[str] | None) -> Completion:
     """The completion made of `prefix` and its continuation `rest`, for scoring: it has no log-probs.
 

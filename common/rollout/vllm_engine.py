@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
-from common.policy.adapters import adapter_settings
+from common.policy.adapters import one_rank
 from common.policy.policy import Policy
 from common.policy.pretrained import load_generation_config, model_folder, stop_token_ids
 from common.policy.shared_base import Held, HeldBase, stamps
 from common.records import Completion, Request, hash_seeds
-from common.rollout.text import decode, stop_at
+from common.rollout.text import decode, stop_at, tokens_named
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has buffers for these ranks
 CPU_KV_GIB = 2  # GiB for vLLM's keys and values without a GPU; the transformers engine has as much (CPU_CACHE_BYTES)
@@ -50,11 +51,7 @@ class VLLMEngine:
         self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
         on_gpu = torch.cuda.is_available()
         self.sleeps = on_gpu and isinstance(config, CommonConfig) and config.vllm_enable_sleep_mode  # eval.py has no trainer and no rank
-        settings = adapter_settings(config.adapter) if config.adapter else {"r": getattr(config, "lora_r", None)}
-        rank, several = settings["r"], [name for name in ("rank_pattern", "alpha_pattern") if settings.get(name)]
-        if several:
-            raise UserError(f"--adapter {config.adapter} has {several[0]}, and vLLM has one rank and scale for all layers; give --engine "
-                            "transformers")
+        rank = one_rank(config)
         self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest prompts, which fill whole cache blocks
         self.files = stamps(config)
         options: dict[str, Any] = {"gpu_memory_utilization": config.vllm_gpu_memory_utilization, "enable_sleep_mode": self.sleeps}
@@ -131,6 +128,10 @@ class VLLMEngine:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache, so it would sample from two policies at once")
 
+    def alone(self) -> Iterator[str]:
+        """Nothing but the engine itself samples, and it needs no name."""
+        yield ""
+
     def sleep(self) -> None:
         """With `--vllm_enable_sleep_mode`, gives up the memory of keys and values. The weights stay where they are."""
         if self.sleeps and not self.asleep:
@@ -150,7 +151,8 @@ class VLLMEngine:
         samples = [(request, int(hash_seeds(np.uint64(request.seed), sample))) for request in requests for sample in range(request.n)]
         parameters = [SamplingParams(
             max_tokens=request.max_tokens, temperature=request.temperature, top_p=request.top_p, seed=seed % 2**63, logprobs=0,
-            stop=list(request.stop), stop_token_ids=sorted(self.stop_ids | self._named(request.stop)), detokenize=bool(request.stop),
+            stop=list(request.stop), stop_token_ids=sorted(self.stop_ids | tokens_named(self.tokenizer, request.stop)),
+            detokenize=bool(request.stop),
         ) for request, seed in samples]
         outputs = self.llm.generate([{"prompt_token_ids": list(request.prompt_ids)} for request, _ in samples], parameters,
                                     use_tqdm=False, lora_request=self.lora)
@@ -183,11 +185,6 @@ class VLLMEngine:
         """Deletes the folder of an adapter that `sync` wrote. The folder of `--adapter` belongs to the user and stays."""
         if lora is not None and Path(lora.lora_path).parent == self.folder:
             shutil.rmtree(lora.lora_path)
-
-    def _named(self, stop: tuple[str, ...]) -> set[int]:
-        """Ids of the tokens whose name is a stop string. Special tokens such as <|im_end|> do not appear in the text."""
-        vocabulary = self.tokenizer.get_vocab() if stop else {}
-        return {vocabulary[end] for end in stop if end in vocabulary}
 
     def _completion(self, request: Request, output: Any) -> Completion:
         if output.finish_reason not in ("stop", "length"):

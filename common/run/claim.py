@@ -14,7 +14,7 @@ from common.run.resume import checkpoints, what_is_missing
 
 # the files and folders that a run or an evaluation writes, or builds on
 FILES = re.compile(r"\.?config\.json|(metrics|completions|problems)\.jsonl|summary\.json|README\.md|report\.html|nonfinite-step-\d+\.json")
-FOLDERS = re.compile(r"(superseded-)?checkpoint-\d+|tensorboard|wandb")
+FOLDERS = re.compile(r"(superseded-)?checkpoint-\d+|tensorboard|wandb|adapters")
 
 
 def own_folder(wanted: Path, named: bool) -> Lock:

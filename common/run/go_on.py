@@ -12,8 +12,10 @@ from common.run.resume import checkpoints, what_is_missing
 
 
 def go_on(config: CommonConfig, checkpoint: Path) -> str:
-    """The command with which a run goes on from its checkpoint. All flags come from there, but code has to be named again."""
-    return command(script_of(config), "--resume_from_checkpoint", str(checkpoint), *(["--reward", config.reward] if config.reward else []))
+    """The command with which a run goes on from its checkpoint. All flags come from there, but code and servers are named again."""
+    again = ["--reward", config.reward] if config.reward else []
+    again += ["--vllm_server_base_url", *config.vllm_server_base_url] if config.vllm_server_base_url else []
+    return command(script_of(config), "--resume_from_checkpoint", str(checkpoint), *again)
 
 
 def stopped_line(config: SamplingConfig, number: int) -> str:

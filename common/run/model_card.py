@@ -14,7 +14,8 @@ from common.config import CommonConfig, resolve
 from common.registered import REGISTERED
 from common.run.folder import EVALUATIONS, evaluation_names
 
-LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to")  # flags that have no influence on the model
+# flags that have no influence on the model, and names of machines
+LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to", "vllm_server_base_url", "vllm_server_timeout")
 
 
 def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evaluations: list[dict[str, Any]], step: int) -> str:

@@ -1,0 +1,143 @@
+"""The requests of one call of `generate`, and the vLLM servers that share them out. None is lost with its server."""
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import UserError
+from common.records import Completion, Request
+from common.rollout.vllm_http import Lost, Server
+
+BUSY = 256  # completions that a server computes at a time; more would wait there, and not where a free server finds them
+TRIES = 10  # times that a request may be lost
+FAR_MORE = 100  # a server that writes this many times the tokens that it owes, and gives no answer, will give none
+
+
+class Member:
+    """What a run knows of one of its servers."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.up = True
+        self.answers = False  # a lost server answers again, and waits to be looked at
+        self.said = ""  # why it was lost, or is not taken back
+
+
+@dataclass(eq=False)
+class Shift:
+    """A member at work in one call of `generate`, until it is lost."""
+
+    alive_at: float  # when it was last seen to work
+    count: float = 0.0  # its tokens then
+    at_answer: float = 0.0  # its tokens at its last answer
+    busy: int = 0  # completions that it computes
+    owed: int = 0  # their tokens at most
+
+
+class Work:
+    """The requests of one call: which wait, and what has come back. Threads share it: all is read and changed under `change`."""
+
+    def __init__(self, requests: list[Request], ask: Callable[[Server, Request], list[Completion]],
+                 lose: Callable[[Member, str], None]) -> None:
+        """ask: gives the completions of a request, or raises Lost or UserError. lose: is told that a member is lost, and why."""
+        self.requests, self.ask, self.lose = requests, ask, lose
+        self.waiting = deque(range(len(requests)))
+        self.done: dict[int, list[Completion]] = {}
+        self.tries = [0] * len(requests)
+        self.shifts: dict[Member, Shift] = {}
+        self.error: BaseException | None = None
+        self.over = False  # the call has ended
+        self.change = threading.Condition()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return self.over or self.error is not None or len(self.done) == len(self.requests)
+
+    def start(self, member: Member) -> None:
+        """Puts a member to work, if it is not at work."""
+        with self.change:
+            self.shifts.setdefault(member, Shift(time.monotonic()))
+            self._hand_out()
+
+    def listen(self, member: Member, timeout: float) -> None:
+        """Gives a member up whose tokens have not grown for `timeout` seconds, or have grown far beyond what it owes."""
+        shift = self.shifts[member]
+        try:
+            count = member.server.tokens()
+        except (Lost, UserError):
+            count = shift.count
+        with self.change:
+            if count != shift.count:
+                shift.count, shift.alive_at = count, time.monotonic()
+                shift.at_answer = shift.at_answer or count
+            why = "it hangs" if time.monotonic() - shift.alive_at > timeout else \
+                "it writes and does not answer" if count - shift.at_answer > FAR_MORE * shift.owed else ""
+            if why and self.shifts.get(member) is shift:
+                self._lose(member, f"{why}, and owes {shift.busy} completions")
+                member.server.cut()  # its threads put their requests back
+
+    def end(self) -> None:
+        """Ends all that is under way."""
+        with self.change:
+            self.over = True
+        if len(self.done) < len(self.requests):
+            for member in self.shifts:
+                member.server.cut()
+
+    # ---- inside: called under `change` ----------------------------------------------------------------------------
+
+    def _hand_out(self) -> None:
+        """Gives each request that waits to the member that has least to do, as far as there is room."""
+        while self.waiting and self.shifts and not self.finished:
+            request = self.requests[self.waiting[0]]
+            member, shift = min(self.shifts.items(), key=lambda item: item[1].busy)
+            if shift.busy and shift.busy + request.n > BUSY:
+                return
+            shift.busy += request.n
+            shift.owed += request.n * request.max_tokens
+            threading.Thread(target=self._serve, args=[member, shift, self.waiting.popleft()], daemon=True).start()
+
+    def _serve(self, member: Member, shift: Shift, i: int) -> None:
+        """Asks for request i, in a thread of its own. What goes wrong ends the call of `generate`, and not the thread alone."""
+        try:
+            found: list[Completion] | BaseException = self.ask(member.server, self.requests[i])
+        except BaseException as error:
+            found = error
+        with self.change:
+            try:
+                self._take(member, shift, i, found)
+                self._hand_out()
+            except BaseException as error:
+                self.error = error
+            if self.finished:
+                self.change.notify_all()
+
+    def _take(self, member: Member, shift: Shift, i: int, found: list[Completion] | BaseException) -> None:
+        """Keeps what came back for request i, or puts it back into the queue."""
+        request = self.requests[i]
+        shift.busy -= request.n
+        shift.owed -= request.n * request.max_tokens
+        if isinstance(found, list):
+            self.done[i] = found
+            shift.alive_at, shift.at_answer = time.monotonic(), shift.count
+            return
+        if self.over:
+            return
+        self.tries[i] += 1
+        if not isinstance(found, Lost):
+            self.error = self.error or found
+        elif self.tries[i] >= TRIES:
+            self.error = UserError(f"a request of {request.n} x {request.max_tokens} tokens was lost {TRIES} times, at last by "
+                                   f"{member.server.url}: {found}")
+        else:
+            self.waiting.appendleft(i)
+            if self.shifts.get(member) is shift:
+                self._lose(member, str(found))
+
+    def _lose(self, member: Member, why: str) -> None:
+        del self.shifts[member]
+        self.lose(member, why)
