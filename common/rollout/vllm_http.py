@@ -120,6 +120,7 @@ class Server:
     def cut(self) -> None:
         """Ends all calls of `sample` that are under way. They raise Lost."""
         for line in list(self.open):
+            self.open.discard(line)
             shut(line)
 
     # ---- inside ---------------------------------------------------------------------------------------------------
@@ -156,20 +157,20 @@ class Server:
 
     @contextlib.contextmanager
     def _ended(self, line: socket.socket, seconds: float | None) -> Iterator[None]:
-        """Inside, a call ends after `seconds`, or with None when `cut` is called."""
-        if seconds is None:
-            self.open.add(line)
-        else:
-            watch = threading.Timer(seconds, shut, [line])
-            watch.daemon = True
+        """Inside, a call ends after `seconds`, or with None when `cut` is called. Raises Lost if it ended so."""
+        going = self.open if seconds is None else {line}
+        going.add(line)
+        watch = threading.Timer(seconds or 0, lambda: (going.discard(line), shut(line)))
+        watch.daemon = True
+        if seconds is not None:
             watch.start()
         try:
             yield
+            if line not in going:  # an answer that does not say how long it is looks complete then
+                raise Lost("its answer did not end" if seconds is not None else "it was given up")
         finally:
-            if seconds is None:
-                self.open.discard(line)
-            else:
-                watch.cancel()
+            watch.cancel()
+            going.discard(line)
 
     def _headers(self) -> dict[str, str]:
         key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -203,7 +204,7 @@ class Server:
         except (ValueError, RecursionError):
             if status != 200:
                 return content[:200].decode(errors="replace")
-            if not content or path in ("/health", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):  # these answer with a text
+            if path in ("/health", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):  # these answer with a text, or with nothing
                 return None
             raise UserError(f"{self.url} is no vLLM server: {path} gave no JSON") from None
 
@@ -212,7 +213,8 @@ def server_address(url: str) -> tuple[str, str, int]:
     """(scheme, host, port) of a URL of --vllm_server_base_url. Raises UserError for one that cannot be a server's."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        host, port = parts.hostname, parts.port or usual
         known = host and re.fullmatch(r"[\w.:%-]+", host) and not (parts.path.strip("/") or parts.query or parts.fragment)
     except (ValueError, KeyError):
         known = None

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.errors import UserError
 from common.records import Completion, Request
@@ -22,7 +23,8 @@ class Member:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.up = True
-        self.answers = False  # a lost server answers again, and waits to be looked at
+        # a lost server works again: the adapter that it has, and samples by which it is judged
+        self.found: tuple[tuple[str, Path] | None, list[list[Completion]]] | None = None
         self.said = ""  # why it was lost, or is not taken back
 
 
@@ -57,10 +59,11 @@ class Work:
         """Whether nothing is left to wait for."""
         return self.over or self.error is not None or len(self.done) == len(self.requests)
 
-    def start(self, member: Member) -> None:
-        """Puts a member to work, if it is not at work."""
+    def start(self, members: list[Member]) -> None:
+        """Puts these members to work, all together, so that none takes what another could have."""
         with self.change:
-            self.shifts.setdefault(member, Shift(time.monotonic()))
+            for member in members:
+                self.shifts.setdefault(member, Shift(time.monotonic()))
             self._hand_out()
 
     def listen(self, member: Member, timeout: float) -> None:
@@ -71,6 +74,8 @@ class Work:
         except (Lost, UserError):
             count = shift.count
         with self.change:
+            if not shift.busy:  # all its answers have come by now
+                return
             if count != shift.count:
                 shift.count, shift.alive_at = count, time.monotonic()
                 shift.at_answer = shift.at_answer or count

@@ -202,34 +202,40 @@ class VLLMServers:
         threading.Thread(target=self._seek, args=[member], daemon=True).start()
 
     def _seek(self, member: Member) -> None:
-        """Waits until a lost server answers."""
+        """Waits, in a thread of its own, until a lost server works again with the current adapter, and has sampled something to look at."""
         while not self.closed:
             time.sleep(self.pause)
-            if member.server.healthy():
-                member.answers = True
-                return
+            adapter = self.adapter
+            try:
+                if member.server.healthy():
+                    self._check(member.server)
+                    if adapter:
+                        member.server.load(adapter[0], str(adapter[1]), self.rank or 1)
+                    member.found = adapter, [self._ask(member.server, request, self.timeout) for request in self._probes()]
+                    return
+            except (Lost, NotThere, UserError) as error:
+                self._keep_out(member, error)
 
-    def _find(self, member: Member) -> None:
-        """Takes a server back that answers again, if it has the model and samples from the current adapter."""
-        member.answers = False
-        server = member.server
-        try:
-            self._check(server)
-            if self.adapter:
-                server.load(self.adapter[0], str(self.adapter[1]), self.rank or 1)
-            if self.policy is not None:
-                requests = probes(self.probe_prompts, self.policy.temperature)
-                why = why_apart(self.policy, requests, [self._ask(server, request, self.timeout) for request in requests])
-                if why:
-                    raise UserError(f"it does not sample from the policy that is trained: {why}")
-        except (Lost, NotThere, UserError) as error:
-            if isinstance(error, UserError) and str(error) != member.said:
-                say(f"note: {server.url} is back but cannot be used: {error}")
-            member.said = str(error)
-            threading.Thread(target=self._seek, args=[member], daemon=True).start()
+    def _take_back(self, member: Member) -> None:
+        """Takes back a server that was found, if what it sampled is of the policy as it is."""
+        (adapter, groups), member.found = member.found, None
+        why = why_apart(self.policy, self._probes(), groups) if self.policy is not None and adapter is self.adapter else ""
+        if why:
+            self._keep_out(member, UserError(f"it does not sample from the policy that is trained: {why}"))
+        elif adapter is self.adapter:  # no `sync` came in between
+            member.up = True
+            say(f"note: {member.server.url} is back")
             return
-        member.up = True
-        say(f"note: {server.url} is back")
+        threading.Thread(target=self._seek, args=[member], daemon=True).start()
+
+    def _probes(self) -> list[Request]:
+        return probes(self.probe_prompts, self.policy.temperature) if self.policy is not None else []
+
+    def _keep_out(self, member: Member, error: Exception) -> None:
+        """Notes why a server that answers again gets no requests."""
+        if isinstance(error, UserError) and str(error) != member.said:
+            say(f"note: {member.server.url} is back but cannot be used: {error}")
+        member.said = str(error)
 
     def _complaints(self) -> str:
         return "; ".join(f"{member.server.url}: {member.said[:200]}" for member in self._used())
@@ -240,10 +246,9 @@ class VLLMServers:
             shift = work.shifts.get(member)
             if shift and shift.busy and time.monotonic() - shift.alive_at > self.pause:
                 work.listen(member, self.timeout)
-            elif member.answers:
-                self._find(member)
-            if member.up:
-                work.start(member)
+            elif member.found:
+                self._take_back(member)
+        work.start([member for member in self._used() if member.up])
 
     def _ask(self, server: Server, request: Request, seconds: float | None = None) -> list[Completion]:
         """The completions of one request by one server, in at most `seconds`. Raises Lost, UserError."""
