@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
@@ -35,7 +35,8 @@ class Shift:
     alive_at: float  # when it was last seen to work
     count: float = 0.0  # its tokens then
     at_answer: float = 0.0  # its tokens at its last answer
-    busy: int = 0  # completions that it computes
+    taken: set[int] = field(default_factory=set)  # the requests that it has
+    busy: int = 0  # their completions
     owed: int = 0  # their tokens at most
 
 
@@ -63,27 +64,31 @@ class Work:
         """Puts these members to work, all together, so that none takes what another could have."""
         with self.change:
             for member in members:
-                self.shifts.setdefault(member, Shift(time.monotonic()))
+                if member.up:  # it may have been lost just now
+                    self.shifts.setdefault(member, Shift(time.monotonic()))
             self._hand_out()
 
-    def listen(self, member: Member, timeout: float) -> None:
-        """Gives a member up whose tokens have not grown for `timeout` seconds, or have grown far beyond what it owes."""
-        shift = self.shifts[member]
+    def listen(self, member: Member, pause: float, timeout: float) -> None:
+        """Looks at a member that has been silent for `pause` seconds. Gives it up if its tokens have not grown for `timeout` seconds, or
+        have grown far beyond what it owes.
+        """
+        shift = self.shifts.get(member)
+        if shift is None or not shift.busy or time.monotonic() - shift.alive_at < pause:
+            return
         try:
             count = member.server.tokens()
         except (Lost, UserError):
             count = shift.count
         with self.change:
-            if not shift.busy:  # all its answers have come by now
+            if not shift.busy or self.shifts.get(member) is not shift:  # all its answers have come by now, or it is lost
                 return
             if count != shift.count:
                 shift.count, shift.alive_at = count, time.monotonic()
                 shift.at_answer = shift.at_answer or count
             why = "it hangs" if time.monotonic() - shift.alive_at > timeout else \
                 "it writes and does not answer" if count - shift.at_answer > FAR_MORE * shift.owed else ""
-            if why and self.shifts.get(member) is shift:
+            if why:
                 self._lose(member, f"{why}, and owes {shift.busy} completions")
-                member.server.cut()  # its threads put their requests back
 
     def end(self) -> None:
         """Ends all that is under way."""
@@ -102,9 +107,11 @@ class Work:
             member, shift = min(self.shifts.items(), key=lambda item: item[1].busy)
             if shift.busy and shift.busy + request.n > BUSY:
                 return
+            i = self.waiting.popleft()
+            shift.taken.add(i)
             shift.busy += request.n
             shift.owed += request.n * request.max_tokens
-            threading.Thread(target=self._serve, args=[member, shift, self.waiting.popleft()], daemon=True).start()
+            threading.Thread(target=self._serve, args=[member, shift, i], daemon=True).start()
 
     def _serve(self, member: Member, shift: Shift, i: int) -> None:
         """Asks for request i, in a thread of its own. What goes wrong ends the call of `generate`, and not the thread alone."""
@@ -122,27 +129,31 @@ class Work:
                 self.change.notify_all()
 
     def _take(self, member: Member, shift: Shift, i: int, found: list[Completion] | BaseException) -> None:
-        """Keeps what came back for request i, or puts it back into the queue."""
-        request = self.requests[i]
-        shift.busy -= request.n
-        shift.owed -= request.n * request.max_tokens
-        if isinstance(found, list):
-            self.done[i] = found
-            shift.alive_at, shift.at_answer = time.monotonic(), shift.count
+        """Keeps what came back for request i, unless the request was put back into the queue before."""
+        if self.over or i not in shift.taken:
             return
-        if self.over:
+        if isinstance(found, Lost):
+            self._lose(member, str(found))
             return
-        self.tries[i] += 1
-        if not isinstance(found, Lost):
+        shift.taken.discard(i)
+        shift.busy -= self.requests[i].n
+        shift.owed -= self.requests[i].n * self.requests[i].max_tokens
+        shift.alive_at, shift.at_answer = time.monotonic(), shift.count
+        if isinstance(found, BaseException):
             self.error = self.error or found
-        elif self.tries[i] >= TRIES:
-            self.error = UserError(f"a request of {request.n} x {request.max_tokens} tokens was lost {TRIES} times, at last by "
-                                   f"{member.server.url}: {found}")
         else:
-            self.waiting.appendleft(i)
-            if self.shifts.get(member) is shift:
-                self._lose(member, str(found))
+            self.done[i] = found
 
     def _lose(self, member: Member, why: str) -> None:
-        del self.shifts[member]
+        """Puts all requests of a member back into the queue. What its threads still bring does not count."""
+        shift = self.shifts.pop(member)
+        for i in sorted(shift.taken, reverse=True):
+            self.waiting.appendleft(i)
+            self.tries[i] += 1
+            if self.tries[i] >= TRIES:
+                request = self.requests[i]
+                self.error = UserError(f"a request of {request.n} x {request.max_tokens} tokens was lost {TRIES} times, at last by "
+                                       f"{member.server.url}: {why}")
+        shift.taken.clear()
         self.lose(member, why)
+        member.server.cut()

@@ -57,7 +57,6 @@ class VLLMServers:
         self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
         self.vocabulary = model_config.get_text_config().vocab_size
         self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest prompts, which fill whole cache blocks
-        self.on_wake: Callable[[], object] = lambda: None  # it never sleeps
         self.chunk = 4 * BUSY * len(self.members)
         self.model, self.longest = public_name(config), max(map(len, prompts), default=0) + config.max_completion_length
         self.rank = one_rank(config)
@@ -66,6 +65,9 @@ class VLLMServers:
         self.adapter: tuple[str, Path] | None = None  # name and folder of the current one; None: the base alone
         self.before: tuple[str, Path] | None = None
         self._start(config, model_config)
+
+    def held_base(self) -> None:
+        """The servers hold their bases elsewhere."""
 
     def connect(self, policy: Policy) -> None:
         """Samples from this policy from the next `sync` on."""
@@ -243,12 +245,10 @@ class VLLMServers:
     def _look_after(self, work: Work) -> None:
         """Gives up servers that hang, takes back those that work again, and puts those that are up to work."""
         for member in self._used():
-            shift = work.shifts.get(member)
-            if shift and shift.busy and time.monotonic() - shift.alive_at > self.pause:
-                work.listen(member, self.timeout)
-            elif member.found:
+            work.listen(member, self.pause, self.timeout)
+            if member.found:
                 self._take_back(member)
-        work.start([member for member in self._used() if member.up])
+        work.start(self._used())
 
     def _ask(self, server: Server, request: Request, seconds: float | None = None) -> list[Completion]:
         """The completions of one request by one server, in at most `seconds`. Raises Lost, UserError."""

@@ -662,7 +662,8 @@ def embedded(model_cache):
 
 
 def test_a_run_on_servers_resumes_and_names_no_machine(embedded, tmp_path, monkeypatch, capsys):
-    servers = [*RANK, "--eval_steps", "0", "--lr_scheduler_type", "constant", "--vllm_server_timeout", "20", "--vllm_server_base_url", *(fake.url for fake in embedded)]
+    flags = [*RANK, "--eval_steps", "0", "--lr_scheduler_type", "constant", "--vllm_server_timeout", "20"]
+    servers = [*flags, "--vllm_server_base_url", *(fake.url for fake in embedded)]
     assert run("train_grpo", tmp_path / "both", *servers, "--max_steps", "2", monkeypatch=monkeypatch) == 0
     assert run("train_grpo", tmp_path / "one", *servers[:-1], "--max_steps", "1", monkeypatch=monkeypatch) == 0
     capsys.readouterr()
