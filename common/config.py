@@ -7,7 +7,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
-import re
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -322,17 +321,3 @@ def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any],
     config = config_class(**{**own, **defaults, **longest, **chosen})
     config.given = frozenset(chosen)
     return config
-
-
-def short_name(text: str) -> str:
-    """The last part of a path or hub name: "Qwen/Qwen2.5-1.5B" -> "Qwen2.5-1.5B".
-
-    `arithmetic:...` stays whole, because a / in its settings does not separate folders.
-    """
-    return text if text.startswith("arithmetic") else text.rstrip("/").split("/")[-1]
-
-
-def run_prefix(config: SamplingConfig, script: str) -> str:
-    """The name of the default run folder without its time. Runs with the same script, model, data and seed have the same prefix."""
-    model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", short_name(text)).strip("-")[:60] for text in (config.model, config.dataset))
-    return f"runs/{script}-{model}-{dataset}-s{config.seed}"

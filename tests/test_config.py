@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 import pytest
 from helpers import ROOT, SCRIPTS
 
-from common.config import CommonConfig, flag, run_prefix
+from common.config import CommonConfig, flag
 from common.errors import UserError
 from common.launch import parse_config
+from common.run.folder import run_prefix
 
 
 @dataclass

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from common.config import CommonConfig, flag, run_prefix
+from common.config import CommonConfig, flag
 from common.errors import UserError
 from common.launch import parse_command_line, parse_config
+from common.run.folder import run_prefix
 from common.run.lock import Lock
 from common.run.record import config_record
 

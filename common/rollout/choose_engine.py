@@ -9,7 +9,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common import parallel
 from common.config import SamplingConfig
 from common.console import say
-from common.errors import UserError
 from common.policy.policy import Policy
 from common.rollout.engine import Engine
 from common.rollout.parity import check_parity, probes
@@ -32,7 +31,11 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
         say("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
             "the importance weights are biased")
     parallel.agree({"engine": name})
-    engine = TransformersEngine(prompts) if name == "transformers" else VLLMEngine(config, tokenizer, model_config, prompts)
+    engine: Engine
+    if name == "transformers":
+        engine = TransformersEngine(prompts)
+    else:
+        engine = (VLLMServers if name == "servers" else VLLMEngine)(config, tokenizer, model_config, prompts)
     return SharedEngine(engine) if parallel.count() > 1 else engine
 
 
@@ -53,7 +56,9 @@ def connect(engine: Engine, policy: Policy) -> None:
     """Makes the engine sample from this policy, and checks that it does. Raises UserError if it does not."""
     engine.connect(policy)
     own = engine.engine if isinstance(engine, SharedEngine) else engine  # each process checks its own
-    if own.probe_prompts:
+    if isinstance(own, VLLMServers):
+        own.check()
+    elif own.probe_prompts:
         say(check_parity(own, policy, probes(own.probe_prompts, policy.temperature)))
     if own is not engine:
         engine.compare()

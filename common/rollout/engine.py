@@ -1,7 +1,7 @@
 """The engine interface: what the training scripts ask of a sampler."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from common.policy.policy import Policy
@@ -25,9 +25,6 @@ class Engine(Protocol):
 
     def connect(self, policy: Policy) -> None:
         """Names the policy to sample from. Scripts call `choose_engine.connect`, which also checks the result."""
-
-    def alone(self) -> Iterator[str]:
-        """The names of what samples for it, such as the URLs of servers. While one is given, only that one samples."""
 
     def sync(self) -> None:
         """Samples from the policy's current adapter from now on."""

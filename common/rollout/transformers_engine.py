@@ -70,10 +70,6 @@ class TransformersEngine:
         """Samples from the current adapter from now on."""
         self.weights = self.policy.merged_weights()
 
-    def alone(self) -> Iterator[str]:
-        """Nothing but the engine itself samples, and it needs no name."""
-        yield ""
-
     def sleep(self) -> None:
         """Nothing to free: model and memory are the trainer's."""
 

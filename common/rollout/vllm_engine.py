@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +126,6 @@ class VLLMEngine:
             self._drop(old)
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache, so it would sample from two policies at once")
-
-    def alone(self) -> Iterator[str]:
-        """Nothing but the engine itself samples, and it needs no name."""
-        yield ""
 
     def sleep(self) -> None:
         """With `--vllm_enable_sleep_mode`, gives up the memory of keys and values. The weights stay where they are."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common import parallel
 from common.errors import UserError
 from common.records import Completion, Request
 from common.rollout.vllm_http import Lost, Server
@@ -105,7 +106,7 @@ class Work:
         while self.waiting and self.shifts and not self.finished:
             request = self.requests[self.waiting[0]]
             member, shift = min(self.shifts.items(), key=lambda item: item[1].busy)
-            if shift.busy and shift.busy + request.n > BUSY:
+            if shift.busy and shift.busy + request.n > BUSY // parallel.count():
                 return
             i = self.waiting.popleft()
             shift.taken.add(i)

@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from common import parallel
 from common.config import SamplingConfig
 from common.console import say
 from common.errors import UserError
@@ -26,7 +27,7 @@ from common.policy.adapters import copy_adapter, one_rank, write_zero_adapter
 from common.policy.policy import Policy
 from common.policy.pretrained import first_adapter, load_generation_config, public_name, stop_token_ids
 from common.records import Completion, Request, hash_seeds
-from common.rollout.parity import probes, why_apart
+from common.rollout.parity import check_parity, probes, why_apart
 from common.rollout.text import decode, stop_at, tokens_named
 from common.rollout.vllm_http import Lost, NotThere, Server
 from common.rollout.vllm_queue import BUSY, Member, Work
@@ -53,7 +54,9 @@ class VLLMServers:
         self.members = [Member(Server(url, key or None, self.timeout)) for url in config.vllm_server_base_url or ()]
         if len({(member.server.host, member.server.port) for member in self.members}) < len(self.members):
             raise UserError("--vllm_server_base_url names a server twice: name each server once")
-        self.tokenizer, self.policy, self.only, self.closed = tokenizer, None, "", False
+        self.tokenizer, self.closed = tokenizer, False
+        self.policy: Policy | None = None
+        self.only: Member | None = None  # the one server that samples, while it is compared with the trainer
         self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
         self.vocabulary = model_config.get_text_config().vocab_size
         self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest prompts, which fill whole cache blocks
@@ -73,19 +76,15 @@ class VLLMServers:
         """Samples from this policy from the next `sync` on."""
         self.policy = policy
 
-    def alone(self) -> Iterator[str]:
-        """Its servers' URLs. While one is given, only that server samples."""
-        for member in self.members:
-            self.only = member.server.url
-            try:
-                yield self.only
-            finally:
-                self.only = ""
+    def check(self) -> None:
+        """Compares each server alone with the trainer, as each may have other flags. Raises UserError for one that samples otherwise."""
+        say(*parallel.first(lambda: [self._compared(member) for member in self.members], "how servers and trainer agree"))
+        self.sync()
 
     def sync(self) -> None:
-        """Samples from the current adapter from now on."""
+        """Samples from the current adapter from now on. Process 0 hands the adapter over: those of all processes are equal."""
         policy = self.policy
-        self._use(self._publish(lambda folder: policy.save(folder, policy.dtype)))
+        self._use(lambda folder: policy.save(folder, policy.dtype))
 
     def sleep(self) -> None:
         """Nothing to free: the servers' memory is not the trainer's."""
@@ -127,21 +126,40 @@ class VLLMServers:
             except Lost as error:
                 raise UserError(f"no vLLM server answers at {member.server.url} ({error}): start it, or leave it out") from None
         say(f"{len(self.members)} vLLM servers: {', '.join(member.server.url for member in self.members)}")
-        remove(self.folder)  # of a run that was killed
-        self.folder.mkdir()
-        release = config.release
+        if parallel.rank() == 0:
+            remove(self.folder)  # of a run that was killed
+            self.folder.mkdir()
+            release = config.release
 
-        def close_and_release() -> None:
-            self.close()
-            release()
+            def close_and_release() -> None:
+                self.close()
+                release()
 
-        config.release = close_and_release
+            config.release = close_and_release
         first = first_adapter(config)
         if first:
-            self._use(self._publish(lambda folder: copy_adapter(Path(first), folder)))
+            self._use(lambda folder: copy_adapter(Path(first), folder))
         elif rank := self.rank:  # shows now, before a model is loaded, whether the servers can take what the run will give them
             targets = getattr(config, "lora_target_modules", None) or ()
-            self._use(self._publish(lambda folder: write_zero_adapter(folder, model_config, rank, targets)))
+            self._use(lambda folder: write_zero_adapter(folder, model_config, rank, targets))
+
+    def _compared(self, member: Member) -> str:
+        """A line on how well a server and the trainer agree. Process 0 alone calls this."""
+        self.only = member
+        try:
+            return f"{member.server.url} {check_parity(self, self.policy, self._probes())}"
+        except UserError as error:
+            raise error if member.server.url in str(error) else UserError(f"{member.server.url}: {error}") from error
+        finally:
+            self.only = None
+
+    def _use(self, write: Callable[[Path], None]) -> None:
+        """Makes what `write(folder)` writes the current adapter. All processes call this, except while process 0 compares a server."""
+        def publish() -> tuple[str, Path]:
+            return self._publish(write)
+
+        new = publish() if self.only else parallel.first(publish, "the adapter")
+        self.before, self.adapter = self.adapter, new
 
     def _publish(self, write: Callable[[Path], None]) -> tuple[str, Path]:
         """Writes a new version with `write(folder)`, and loads it on the servers. Returns its name and folder."""
@@ -155,9 +173,6 @@ class VLLMServers:
             self._everywhere(lambda member: member.server.unload(old))
             remove(folder)
         return name, self.folder / name
-
-    def _use(self, adapter: tuple[str, Path]) -> None:
-        self.before, self.adapter = self.adapter, adapter
 
     def _load(self, member: Member, name: str, folder: Path) -> None:
         """Loads an adapter on a server, or notes that the server is lost. Raises UserError if it cannot take the adapter."""
@@ -195,7 +210,7 @@ class VLLMServers:
                             f"with --max-model-len {self.longest} or more, or give a smaller --max_completion_length")
 
     def _used(self) -> list[Member]:
-        return [member for member in self.members if self.only in ("", member.server.url)]
+        return [self.only] if self.only else self.members
 
     def _lose(self, member: Member, why: str) -> None:
         """Notes that a server is lost, and begins to look for it."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from common import parallel
-from common.config import SamplingConfig, run_prefix
+from common.config import SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.files import read_file, sha256, write_file
@@ -18,7 +18,7 @@ from common.policy.fingerprint import base_fingerprint
 from common.records import Problem
 from common.rollout.choose_engine import choose_engine
 from common.run.claim import own_folder
-from common.run.folder import CONFIG, is_begun, lines_of, write_config
+from common.run.folder import CONFIG, is_begun, lines_of, run_prefix, write_config
 from common.run.identity import tokens_fingerprint
 from common.run.lock import Lock
 from common.run.record import config_record

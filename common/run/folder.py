@@ -1,12 +1,14 @@
-"""The files of a run folder that grow row by row."""
+"""The name of a run folder, and its files that grow row by row."""
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from common.config import SamplingConfig
 from common.console import say
 from common.files import append, cut, encoded, read_file, sha256, write_file
 
@@ -135,3 +137,17 @@ def _row(line: bytes, name: str) -> dict[str, Any] | None:
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None
     return row if name != METRICS or all(isinstance(value, int | float) for value in row.values()) else None
+
+
+def short_name(text: str) -> str:
+    """The last part of a path or hub name: "Qwen/Qwen2.5-1.5B" -> "Qwen2.5-1.5B".
+
+    `arithmetic:...` stays whole, because a / in its settings does not separate folders.
+    """
+    return text if text.startswith("arithmetic") else text.rstrip("/").split("/")[-1]
+
+
+def run_prefix(config: SamplingConfig, script: str) -> str:
+    """The name of the default run folder without its time. Runs with the same script, model, data and seed have the same prefix."""
+    model, dataset = (re.sub(r"[^A-Za-z0-9.]+", "-", short_name(text)).strip("-")[:60] for text in (config.model, config.dataset))
+    return f"runs/{script}-{model}-{dataset}-s{config.seed}"

@@ -102,7 +102,7 @@ def parts_of(shape: Shape, config: CommonConfig, option: Option) -> list[Part]:
                   Part("vLLM's buffers and CUDA graphs", VLLM_BYTES, VLLM_BYTES, vllm=True, assumed=True),
                   Part("vLLM's forward", forward, 0, vllm=True, assumed=True)]
     cached = config.max_completion_length + (PROMPT / config.num_generations if vllm else PROMPT)  # vLLM shares prompts
-    cache = option.rows * cached * shape.kv_bytes * width
+    cache = 0 if config.vllm_server_base_url else option.rows * cached * shape.kv_bytes * width
     stays = vllm and not config.vllm_enable_sleep_mode
     parts.append(Part(f"{KEYS_AND_VALUES} of {option.rows} completions", cache, cache if stays else 0, vllm))
     parts.append(Part("gradients", 0, config.trained_adapters * shape.lora * 4))
@@ -143,7 +143,9 @@ def totals(parts: list[Part]) -> tuple[float, float]:
 
 
 def uses_vllm(config: CommonConfig) -> bool:
-    """Whether vLLM samples on a machine with a GPU."""
+    """Whether vLLM samples on the card of a machine with a GPU. Servers sample on other cards."""
+    if config.vllm_server_base_url:
+        return False
     return config.engine == "vllm" or (config.engine == "auto" and config.dtype != "float32" and config.model != "tiny")
 
 
@@ -232,8 +234,9 @@ def table(plan: Plan, config: CommonConfig) -> list[str]:
         return lines
     flags = [f"--{name}" if value is True else f"--{name} {value}" for name, value in dataclasses.asdict(plan.settings).items()
              if value is not False and (uses_vllm(config) or "vllm" not in name)]
-    return [*lines, f"fits, with {plan.option.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time, under",
-            f"  {' '.join(flags)}"]
+    where = "while servers sample" if config.vllm_server_base_url else \
+        f"with {plan.option.rows} completions of {PROMPT} + {config.max_completion_length} tokens at a time"
+    return [*lines, f"fits, {where}, under", f"  {' '.join(flags)}"]
 
 
 def card_memory() -> tuple[int, int]:

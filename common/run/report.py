@@ -16,11 +16,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from common.config import short_name
 from common.console import fail, guard, say
 from common.errors import UserError
 from common.files import write_file
-from common.run.folder import EVALUATIONS, evaluation_names
+from common.run.folder import EVALUATIONS, evaluation_names, short_name
 from common.run.report_charts import IMPORTANT, MIX, OTHERS, PAGE_POINTS, PHASES, POINTS, X, line_chart, metrics_to_chart, stacked_chart
 from common.run.report_runs import PALETTE, Group, RunData, differences, group_runs, is_number, read_run, shown
 

@@ -7,11 +7,11 @@ import re
 import shlex
 from pathlib import Path
 
-from common.config import SamplingConfig, run_prefix
+from common.config import SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.files import damage
-from common.run.folder import CONFIG, CONFIG_COPY, differs, is_begun, marks
+from common.run.folder import CONFIG, CONFIG_COPY, differs, is_begun, marks, run_prefix
 from common.run.lock import Lock
 from common.run.saved_config import read_config, what_differs
 

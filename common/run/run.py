@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from common import parallel
-from common.config import CommonConfig, run_prefix
+from common.config import CommonConfig
 from common.console import bar, say
 from common.errors import UserError
 from common.files import append, flush, remove, write_file
@@ -23,7 +23,7 @@ from common.records import Batch, Completion, Problem
 from common.run.checkpoint import Saved, Stateful, load_checkpoint, save_checkpoint
 from common.run.claim import claim_folder, tidy
 from common.run.completion_rows import add_tokens, completion_rows
-from common.run.folder import COMPLETIONS, METRICS, Rows, comparable, evaluation_names, write_config
+from common.run.folder import COMPLETIONS, METRICS, Rows, comparable, evaluation_names, run_prefix, write_config
 from common.run.go_on import go_on
 from common.run.identity import Identity
 from common.run.lines import Forecast, result_line, sample_line, step_line

@@ -199,6 +199,20 @@ def test_whether_a_base_is_shared_is_asked_where_it_is_decided(tmp_path, monkeyp
     assert not found.shared and asked == [("Qwen2ForCausalLM", torch.bfloat16)]
 
 
+@pytest.mark.parametrize("engine", ["auto", "vllm"])
+def test_with_servers_the_card_holds_no_sampler(engine, tmp_path):
+    servers = {"vllm_server_base_url": ["http://a:8000"], "engine": engine}
+    option = Option(4096, 0, 64)
+    config, sizes = shape("Qwen2.5-7B", tmp_path, **servers)
+    parts = parts_of(sizes, config, option)
+    assert not any(part.vllm for part in parts)
+    alone = parts_of(sizes, dataclasses.replace(config, vllm_server_base_url=None, engine="transformers"), option)
+    cache = next(part for part in alone if part.name.startswith("keys and values"))
+    assert totals(parts)[0] == totals(alone)[0] - cache.sampling and totals(parts)[1] == totals(alone)[1] and cache.sampling > 1e9
+    plan = make_plan(config, sizes, 24 * GB, set())
+    assert plan.settings is not None and "fits, while servers sample, under" in table(plan, config)
+
+
 def test_parts_grow_with_what_causes_them(tmp_path):
     config, found = shape("Qwen2.5-7B", tmp_path)
 
