@@ -217,8 +217,12 @@ def _compare(doing: str, about: object = None, code: int = GOES_ON) -> None:
 @contextlib.contextmanager
 def _connected() -> Iterator[None]:
     """In a `with` block: a lost connection raises UserError."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError as well
+        raise
     except RuntimeError as error:
         raise UserError(f"the connection to another process of this run is lost ({str(error).strip().splitlines()[0][:200]}): that process "
                         "was killed or has crashed, or its machine has gone. The checkpoints stay; go on with --resume_from_checkpoint "
