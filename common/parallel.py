@@ -8,7 +8,6 @@ This file imports torch within its functions, so that --help and wrong flags of 
 """
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime
 import hashlib
@@ -16,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -89,12 +89,9 @@ def join() -> None:
     gpu = torch.cuda.is_available()
     with _connected():  # before vLLM starts, which else would make a group of its own process alone
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
-    atexit.register(_part)
+    weakref.finalize(dist, _part)  # at the end: of finalizers the first comes last, so after that of vLLM, which has groups of its own
     if rank() > 0:
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.close(nothing)
-        os.environ["TQDM_DISABLE"] = "1"  # the progress bars of libraries
+        _be_quiet()
     found = gather([(gpu, visible, socket.gethostname())], "their cards")
     without = [number for number, (has, *_) in enumerate(found) if not has]
     if 0 < len(without) < len(found):
@@ -116,9 +113,22 @@ def _take_card() -> str:
     return "all cards" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
 
 
+def _be_quiet() -> None:
+    """Drops what this process prints to stdout, and the progress bars of libraries."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bars()
+    disable_progress_bar()
+
+
 def _part() -> None:
     """Leaves the other processes. Without this a finished process aborts now and then at its end."""
-    import torch.distributed as dist
+    import torch.distributed as dist  # at the end of the process vLLM may have left them already
 
     with contextlib.suppress(Exception):
         dist.destroy_process_group()
