@@ -5,13 +5,14 @@ import multiprocessing
 import os
 import random
 import socket
+import subprocess
 import sys
 import time
 from functools import partial
 
 import pytest
 import torch
-from helpers import free_port
+from helpers import ROOT, free_port
 
 from common import parallel
 from common.errors import UserError
@@ -185,3 +186,18 @@ def test_a_launch_without_all_that_it_takes_is_refused(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set: start the script with torchrun"):
         parallel.join()
+
+
+def test_the_launcher_is_that_of_the_parent_process_or_says_the_numbers(monkeypatch):
+    assert parallel.launcher() is None
+    monkeypatch.setattr(parallel, "count", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(sys, "argv", ["no/such/script.py", "--seed", "1"])
+    assert parallel.launcher() == ["torchrun", "--nnodes", "2", "--nproc_per_node", "8", "no/such/script.py"]
+    words = [sys.executable, "-c", "import subprocess, sys; subprocess.run([*sys.argv[2:], sys.argv[1]])", "script.py", sys.executable, "-c"]
+    code = (
+        "import sys; sys.argv = ['script.py', '--seed', '1']; from common import parallel; parallel.count = lambda: 2;"
+        "print(parallel.launcher())"
+    )
+    told = subprocess.run([*words, code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told == f"{words[:4]}\n"
