@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -156,11 +157,12 @@ def gather(mine: list[T], what: str, about: object = None) -> list[T]:
         return mine
     import torch.distributed as dist
 
+    packed = pickle.dumps(mine)  # before the others count on it
     _compare(f"gather {what}", about)
     parts: list[Any] = [None] * count()
     with _connected():
-        dist.all_gather_object(parts, mine)
-    return [item for one in parts for item in one]
+        dist.all_gather_object(parts, packed)
+    return [item for one in parts for item in pickle.loads(one)]
 
 
 def add_up(tensors: Sequence[Tensor], what: str) -> None:

@@ -152,6 +152,11 @@ def test_an_end_in_one_process_ends_all_with_its_code(code, error):
     assert codes == [code, code]
 
 
+def test_what_cannot_be_sent_ends_all():
+    results, codes = in_processes(2, lambda rank: parallel.gather([lambda: rank] if rank == 1 else [0], "functions"))
+    assert codes == [1, 1] and "pickle" in results[1]
+
+
 def test_a_process_that_is_killed_is_noticed():
     results, codes = in_processes(3, lambda rank: os._exit(9) if rank == 1 else parallel.gather([rank], "texts"))
     assert codes == [1, 9, 1]
@@ -194,7 +199,8 @@ def test_the_launcher_is_that_of_the_parent_process_or_says_the_numbers(monkeypa
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     monkeypatch.setattr(sys, "argv", ["no/such/script.py", "--seed", "1"])
     assert parallel.launcher() == ["torchrun", "--nnodes", "2", "--nproc_per_node", "8", "no/such/script.py"]
-    words = [sys.executable, "-c", "import subprocess, sys; subprocess.run([*sys.argv[2:], sys.argv[1]])", "script.py", sys.executable, "-c"]
+    start = "import subprocess, sys; subprocess.run([*sys.argv[2:], sys.argv[1]])"
+    words = [sys.executable, "-c", start, "script.py", sys.executable, "-c"]
     code = (
         "import sys; sys.argv = ['script.py', '--seed', '1']; from common import parallel; parallel.count = lambda: 2;"
         "print(parallel.launcher())"
