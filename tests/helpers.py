@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from common.config import CommonConfig
 from common.launch import parse_command_line, run_script
 from common.policy.load import load_policy
+from common.policy.micro_batches import microbatches
 from common.policy.policy import Policy
 from common.records import Completion, Problem, make_batch
 
@@ -203,6 +204,16 @@ def random_batch(tokenizer, sizes=((5, 7), (3, 1), (9, 4))):
         problems.append(Problem(str(i), "", tuple(ids[:prompt]), ""))
         groups.append([Completion(ids[prompt:], [0.0] * completion, "stop", "")])
     return make_batch(problems, groups)
+
+
+def largest_difference(policy, requests, groups):
+    """Between the sampler's log-probs and the trainer's own, over all sampled tokens."""
+    batch = make_batch([Problem(str(i), "", r.prompt_ids, "") for i, r in enumerate(requests)], groups)
+    with torch.no_grad():
+        return max(
+            (policy.logps(micro)[0] - micro.sampling_logps).abs().max().item()
+            for micro in microbatches(batch, torch.arange(len(batch)), 300, policy)
+        )
 
 
 def documented_flag_sets(page: str) -> dict[str, list[str]]:

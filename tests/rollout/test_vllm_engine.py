@@ -7,16 +7,15 @@ import torch
 
 pytest.importorskip("vllm")
 
-from helpers import QUICK, evaluate, make_policy, metrics, run, save_random_model
+from helpers import QUICK, evaluate, largest_difference, make_policy, metrics, run, save_random_model
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.config import CommonConfig
 from common.errors import UserError
 from common.policy.merge import merge
-from common.policy.micro_batches import microbatches
 from common.policy.pretrained import load_model_config, load_tokenizer, model_folder
-from common.records import Problem, Request, derive_seed, make_batch
+from common.records import Request, derive_seed
 from common.rollout.choose_engine import connect
 from common.rollout.transformers_engine import TransformersEngine
 from common.rollout.vllm_engine import CPU_BLOCK, VLLMEngine
@@ -61,16 +60,6 @@ def engine_and_policy(request, merging, adapting, model, tokenizer, monkeypatch)
 
 def requests_for(prompts=PROMPTS, n=2, max_tokens=12, temperature=0.8, **options):
     return [Request(prompt, derive_seed(0, "test", i), n, max_tokens, temperature, **options) for i, prompt in enumerate(prompts)]
-
-
-def largest_difference(policy, requests, groups):
-    """Between the sampler's log-probs and the trainer's own, over all sampled tokens."""
-    batch = make_batch([Problem(str(i), "", r.prompt_ids, "") for i, r in enumerate(requests)], groups)
-    with torch.no_grad():
-        return max(
-            (policy.logps(micro)[0] - micro.sampling_logps).abs().max().item()
-            for micro in microbatches(batch, torch.arange(len(batch)), 300, policy)
-        )
 
 
 def change(policy):
