@@ -20,6 +20,7 @@ test: .venv/installed-for-tests
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest -rs --show-capture=no tests/rollout/test_vllm_engine.py
 	.venv-vllm/bin/python -m pytest -rs --show-capture=no tests/rollout/test_shared_base_vllm.py
+	.venv-vllm/bin/python -m pytest -rs --show-capture=no tests/rollout/test_vllm_real_servers.py
 
 # The GPU path on a card that computes nothing, with pip's CUDA builds in a third environment (9 GB); see tests/nullgpu/card.py
 test-nullgpu: .venv-nullgpu/installed

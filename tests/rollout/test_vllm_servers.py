@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from fake_vllm import Fake, error, until
-from helpers import QUICK, completions, evaluate, make_policy, metrics, run, save_random_model
+from helpers import (
+    QUICK,
+    completions,
+    errors_of,
+    evaluate,
+    exit_code,
+    make_policy,
+    metrics,
+    output_of,
+    run,
+    save_random_model,
+    several,
+)
 
 from common.config import CommonConfig
 from common.errors import UserError
@@ -681,6 +693,21 @@ def test_a_run_on_servers_resumes_and_names_no_machine(embedded, tmp_path, monke
         assert "127.0.0.1" not in card and "vllm_server" not in card
     assert not any(fake.loaded for fake in embedded)
     assert any(fake.tokens for fake in embedded[1:])
+
+
+def test_two_processes_on_servers_are_the_run_of_one(embedded, tmp_path, monkeypatch):
+    flags = [*RANK, "--max_steps", "2", "--vllm_server_timeout", "60", "--vllm_server_base_url", *(fake.url for fake in embedded)]
+    assert run("train_grpo", tmp_path / "one", *flags, monkeypatch=monkeypatch) == 0
+    calls = len(embedded[0].asked)
+    processes = several(2, "train_grpo", tmp_path / "two", *flags, monkeypatch=monkeypatch)
+    assert [exit_code(process, 240) for process in processes] == [0, 0], output_of(tmp_path / "two").read_text()
+    kept = "step", "problem", "completion", "reward", "tokens"
+    ours, theirs = ([[row[name] for name in kept] for row in completions(tmp_path / name)] for name in ("two", "one"))
+    assert ours == theirs and len(ours) == 32
+    assert metrics(tmp_path / "two")[-1]["sampling/sampling_logp_difference/max"] < 1e-4
+    loads = [body["lora_path"] for path, body in embedded[0].asked[calls:] if path == "/v1/load_lora_adapter"]
+    assert len(loads) == len(set(loads)) > 3 and not (tmp_path / "two" / "adapters").exists()  # process 0 alone hands adapters out
+    assert errors_of(tmp_path / "two", 1).read_text() == ""
 
 
 def test_an_evaluation_on_servers_is_that_of_the_transformers_engine(embedded, finished, tmp_path, monkeypatch):
