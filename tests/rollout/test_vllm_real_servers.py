@@ -179,7 +179,7 @@ def test_a_server_that_hangs_dies_or_comes_back_costs_no_completion(engine_and_p
 
 
 def test_a_run_whose_server_dies_ends_as_if_nothing_had_happened(servers, tmp_path, monkeypatch):
-    flags = [*RANK, "--max_steps", "3", "--vllm_server_timeout", str(TIMEOUT), "--vllm_server_base_url", *(server.url for server in servers)]
+    flags = [*RANK, "--max_steps", "3", "--vllm_server_timeout", "120", "--vllm_server_base_url", *(one.url for one in servers)]
     assert run("train_grpo", tmp_path / "calm", *flags, monkeypatch=monkeypatch) == 0
 
     def strike():
