@@ -135,14 +135,14 @@ def for_programs(run: Callable[[C], Any]) -> Callable[[C], Any]:
 
 def _resolved(config_class: type[C], typed: dict[str, Any], argv: list[str], script: str) -> C:
     """The config of the flags that were `typed`, checked, as `parse_config`."""
-    saved = read_config(Path(typed["config"]), config_class) if typed.get("config") else None
+    saved = _without_servers(read_config(Path(typed["config"]), config_class), typed) if typed.get("config") else None
     if saved:
         _refuse_code(saved, typed, [f"{script}.py", *argv])
     config = resolve(config_class, saved.flags, typed, saved.given) if saved else resolve(config_class, {}, typed)
     if typed.get("resume_from_checkpoint"):
         checkpoint = find_checkpoint(config, script)
         if checkpoint:
-            begun = read_config(checkpoint.parent / CONFIG, config_class)
+            begun = _without_servers(read_config(checkpoint.parent / CONFIG, config_class), typed)
             _refuse_code(begun, typed, [f"{script}.py", *argv])
             config, saved = _resumed_config(config_class, script, checkpoint, begun, saved, typed), begun
             if typed["resume_from_checkpoint"] == "auto":
@@ -201,17 +201,25 @@ def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved:
 
 
 def _refuse_code(saved: Saved, typed: dict[str, Any], command: list[str]) -> None:
-    """Raises UserError if a saved config.json names code or servers and the command line does not: the file may be another person's."""
-    servers = saved.flags.get("vllm_server_base_url")
-    if servers and not typed.get("vllm_server_base_url"):
-        raise UserError(f"{saved.path} names vLLM servers, which get prompts and the key in VLLM_API_KEY. They are asked only if the "
-                        "command line names them. If you trust them, give: python "
-                        + shlex.join([*command, "--vllm_server_base_url", *servers]))
+    """Raises UserError if a saved config.json names code and the command line does not: the file may be another person's."""
     code = saved.flags.get("reward")
     if code and not typed.get("reward"):
         file, _, function = code.rpartition(":")
         raise UserError(f"{saved.path} names code: the function {function} of the file {file}. Code runs only if the command line names "
                         f"it. Look at the file, then give: python {shlex.join([*command, '--reward', code])}")
+
+
+def _without_servers(saved: Saved, typed: dict[str, Any]) -> Saved:
+    """The saved flags without servers that the command line does not name, which is said: the file may be another person's.
+
+    Servers get prompts, and the key in VLLM_API_KEY.
+    """
+    servers = saved.flags.get("vllm_server_base_url")
+    if not servers or typed.get("vllm_server_base_url"):
+        return saved
+    say(f"note: {saved.path} names vLLM servers, and they are not asked: only the command line can name servers. To ask them, add "
+        f"--vllm_server_base_url {shlex.join(servers)}")
+    return saved._replace(flags={name: value for name, value in saved.flags.items() if not name.startswith("vllm_server_")})
 
 
 def _say_what_is_read(saved: Saved, typed: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from common.rollout.vllm_http import Lost, Server
 
 BUSY = 256  # completions that a server computes at a time; more would wait there, and not where a free server finds them
 TRIES = 10  # times that a request may be lost
-FAR_MORE = 100  # a server that writes this many times the tokens that it owes, and gives no answer, will give none
+FAR_MORE = 10  # a server that counts this many times the tokens of a full load, and gives no answer, will give none
 
 
 class Member:
@@ -34,11 +34,10 @@ class Shift:
     """A member at work in one call of `generate`, until it is lost."""
 
     alive_at: float  # when it was last seen to work
-    count: float = 0.0  # its tokens then
-    at_answer: float = 0.0  # its tokens at its last answer
+    count: float = 0.0  # its tokens then, as it counts them: those of other processes and runs are among them
+    at_answer: float | None = None  # its tokens at the first look after its last answer
     taken: set[int] = field(default_factory=set)  # the requests that it has
     busy: int = 0  # their completions
-    owed: int = 0  # their tokens at most
 
 
 class Work:
@@ -48,6 +47,7 @@ class Work:
                  lose: Callable[[Member, str], None]) -> None:
         """ask: gives the completions of a request, or raises Lost or UserError. lose: is told that a member is lost, and why."""
         self.requests, self.ask, self.lose = requests, ask, lose
+        self.full = BUSY * max((len(request.prompt_ids) + request.max_tokens for request in requests), default=0)  # tokens of a full load
         self.waiting = deque(range(len(requests)))
         self.done: dict[int, list[Completion]] = {}
         self.tries = [0] * len(requests)
@@ -71,7 +71,7 @@ class Work:
 
     def listen(self, member: Member, pause: float, timeout: float) -> None:
         """Looks at a member that has been silent for `pause` seconds. Gives it up if its tokens have not grown for `timeout` seconds, or
-        have grown far beyond what it owes.
+        have grown far beyond what it can owe to all who ask it.
         """
         shift = self.shifts.get(member)
         if shift is None or not shift.busy or time.monotonic() - shift.alive_at < pause:
@@ -85,9 +85,9 @@ class Work:
                 return
             if count != shift.count:
                 shift.count, shift.alive_at = count, time.monotonic()
-                shift.at_answer = shift.at_answer or count
+            shift.at_answer = count if shift.at_answer is None else shift.at_answer
             why = "it hangs" if time.monotonic() - shift.alive_at > timeout else \
-                "it writes and does not answer" if count - shift.at_answer > FAR_MORE * shift.owed else ""
+                "it writes and does not answer" if count - shift.at_answer > FAR_MORE * self.full else ""
             if why:
                 self._lose(member, f"{why}, and owes {shift.busy} completions")
 
@@ -111,7 +111,6 @@ class Work:
             i = self.waiting.popleft()
             shift.taken.add(i)
             shift.busy += request.n
-            shift.owed += request.n * request.max_tokens
             threading.Thread(target=self._serve, args=[member, shift, i], daemon=True).start()
 
     def _serve(self, member: Member, shift: Shift, i: int) -> None:
@@ -138,8 +137,7 @@ class Work:
             return
         shift.taken.discard(i)
         shift.busy -= self.requests[i].n
-        shift.owed -= self.requests[i].n * self.requests[i].max_tokens
-        shift.alive_at, shift.at_answer = time.monotonic(), shift.count
+        shift.alive_at, shift.at_answer = time.monotonic(), None
         if isinstance(found, BaseException):
             self.error = self.error or found
         else:

@@ -5,6 +5,7 @@ go back into the queue, and it gets new ones when it has the adapter again.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -111,10 +112,12 @@ class VLLMServers:
     def close(self) -> None:
         """Makes the servers forget the adapters of this run, and removes their folders."""
         self.closed = True
-        for name, _ in filter(None, (self.adapter, self.before)):
+        for name, folder in filter(None, (self.adapter, self.before)):
             self._everywhere(lambda member, name=name: member.server.unload(name))
+            remove(folder)
         self.adapter = self.before = None
-        remove(self.folder)
+        with contextlib.suppress(OSError):  # the run goes on in another process already, or the folder has gone
+            self.folder.rmdir()
 
     # ---- adapters -------------------------------------------------------------------------------------------------
 

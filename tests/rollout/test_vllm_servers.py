@@ -1,6 +1,7 @@
 """The client of vLLM servers, against programs that answer as servers do. Real ones: test_vllm_engine.py and benchmarks."""
 
 import math
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -367,7 +368,7 @@ def test_a_server_that_only_counts_is_given_up_too(ready, fakes, capsys):
 
     def busy(path, body):
         if path == "/metrics":
-            fakes[0].tokens += 10_000
+            fakes[0].tokens += 10**6
         elif path == "/v1/completions":
             release.wait(20)
 
@@ -375,6 +376,27 @@ def test_a_server_that_only_counts_is_given_up_too(ready, fakes, capsys):
     engine.generate(requests_for())
     release.set()
     assert f"lost {fakes[0].url} (it writes and does not answer" in capsys.readouterr().out
+
+
+def test_tokens_from_before_an_answer_and_of_others_do_not_count(ready, fake, capsys):
+    """A server that answers all the time is not looked at. Its last completion may take a while, and others may ask it too."""
+    engine = ready(fake)
+    left = [4]
+
+    def trouble(path, body):
+        if path == "/v1/completions":
+            left[0] -= 1
+            fake.tokens += 10**6
+            time.sleep(0.3 if left[0] == 0 else 0.1)
+        if path == "/metrics" and left[0] == 0:
+            fake.tokens += 1000
+
+    fake.trouble = trouble
+    for request in requests_for(n=1):
+        engine.generate([request])
+    left[0] = 4
+    engine.generate(requests_for(n=1))
+    assert "lost" not in capsys.readouterr().out
 
 
 def test_a_request_that_no_server_survives_ends_the_run(ready, fakes):
@@ -680,9 +702,13 @@ def test_a_run_on_servers_resumes_and_names_no_machine(embedded, tmp_path, monke
     assert run("train_grpo", tmp_path / "one", *servers[:-1], "--max_steps", "1", monkeypatch=monkeypatch) == 0
     capsys.readouterr()
     again = ["--resume_from_checkpoint", str(tmp_path / "one" / "checkpoint-1"), "--max_steps", "2"]
-    refused = run("train_grpo", tmp_path / "one", *again, monkeypatch=monkeypatch)
-    assert "names vLLM servers, which get prompts and the key in VLLM_API_KEY" in refused
-    assert f"--vllm_server_base_url {embedded[0].url}" in refused
+    shutil.copytree(tmp_path / "one", tmp_path / "without")
+    asked = [len(fake.asked) for fake in embedded]
+    elsewhere = ["--resume_from_checkpoint", str(tmp_path / "without" / "checkpoint-1"), "--max_steps", "2"]
+    assert run("train_grpo", tmp_path / "without", *elsewhere, monkeypatch=monkeypatch) == 0  # nobody typed the servers
+    assert f"they are not asked: only the command line can name servers. To ask them, add --vllm_server_base_url {embedded[0].url}" in \
+        capsys.readouterr().out
+    assert [len(fake.asked) for fake in embedded] == asked and len(completions(tmp_path / "without")) == 32
     assert run("train_grpo", tmp_path / "one", *again, *servers, monkeypatch=monkeypatch) == 0
     assert completions(tmp_path / "one") == completions(tmp_path / "both") and len(completions(tmp_path / "one")) == 32
     rows = metrics(tmp_path / "both")
