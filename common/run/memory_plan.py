@@ -33,6 +33,7 @@ STATES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes of 
 LOGIT_BYTES = 12  # per element of a chunk of logits: its value in bfloat16 and in float32, and float32 results of these
 # Assumed, not calculated:
 CUDA_BYTES = 0.8e9  # CUDA and its libraries
+CONTEXT_BYTES = 0.4e9  # of it, what a process has as soon as it asks a card for its free memory
 VLLM_BYTES = 1.0e9  # vLLM's buffers and CUDA graphs, which stay during the update
 FORWARD_BYTES = 0.8e9  # a forward of vLLM, as far as torch's free memory does not hold it
 WASTE = 0.04  # share of the card that the allocator cannot use
@@ -155,13 +156,13 @@ def make_plan(config: CommonConfig, shape: Shape, card: float, given: Set[str], 
     If none fits, the plan is that of the option that needs least, without settings and (if `recommend`) with remedies.
     """
     smallest: Plan | None = None
-    for option in options(config, shape, given):
+    planned = uses_vllm(config) and "vllm_gpu_memory_utilization" not in given
+    for option in options(config, shape, given, card):
         parts = parts_of(shape, config, option)
         peak = max(totals(parts)) + card * WASTE
-        if peak <= card:
-            share = config.vllm_gpu_memory_utilization
-            if uses_vllm(config) and "vllm_gpu_memory_utilization" not in given:
-                share = math.ceil(100 * sum(part.sampling for part in parts if part.vllm) / card) / 100
+        vllm = sum(part.sampling for part in parts if part.vllm)
+        share = math.ceil(100 * vllm / card) / 100 if planned else config.vllm_gpu_memory_utilization
+        if peak <= card and vllm <= share * card:
             settings = Settings(option.max_tokens, option.checkpointed == shape.layers, share)
             return Plan(option, parts, peak, card, settings, [])
         if smallest is None or peak <= smallest.peak:
@@ -170,7 +171,7 @@ def make_plan(config: CommonConfig, shape: Shape, card: float, given: Set[str], 
     return dataclasses.replace(smallest, remedies=_remedies(config, shape, card, given) if recommend else [])
 
 
-def options(config: CommonConfig, shape: Shape, given: Set[str]) -> Iterator[Option]:
+def options(config: CommonConfig, shape: Shape, given: Set[str], card: float) -> Iterator[Option]:
     """What a plan may choose, the quickest first. A flag in `given` has its one value.
 
     The order is by what a choice costs. Micro-batches below BUSY tokens leave a GPU idle, and so does sampling fewer than MANY completions
@@ -185,6 +186,9 @@ def options(config: CommonConfig, shape: Shape, given: Set[str]) -> Iterator[Opt
         counts = counts[-1:] if config.gradient_checkpointing else counts[:1]
     completions = config.problems_per_step * config.num_generations
     all_rows = sorted({completions, *(rows for rows in ROWS if rows < completions)}, reverse=True)
+    if uses_vllm(config) and "vllm_gpu_memory_utilization" in given:  # vLLM fills the share that was typed
+        without, one = (sum(part.sampling for part in parts_of(shape, config, Option(1, 0, rows)) if part.vllm) for rows in (0, 1))
+        all_rows = [max(1, int((config.vllm_gpu_memory_utilization * card - without) / (one - without)))]
     large = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget >= BUSY)
     small = budgets if len(budgets) == 1 else tuple(budget for budget in budgets if budget < BUSY)
     many = tuple(rows for rows in all_rows if rows >= MANY)
@@ -202,8 +206,8 @@ def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) 
     """Changes of flags that make the run fit: every change that is enough alone, else the shortest list of changes that is enough."""
     half = config.max_completion_length // 2
     changes: dict[str, dict[str, Any]] = {
-        "--load_in_4bit": {"load_in_4bit": True}, f"--max_completion_length {half}": {"max_completion_length": half},
-        "--optim adamw_8bit": {"optim": "adamw_8bit"}, "--engine transformers": {"engine": "transformers"}}
+        "--optim adamw_8bit": {"optim": "adamw_8bit"}, "--load_in_4bit": {"load_in_4bit": True},
+        f"--max_completion_length {half}": {"max_completion_length": half}, "--engine transformers": {"engine": "transformers"}}
     changes = {text: change for text, change in changes.items() if any(getattr(config, k) != v for k, v in change.items())}
     typed = sorted(given & set(PLANNED))
 
@@ -213,7 +217,8 @@ def _remedies(config: CommonConfig, shape: Shape, card: float, given: Set[str]) 
 
     left_out = [f"the plan's own --{' --'.join(typed)}"] if typed and fits([], given - set(typed)) else []
     alone = left_out + [text for text in changes if fits([text])]
-    several = next((list(changes)[:n] for n in range(2, len(changes) + 1) if fits(list(changes)[:n])), [])
+    together = itertools.chain.from_iterable(itertools.combinations(changes, n) for n in range(2, len(changes) + 1))
+    several = [] if alone else next((texts for texts in map(list, together) if fits(texts)), [])
     return alone or ([" ".join(several)] if several else [])
 
 
@@ -265,16 +270,20 @@ def plan_run(config: CommonConfig) -> Plan | None:
             raise UserError(f"--plan_memory: {cause}; plans are for decoder models such as Llama, Qwen, Mistral, Gemma") from error
         say(f"note: {cause}; going on without a plan")
         return None
+    if asked:
+        return make_plan(wanted, shape, config.plan_memory * GB, config.given)
+    free, whole = card_memory()
     # all processes make the same plan: the one for the card with the least free memory
-    free, whole = (config.plan_memory * GB,) * 2 if asked else (min(parallel.gather([card_memory()[0]], "free memory")), card_memory()[1])
-    plan = make_plan(wanted, shape, free, config.given)
-    if not asked:
-        if plan.settings is None:
-            raise UserError(*table(plan, wanted))
-        settings = dataclasses.asdict(plan.settings)  # vLLM counts in shares of the whole card, whatever is free of it
-        settings["vllm_gpu_memory_utilization"] = round(plan.settings.vllm_gpu_memory_utilization * free / whole, 3)
-        config.derive(**{name: value for name, value in settings.items() if name not in config.given})
-        config.planned = {"checkpointed_layers": plan.option.checkpointed, "rows": plan.option.rows}
-        if uses_vllm(wanted) and "vllm_gpu_memory_utilization" not in config.given:
-            config.planned["cache_bytes"] = int(sum(part.sampling for part in plan.parts if part.name.startswith(KEYS_AND_VALUES)))
+    card = min(parallel.gather([free + min(CONTEXT_BYTES, whole - free)], "free memory"))
+    # vLLM counts in shares of the whole card, whatever is free of it
+    wanted = dataclasses.replace(wanted, vllm_gpu_memory_utilization=min(1.0, config.vllm_gpu_memory_utilization * whole / card))
+    plan = make_plan(wanted, shape, card, config.given)
+    if plan.settings is None:
+        raise UserError(*table(plan, wanted))
+    settings = dataclasses.asdict(plan.settings)
+    settings["vllm_gpu_memory_utilization"] = round(plan.settings.vllm_gpu_memory_utilization * card / whole, 3)
+    config.derive(**{name: value for name, value in settings.items() if name not in config.given})
+    config.planned = {"checkpointed_layers": plan.option.checkpointed, "rows": plan.option.rows}
+    if uses_vllm(wanted) and "vllm_gpu_memory_utilization" not in config.given:
+        config.planned["cache_bytes"] = int(sum(part.sampling for part in plan.parts if part.name.startswith(KEYS_AND_VALUES)))
     return plan

@@ -294,18 +294,37 @@ def test_a_run_on_a_gpu_takes_over_the_plan_for_what_is_free(tmp_path, monkeypat
     config, found = shape("Qwen2.5-7B", tmp_path)
     a_gpu(monkeypatch, 50, 80, "vllm")
     plan = plan_run(config)
-    assert plan == make_plan(dataclasses.replace(config, engine="vllm"), found, 50 * GB, set())
+    assert plan == make_plan(dataclasses.replace(config, engine="vllm"), found, 50.4 * GB, set())  # the context is there already
     assert config.max_tokens_per_microbatch == plan.settings.max_tokens_per_microbatch
     cache = int(of(plan.parts, "keys and values")[0])
     assert config.planned == {"checkpointed_layers": plan.option.checkpointed, "rows": plan.option.rows, "cache_bytes": cache}
     # vLLM takes its share of the whole card
-    assert config.vllm_gpu_memory_utilization * 80 == pytest.approx(plan.settings.vllm_gpu_memory_utilization * 50, abs=0.1)
+    assert config.vllm_gpu_memory_utilization * 80 == pytest.approx(plan.settings.vllm_gpu_memory_utilization * 50.4, abs=0.1)
 
     config = CommonConfig(model=config.model, dataset="gsm8k", max_tokens_per_microbatch=1024, vllm_gpu_memory_utilization=0.4)
     config.given = {"max_tokens_per_microbatch", "vllm_gpu_memory_utilization"}
     plan_run(config)
     assert (config.max_tokens_per_microbatch, config.vllm_gpu_memory_utilization) == (1024, 0.4)
     assert "cache_bytes" not in config.planned  # what was typed decides
+
+
+def test_a_share_that_was_typed_is_filled_with_keys_and_values(tmp_path, monkeypatch):
+    config, found = shape("Qwen2.5-7B", tmp_path)
+    typed = {"vllm_gpu_memory_utilization"}
+
+    def made(share):
+        return make_plan(dataclasses.replace(config, vllm_gpu_memory_utilization=share), found, 40 * GB, typed)
+
+    for share in (0.5, 0.6, 0.8):
+        vllm = sum(part.sampling for part in made(share).parts if part.vllm)
+        row = (1024 + 256 / 8) * found.kv_bytes
+        assert share * 40 * GB - row <= vllm <= share * 40 * GB and made(share).settings.vllm_gpu_memory_utilization == share
+    for share in (0.97, 0.3):  # nothing is left for adapters and CUDA; not even the base has room
+        assert made(share).settings is None and made(share).remedies[0] == "the plan's own --vllm_gpu_memory_utilization"
+    a_gpu(monkeypatch, 40, 80, "vllm")  # half of the card is free; the share is one of the whole card
+    config.vllm_gpu_memory_utilization, config.given = 0.3, typed
+    assert plan_run(config).option.rows == make_plan(dataclasses.replace(config, vllm_gpu_memory_utilization=0.3 * 80 / 40.4), found,
+                                                     40.4 * GB, typed).option.rows
 
 
 def test_a_run_that_does_not_fit_its_gpu_stops_and_without_vllm_needs_less(tmp_path, monkeypatch):
