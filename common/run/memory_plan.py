@@ -283,7 +283,8 @@ def plan_run(config: CommonConfig) -> Plan | None:
     settings = dataclasses.asdict(plan.settings)
     settings["vllm_gpu_memory_utilization"] = round(plan.settings.vllm_gpu_memory_utilization * card / whole, 3)
     config.derive(**{name: value for name, value in settings.items() if name not in config.given})
-    config.planned = {"checkpointed_layers": plan.option.checkpointed, "rows": plan.option.rows}
+    config.planned = {"checkpointed_layers": plan.option.checkpointed,
+                      "rows": min(plan.option.rows, config.problems_per_step * config.num_generations)}
     if uses_vllm(wanted) and "vllm_gpu_memory_utilization" not in config.given:
         config.planned["cache_bytes"] = int(sum(part.sampling for part in plan.parts if part.name.startswith(KEYS_AND_VALUES)))
     return plan
