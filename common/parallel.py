@@ -99,6 +99,21 @@ def join() -> None:
         _, visible, host = found[without[0]]
         raise UserError(f"process {without[0]} finds no GPU on {host} (of {visible}), and others have one: start as many processes on each "
                         "machine as it has cards (--nproc_per_node)")
+    if gpu:
+        _meet_cards()
+
+
+def _meet_cards() -> None:
+    """Connects the cards, so that what NCCL takes of their memory is gone when somebody asks how much is free. Raises UserError."""
+    import torch
+    import torch.distributed as dist
+
+    try:
+        dist.all_reduce(torch.ones(1, device="cuda"))
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise UserError(f"the cards of the processes cannot reach each other ({str(error).strip().splitlines()[0][:200]}): start one "
+                        "process for each card; NCCL_DEBUG=INFO shows more") from error
 
 
 def _take_card() -> str:

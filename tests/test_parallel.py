@@ -15,7 +15,10 @@ import torch
 from helpers import ROOT, free_port
 
 from common import parallel
+from common.config import CommonConfig
 from common.errors import UserError
+from common.policy import load
+from common.policy.pretrained import load_tokenizer
 
 
 def call_with_gloo(real, backend, **options):
@@ -183,6 +186,65 @@ def test_a_process_without_a_card_beside_others_that_have_one_ends_all(monkeypat
     monkeypatch.setattr(torch.distributed, "init_process_group", partial(call_with_gloo, torch.distributed.init_process_group))
     results, codes = in_processes(3, lambda rank: rank, visible="5,7")
     assert codes == [1, 1, 1] and results == [None] * 3
+
+
+def test_cards_meet_before_anybody_asks_for_free_memory(monkeypatch):
+    real, met = torch.ones, []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: met.append("they wait"))
+    monkeypatch.setattr(torch, "ones", lambda *size, device=None: met.append(device) or real(*size))
+    monkeypatch.setattr(torch.distributed, "init_process_group", partial(call_with_gloo, torch.distributed.init_process_group))
+    assert in_processes(2, lambda rank: met, visible="0,1") == ([["cuda", "they wait"]] * 2, [0, 0])
+
+    def apart(_):
+        raise RuntimeError("NCCL error in: NCCLUtils.cpp, unhandled cuda error\nmore")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", apart)
+    with pytest.raises(UserError, match=r"cannot reach each other \(NCCL error in: NCCLUtils.cpp, unhandled cuda error\): start one"):
+        parallel._meet_cards()
+
+
+def test_whether_rows_are_packed_is_the_same_in_all_processes(monkeypatch):
+    config = CommonConfig()
+    files = load_tokenizer(config)
+    monkeypatch.setattr(load, "keeps_packed_rows_apart", lambda policy: parallel.rank() == 0)  # the card of process 1 cannot
+    assert in_processes(2, lambda rank: load.load_policy(config, *files).packs) == ([False, False], [0, 0])
+
+
+ENGINE = """
+import weakref
+from common import parallel
+
+class Engine:
+    pass
+
+def collected(group):
+    import torch.distributed as dist
+    dist.destroy_process_group(group)  # as vLLM's end does: first its own groups, then that of all
+    dist.destroy_process_group()
+
+def train():
+    import torch.distributed as dist
+    from common.rollout.shared_engine import SharedEngine
+    engine = Engine()
+    weakref.finalize(engine, collected, dist.new_group([0, 1]))
+    SharedEngine(engine)
+
+with parallel.together(to_the_end=True):
+    parallel.join()
+    train()
+    assert parallel.count() == 2  # else one process could wait for another that has left
+"""
+
+
+def test_the_end_of_vllm_comes_before_that_of_the_connections():
+    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ENGINE], cwd=ROOT, env={**os.environ, **launched, "RANK": rank, "LOCAL_RANK": rank},
+                         stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]  # fmt: skip
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in processes] == [("", 0)] * 2
 
 
 def test_a_launch_without_all_that_it_takes_is_refused(monkeypatch):

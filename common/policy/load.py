@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from common import parallel
 from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
@@ -139,5 +140,6 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
         policy.checkpoint(config.planned.get("checkpointed_layers", 0))
     policy.activate("default")
     check_head(policy)
-    policy.packs = policy.packs and keeps_packed_rows_apart(policy)
+    padded = not (policy.packs and keeps_packed_rows_apart(policy))
+    policy.packs = not parallel.anywhere(padded, "whether rows are padded")  # it decides which rows are whose
     return policy

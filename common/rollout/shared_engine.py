@@ -1,6 +1,7 @@
 """The engine of a run of several processes: each samples a share of the requests with an engine of its own, and all get all completions."""
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ class SharedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        atexit.register(lambda: engine)  # lives as long as the process: a vLLM that is collected takes the connections of all with it
 
     def __getattr__(self, name: str) -> Any:
         """What the engine of this process has besides."""
