@@ -114,10 +114,14 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
 def for_programs(run: Callable[[C], Any]) -> Callable[[C], Any]:
     """Makes the function of a script fit for a program or a notebook that calls it, with a config that it made itself.
 
-    --config and --resume_from_checkpoint are resolved as on the command line. However the function ends, its folder is released.
+    --config and --resume_from_checkpoint are resolved as on the command line. However the function ends, its folder is released. Raises
+    UserError in a program that a launcher has started several times: each process would do the whole run.
     """
     @functools.wraps(run)
     def called(config: C) -> Any:
+        if parallel.count() == 1 and (several := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+            raise UserError(f"a launcher has started {several} processes of this program, and each would do the whole run: call "
+                            "common.parallel.join() at the beginning of the program, or start it once")
         try:
             if "given" not in vars(config) and (config.config or getattr(config, "resume_from_checkpoint", None)):  # not of a command line
                 typed = {spec.name: getattr(config, spec.name) for spec in fields(config)

@@ -244,7 +244,7 @@ def test_the_end_of_vllm_comes_before_that_of_the_connections():
                          stderr=subprocess.PIPE, text=True)
         for rank in "01"
     ]  # fmt: skip
-    assert [(process.communicate(timeout=120)[1], process.returncode) for process in processes] == [("", 0)] * 2
+    assert [(process.communicate(timeout=300)[1], process.returncode) for process in processes] == [("", 0)] * 2
 
 
 def test_a_launch_without_all_that_it_takes_is_refused(monkeypatch):

@@ -37,3 +37,10 @@ def test_a_folder_is_free_after_an_error_of_whatever_kind(tmp_path, monkeypatch)
         assert error.tb and (tmp_path / name).exists() == kept  # the trace holds all that the function had
         assert not (tmp_path / name / ".lock").exists()
         assert all(bar.disable for bar in tqdm._instances)  # no bar is left, below which later ones would be drawn
+
+
+def test_a_program_that_a_launcher_started_several_times_does_not_do_the_whole_run_in_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"started 2 processes of this program.* call common.parallel.join\(\) at the beginning"):
+        train(made_by_a_program(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

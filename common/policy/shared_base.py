@@ -66,7 +66,8 @@ def shared_base(held: HeldBase, config: SamplingConfig, model_config: Pretrained
                 attn_implementation: str) -> PreTrainedModel:
     """The base of `--model` made of the tensors of `held`: no memory is allocated for its weights. Options as for from_pretrained.
 
-    Raises NotShared if they are not exactly the weights that from_pretrained would load, and UserError if the checkpoint's files were
+    Raises NotShared if they are not exactly those of the checkpoint (from_pretrained converts to `dtype` before it quantises to 4 bits, and
+    vLLM does not: after a file of another type a few numbers differ between the two), and UserError if the checkpoint's files were
     changed after `held` was read from them: nobody knows then what a second reading would give.
     """
     device = device_map[""]
