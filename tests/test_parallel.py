@@ -1,6 +1,7 @@
 """What several processes tell each other, in real processes over loopback. tests/test_several_processes.py runs the scripts that way."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import random
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from functools import partial
 
 import pytest
@@ -19,6 +21,7 @@ from common.config import CommonConfig
 from common.errors import UserError
 from common.policy import load
 from common.policy.pretrained import load_tokenizer
+from common.rollout.shared_engine import SharedEngine
 
 
 def call_with_gloo(real, backend, **options):
@@ -211,40 +214,20 @@ def test_whether_rows_are_packed_is_the_same_in_all_processes(monkeypatch):
     assert in_processes(2, lambda rank: load.load_policy(config, *files).packs) == ([False, False], [0, 0])
 
 
-ENGINE = """
-import weakref
-from common import parallel
+def test_an_engine_that_nobody_needs_any_more_takes_no_connections_with_it():
+    class Collected:
+        """As vLLM: its end is that of its own groups, and of the group of all."""
 
-class Engine:
-    pass
+    def work(rank):
+        engine = Collected()
+        weakref.finalize(engine, lambda group: [torch.distributed.destroy_process_group(one) for one in (group, None)],
+                         torch.distributed.new_group([0, 1]))  # fmt: skip
+        SharedEngine(engine)
+        del engine
+        gc.collect()
+        return parallel.count()  # else one process could wait for another that has left
 
-def collected(group):
-    import torch.distributed as dist
-    dist.destroy_process_group(group)  # as vLLM's end does: first its own groups, then that of all
-    dist.destroy_process_group()
-
-def train():
-    import torch.distributed as dist
-    from common.rollout.shared_engine import SharedEngine
-    engine = Engine()
-    weakref.finalize(engine, collected, dist.new_group([0, 1]))
-    SharedEngine(engine)
-
-with parallel.together(to_the_end=True):
-    parallel.join()
-    train()
-    assert parallel.count() == 2  # else one process could wait for another that has left
-"""
-
-
-def test_the_end_of_vllm_comes_before_that_of_the_connections():
-    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", ENGINE], cwd=ROOT, env={**os.environ, **launched, "RANK": rank, "LOCAL_RANK": rank},
-                         stderr=subprocess.PIPE, text=True)
-        for rank in "01"
-    ]  # fmt: skip
-    assert [(process.communicate(timeout=300)[1], process.returncode) for process in processes] == [("", 0)] * 2
+    assert in_processes(2, work) == ([2, 2], [0, 0])
 
 
 def test_a_launch_without_all_that_it_takes_is_refused(monkeypatch):
