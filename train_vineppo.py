@@ -180,8 +180,10 @@ def clipped_tokens(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsi
 
 
 def estimate_values(states: list[State], engine: Engine, reward: Reward, tokenizer: PreTrainedTokenizerBase, config: Config, run: Run,
-                    ) -> dict[State, float]:
+                    ) -> tuple[dict[State, float], float]:
     """The value of each state: the mean reward of K continuations that are sampled from it. Equal states get one value.
+
+    The second result is the share of mixed states, whose continuations do not all have the same reward.
 
     A continuation may have as many tokens as the length limit leaves after the prefix. Its reward is that of prefix and continuation
     together. The run counts the tokens of continuations too.
@@ -197,7 +199,8 @@ def estimate_values(states: list[State], engine: Engine, reward: Reward, tokeniz
     whole = [join(tokenizer, state.prefix, completion, config.stop)
              for state, group in zip(states, groups, strict=True) for completion in group]
     scores = reward([state.problem for state in states for _ in range(config.mc_samples)], whole).reshape(len(states), config.mc_samples)
-    return dict(zip(states, scores.mean(dim=1).tolist(), strict=True))
+    mixed = int((scores != scores[:, :1]).any(dim=1).sum()) / max(1, len(states))
+    return dict(zip(states, scores.mean(dim=1).tolist(), strict=True)), mixed
 
 
 def train(config: Config) -> None:
@@ -245,7 +248,8 @@ def train(config: Config) -> None:
             # a fork's completion may be longer than a continuation can reach: no value is sampled there
             reached = [[x for x in s if x < config.max_completion_length] for s in starts]
             states = [states_of(p, c.ids, s, m) for p, c, s, m in zip(batch.problems, batch.completions, reached, most, strict=True)]
-            values = estimate_values([s for row in states for s in row[config.v0 == "group":]], engine, reward, tokenizer, config, run)
+            sampled = [state for row in states for state in row[config.v0 == "group":]]
+            values, frac_mixed = estimate_values(sampled, engine, reward, tokenizer, config, run)
             rewards = verify(chosen, reward)  # the continuations may have lowered the reward of completions that were cut off
             known = others_mean(rewards, batch.group_ids).tolist() if config.v0 == "group" else None  # V(prompt), not sampled
             state_values = [[values[state] if known is None or state.prefix else known[i] for state in row] for i, row in enumerate(states)]
@@ -308,7 +312,7 @@ def train(config: Config) -> None:
                 "sampling/sampling_logp_difference/mean": means.mean("difference"),
                 "sampling/sampling_logp_difference/max": means.max("difference"),
                 "value/states": len(values), "value/continuations": len(values) * config.mc_samples,
-                "value/frac_mixed": sum(0 < value < 1 for value in values.values()) / max(1, len(values)),
+                "value/frac_mixed": frac_mixed,
                 "value/mean_abs_advantage": sum(abs(a) for row in steps for a in row) / sum(map(len, steps))}
 
         # 7 sync the sampler

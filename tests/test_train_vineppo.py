@@ -165,14 +165,16 @@ def test_a_value_is_the_mean_reward_of_whole_completions(tokenizer):
         return torch.tensor([float(c.finish_reason == "stop" and c.text.endswith("#### 7")) for c in completions])
 
     states = [State(problem, prefix), State(problem, ()), State(problem, prefix)]
-    values = estimate_values(states, engine, reward, tokenizer, config, run)
-    assert values == {states[0]: pytest.approx(1 / 3), states[1]: pytest.approx(1 / 3)}
+    values, mixed = estimate_values(states, engine, reward, tokenizer, config, run)
+    assert values == {states[0]: pytest.approx(1 / 3), states[1]: pytest.approx(1 / 3)} and mixed == 1.0
     assert seen[:3] == ["3+4=7\n#### 7", "3+4=7\n#### 8", "3+4=7\n#### 7"] and seen[3] == "#### 7"
     ((first, second),) = engine.calls
     assert first.prompt_ids == problem.prompt_ids + prefix and second.prompt_ids == problem.prompt_ids
     assert first.max_tokens == 20 - len(prefix) and second.max_tokens == 20 and first.seed != second.seed
     assert (first.n, first.temperature, first.top_p, first.stop) == (3, 0.7, 0.9, ("\n\n",))
     assert run.counted == 6
+    values, mixed = estimate_values(states, engine, lambda _, whole: torch.full((len(whole),), 0.3), tokenizer, config, run)
+    assert mixed == 0.0 and list(values.values()) == pytest.approx([0.3, 0.3])  # a reward between 0 and 1 may be equal everywhere
 
 
 def test_what_makes_no_sense_for_this_algorithm_is_refused():

@@ -152,10 +152,10 @@ class ProblemSampler:
 
         `learnability_batch` alone is over the chosen groups, and each group counts as often as it has completions.
         """
-        outcomes = [(group.successes, group.attempts) for group in self.tried]
-        return {"sampling/frac_solved": float(np.mean([successes == attempts for successes, attempts in outcomes])),
-                "sampling/frac_hopeless": float(np.mean([successes == 0 for successes, _ in outcomes])),
-                "sampling/frac_mixed": float(np.mean([group.mixed for group in self.tried])),
+        outcomes = [(group.mixed, group.successes > 0) for group in self.tried]  # rewards that differ are mixed, whatever their size
+        return {"sampling/frac_solved": float(np.mean([not mixed and success for mixed, success in outcomes])),
+                "sampling/frac_hopeless": float(np.mean([not mixed and not success for mixed, success in outcomes])),
+                "sampling/frac_mixed": float(np.mean([mixed for mixed, _ in outcomes])),
                 "sampling/candidates": float(len(self.tried)),
                 "sampling/learnability_candidates": float(np.mean([group.first_learnability for group in self.tried])),
                 "sampling/learnability_batch": float(np.average(learnability_of(chosen), weights=[group.wanted for group in chosen]))}

@@ -143,8 +143,8 @@ def stacks(groups: list[Group]) -> str:
     found = sorted({name[5:] for group in groups for row in group.steps for name in row if name.startswith("time/")} - {"evaluate"})
     phases = [phase for phase in PHASES if phase in found] + [phase for phase in found if phase not in PHASES]
     times = {f"time/{phase}": (phase, PALETTE[i % len(PALETTE)]) for i, phase in enumerate(phases)}
-    mixed = ("Share of the problems tried in a step, by how many of their completions were right. A growing orange area means that the "
-             "problems are too hard, a growing green area that they are too easy.")
+    mixed = ("Share of the problems tried in a step. In the blue area their completions have different rewards, else all were right or all "
+             "wrong. A growing orange area means that the problems are too hard, a growing green area that they are too easy.")
     if equal_rewards_give_no_advantage([run for group in groups for run in group.runs]):
         mixed += " Completions in the green and orange areas get advantage 0 here, so the model learns from the blue area alone."
     timed = "Duration of the phases of a step. Evaluation is not included. The thickest area is the phase to make faster."
@@ -152,7 +152,7 @@ def stacks(groups: list[Group]) -> str:
     for group in groups:
         for title, parts, sentence in (("Seconds per step", times, timed), ("Problems", MIX, mixed)):
             own = {name: part for name, part in parts.items() if any(name in row for row in group.steps)}
-            # with graded rewards, completions that all count as wrong may still differ, so that the parts are no shares of a whole
+            # in runs of older versions, graded rewards that differ counted as wrong too, so that the parts are no shares of a whole
             if own and not (parts is MIX and any(sum(row.get(name, 0.0) for name in own) > 1.001 for row in group.steps)):
                 full = title if len(groups) == 1 else f"{title}, {group.name}"
                 legend = key([*own.values()][::-1])  # from the top of the stack to its bottom

@@ -17,7 +17,7 @@ POINTS = 400  # of one curve at most
 PAGE_POINTS = 50_000  # of all curves of a page together, about 0.6 MB
 X = {"steps": "steps", "tokens": "generated tokens", "seconds": "seconds of training"}
 PHASES = ("sample", "verify", "value", "update", "sync")  # from the bottom of the stack to its top
-MIX = {"sampling/frac_solved": ("all right", "#009e73"), "sampling/frac_mixed": ("some right, some wrong", "#2588cf"),
+MIX = {"sampling/frac_solved": ("all right", "#009e73"), "sampling/frac_mixed": ("some better than others", "#2588cf"),
        "sampling/frac_hopeless": ("all wrong", "#d55e00")}
 
 # What the page says about a metric: title, and a sentence or two. These come first, in this order.
@@ -48,7 +48,7 @@ IMPORTANT = {
         "At 1, the values predict the returns exactly. At 0, they are no better than predicting the same number everywhere. "
         "Below 0, they are worse than that."),
     "value/frac_mixed": ("States with an undecided outcome, share",
-        "Share of the valued states with a value between 0 and 1: some of their continuations were right and some wrong."),
+        "Share of the valued states whose continuations did not all have the same reward: some were better than others."),
 }
 # The page has these, and a fork's metrics after the first six, in a section to open.
 OTHERS = {

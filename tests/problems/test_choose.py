@@ -348,6 +348,19 @@ def test_dynamic_sampling_from_memory_tries_no_problem_twice_in_a_step():
         assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize("low, high", [(0.1, 0.4), (-2.0, -1.0), (0.6, 7.0), (0.0, 1.0), (-1.0, 1.0)])
+def test_solved_mixed_and_hopeless_are_shares_of_a_whole_whatever_the_rewards(low, high):
+    sampler = make([1.0, 0.0, 0.5, 0.5] * 10, sampling="lilo", candidate_factor=10)
+    sampler.reward = lambda problems, completions: torch.tensor([high if c.text == "right" else low for c in completions])
+    sampler.choose(1)
+    metrics = sampler.metrics(sampler.tried)
+    mixed = np.mean([len(set(group.scores)) == 2 for group in sampler.tried])
+    assert metrics["sampling/frac_mixed"] == mixed > 0.4
+    assert metrics["sampling/frac_solved"] + metrics["sampling/frac_hopeless"] == pytest.approx(1 - mixed)
+    solved = [min(group.scores) == max(group.scores) > 0.5 for group in sampler.tried]
+    assert metrics["sampling/frac_solved"] == np.mean(solved)
+
+
 def test_metrics_are_of_all_that_was_tried_and_of_the_batch():
     sampler = make([1.0, 0.0, 0.5, 0.5] * 10, sampling="lilo", candidate_factor=10)
     chosen, _, _ = step(sampler)

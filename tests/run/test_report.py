@@ -230,7 +230,7 @@ def test_where_equal_rewards_give_no_advantage_the_page_says_so(tmp_path):
 
 def test_a_stacked_chart_lists_its_areas_from_the_top(tmp_path):
     text = page([read_run(make_run(tmp_path / "a"))])
-    assert legend(text, -1) == ["all wrong", "some right, some wrong", "all right"]
+    assert legend(text, -1) == ["all wrong", "some better than others", "all right"]
     areas = re.findall(r'<path class="stack" fill="(#\w+)" d="M[\d.]+ ([\d.]+)', text[text.index('aria-label="Problems"'):])
     heights = {colour: float(top) for colour, top in areas}  # of the upper edges, from the top of the chart down
     labels = {label: heights[colour] for label, colour in MIX.values()}
