@@ -29,7 +29,7 @@ from common.errors import UserError
 from common.policy.model_files import check_plain, read_json, words
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NOT_LANGUAGE = r".*(vision|multi_modal|audio).*"  # text never reaches these parts of multimodal models, so they get no adapter
+NOT_LANGUAGE = r".*(vision|visual|image|multi_modal|audio).*"  # text never reaches these parts of multimodal models, so they get no adapter
 LARGEST_RANK = 2**14
 # what plain LoRA is made of; and what has no influence on a finished adapter: on which layers it was put, how its first values were found
 PLAIN = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights"}
@@ -62,7 +62,12 @@ def adapter_settings(folder: str) -> dict[str, Any]:
     path = Path(folder) / SETTINGS
     if not os.path.lexists(path):
         raise UserError(f"--adapter {folder}: not a PEFT folder with {SETTINGS} and {WEIGHTS}; give {_nearby(Path(folder))}")
-    settings = read_json(path)
+    return check_settings(read_json(path), folder)
+
+
+def check_settings(settings: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The settings of the adapter in `folder`, checked. Raises UserError."""
+    path = Path(folder) / SETTINGS
     if settings.get("peft_type") != "LORA":
         raise UserError(f"--adapter {folder}: a LoRA adapter is needed, and this one is {str(settings.get('peft_type'))[:80]}")
     extras = [key for key in sorted(set(settings) - PLAIN - WITHOUT_INFLUENCE) if settings[key]]
@@ -143,10 +148,7 @@ def read_weights(folder: Path) -> dict[tuple[str, str], Tensor]:
     try:
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
-                match = KEY.fullmatch(key)
-                if match is None:
-                    raise UserError(f"{path}: {key[:200]} is not A or B of a LoRA layer; a plain LoRA adapter is needed")
-                weights[match[1], match[2]] = file.get_tensor(key)
+                weights[layer_and_side(key, path)] = file.get_tensor(key)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({words(error)}); save or download it again") from error
     if not weights:
@@ -162,6 +164,14 @@ def read_weights(folder: Path) -> dict[tuple[str, str], Tensor]:
     return weights
 
 
+def layer_and_side(key: str, path: Path) -> tuple[str, str]:
+    """The layer of a tensor in the file `path`, and "A" or "B". Raises UserError."""
+    match = KEY.fullmatch(key)
+    if match is None:
+        raise UserError(f"{path}: {key[:200]} is not A or B of a LoRA layer; a plain LoRA adapter is needed")
+    return match[1], match[2]
+
+
 def rank_and_alpha(settings: dict[str, Any], layer: str) -> tuple[int, float]:
     """Of a layer: as in PEFT, the first name in a pattern counts that is the end of the layer's name."""
     def first(pattern: dict[str, Any], default: Any) -> Any:
@@ -174,6 +184,13 @@ def rank_and_alpha(settings: dict[str, Any], layer: str) -> tuple[int, float]:
 def check_adapter(folder: str, layers: dict[str, tuple[int, int]], model: str) -> dict[str, Any]:
     """The settings of an adapter that fits the layers (inputs, outputs) of `model`. Raises UserError if it does not fit."""
     settings, weights = adapter_settings(folder), read_weights(Path(folder))
+    check_layers(settings, weights, layers, folder, model)
+    return settings
+
+
+def check_layers(settings: dict[str, Any], weights: dict[tuple[str, str], Tensor], layers: dict[str, tuple[int, int]], folder: str,
+                 model: str) -> None:
+    """Raises UserError if the weights of the adapter in `folder` do not fit the layers (inputs, outputs) of `model`."""
     for (layer, side), tensor in weights.items():
         rank = rank_and_alpha(settings, layer)[0]
         if re.fullmatch(NOT_LANGUAGE, layer):
@@ -189,7 +206,6 @@ def check_adapter(folder: str, layers: dict[str, tuple[int, int]], model: str) -
             needs = f"needs {wanted[side == 'A']} and the rank in {SETTINGS} is {rank}"
         raise UserError(f"--adapter {folder} does not match {model}: {side} of {layer} is {tuple(tensor.shape)}, the model {needs}; "
                         f"it was made for {settings.get('base_model_name_or_path')}")
-    return settings
 
 
 def with_saved_adapter(base: PreTrainedModel, folder: str, names: tuple[str, ...] = ("default",)) -> PeftModel:

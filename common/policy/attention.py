@@ -12,9 +12,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from common.errors import UserError
 from common.policy.packing import Packing
 
 NAME = "sdpa_without_copies"
+# What models hand to their attention that has no influence on it, or that the mask has already
+WITHOUT_INFLUENCE = {"is_causal", "position_ids", "sliding_window", "use_cache", "cache_position", "past_key_values", "deterministic",
+                     "output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep",
+                     "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 
 
 def register() -> str:
@@ -37,12 +42,21 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
     the time of sampling. For L = 1 the heads of a group can take the place of the query's tokens, and nothing is copied.
 
     With `packing`, B is 1 and the L tokens belong to many rows (packing.py).
+
+    Raises UserError for anything else that a model hands to its attention, such as a soft-cap or gpt-oss's sinks: without it the
+    result would be wrong.
     """
+    bias = options.get("position_bias")
+    given = {name for name, value in options.items() if value is not None} - WITHOUT_INFLUENCE - {"position_bias"}
+    if packing is not None:
+        given |= {name for name in ("sliding_window", "position_bias") if options.get(name) is not None}
+    if given:
+        raise UserError(f"{type(module).__name__} computes its attention with {', '.join(sorted(given))}, which is not known here")
     if packing is not None:
         return packed(query, key, value, packing, scaling), None
     rows, heads, length, size = query.shape
     groups = key.shape[1]
-    if length > 1 or heads == groups or (attention_mask is not None and attention_mask.shape[1] > 1):
+    if length > 1 or heads == groups or bias is not None or (attention_mask is not None and attention_mask.shape[1] > 1):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
     query = query.reshape(rows, groups, heads // groups, size)
     if query.device.type == "cpu" and query.dtype == torch.float32 and attention_mask is not None and attention_mask.is_floating_point():

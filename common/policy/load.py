@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -20,38 +19,15 @@ from common import parallel
 from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
-from common.policy.adapters import NOT_LANGUAGE, with_saved_adapter
-from common.policy.attention import register
+from common.policy.adapters import with_saved_adapter
+from common.policy.families import check_family
 from common.policy.model_files import words
+from common.policy.new_adapter import check_plain_lora, check_readable, with_adapter
 from common.policy.policy import REFERENCE, Policy
 from common.policy.pretrained import first_adapter, model_folder, public_name
-from common.policy.self_checks import check_head, keeps_packed_rows_apart
+from common.policy.self_checks import fit_head, keeps_packed_rows_apart
 from common.policy.shared_base import Holder, NotShared, shared_base, weight_bytes
 from common.policy.stream import default_stream
-
-
-def with_adapter(base: PreTrainedModel, config: CommonConfig) -> PeftModel:
-    """The base with a fresh LoRA adapter of the run's shape, named "default"."""
-    sees = any(re.fullmatch(NOT_LANGUAGE, name) for name, _ in base.named_modules())
-    return get_peft_model(base, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
-                                           target_modules=config.lora_target_modules or "all-linear",
-                                           exclude_modules=NOT_LANGUAGE if sees else None))
-
-
-def check_plain_lora(model: PeftModel) -> None:
-    """Raises UserError for an adapter whose merged weights would not be base + scale * B A, or that trains more than A and B."""
-    for name, settings in model.peft_config.items():
-        kind = str(getattr(settings.peft_type, "value", settings.peft_type))
-        beyond = ("lora_dropout", "use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens", "trainable_token_indices",
-                  "target_parameters", "layer_replication")
-        extras = [key for key in beyond if getattr(settings, key, None)]
-        if getattr(settings, "bias", "none") != "none":
-            extras.append("bias")
-        if getattr(settings, "init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
-            extras.append(f"init_lora_weights={settings.init_lora_weights!r}, which changes the base")
-        if kind != "LORA" or extras:
-            raise UserError(f"the adapter {name!r} is {kind} with {', '.join(extras) or 'no extras'}: sampling, saving and resuming are "
-                            "made for plain LoRA (no dropout, DoRA, bias or further modules). Leave the extras out")
 
 
 def load_base(config: SamplingConfig, model_config: PretrainedConfig, **options: Any) -> PreTrainedModel:
@@ -117,9 +93,8 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     dtype = getattr(torch, config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32")
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                       bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
-    # "sdpa" silently leaves out the soft-cap on attention scores that Gemma 2 has
-    attention = "eager" if getattr(model_config.get_text_config(), "attn_logit_softcapping", None) else register()
-    options = {"dtype": dtype, "quantization_config": quantization, "device_map": {"": device}, "attn_implementation": attention}
+    fit = check_family(config, model_config)
+    options = {"dtype": dtype, "quantization_config": quantization, "device_map": {"": device}, "attn_implementation": fit.attention}
     base, shared_bytes = base_of(engine, config, model_config, options)
     base.requires_grad_(False)
     torch.manual_seed(config.seed)  # the adapter's first values
@@ -128,8 +103,11 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
         config.derive(lora_r=model.peft_config["default"].r, lora_alpha=model.peft_config["default"].lora_alpha)
         say(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
     else:
+        if fit.adapted and not config.lora_target_modules:
+            say(f"note: experts and their router stay as they are: the adapter is on {', '.join(fit.adapted)}")
         model = adapt(base, config)
     check_plain_lora(model)
+    check_readable(model, model_config)
     for settings in model.peft_config.values():
         settings.base_model_name_or_path = public_name(config)  # checkpoints are given away, and must not name a folder of this machine
         if isinstance(settings.target_modules, set):
@@ -139,7 +117,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     if not config.gradient_checkpointing:
         policy.checkpoint(config.planned.get("checkpointed_layers", 0))
     policy.activate("default")
-    check_head(policy)
-    padded = not (policy.packs and keeps_packed_rows_apart(policy))
+    fit_head(policy)
+    padded = not (policy.packs and fit.packs and keeps_packed_rows_apart(policy))
     policy.packs = not parallel.anywhere(padded, "whether rows are padded")  # it decides which rows are whose
     return policy

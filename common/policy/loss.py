@@ -82,38 +82,39 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def selected_logps(hidden: Tensor, weight: Tensor, tokens: Tensor, *, temperature: float, softcap: float | None = None,
-                   entropy: bool = False, chunk_elements: int = CHUNK_ELEMENTS) -> tuple[Tensor, Tensor | None]:
+                   bias: Tensor | None = None, scale: float = 1.0, entropy: bool = False,
+                   chunk_elements: int = CHUNK_ELEMENTS) -> tuple[Tensor, Tensor | None]:
     """log softmax(logits / temperature) of one token per row: (N,) float32, nats; and, if asked for, the entropy (N,), nats.
 
-    hidden (N, H), weight (V, H) of the output head, tokens (N,) int64; logits = hidden @ weight.T, soft-capped if the
-    model does (Gemma 2). Logits exist only for `chunk_elements` / V rows at a time, and again in the backward pass: no
-    (N, V) tensor is ever made. The head is frozen and gets no gradient.
+    hidden (N, H), weight (V, H) and bias (V,) of the output head, tokens (N,) int64. logits = scale (hidden @ weight.T + bias),
+    soft-capped if the model does (Gemma 2). Logits exist only for `chunk_elements` / V rows at a time, and again in the backward
+    pass: no (N, V) tensor is ever made. The head is frozen and gets no gradient.
 
     Both results have a gradient. That of the entropy is computed only if a loss uses the entropy; it then needs one more chunk.
     """
-    if weight.requires_grad:
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("the output head must be frozen: no gradient is computed for it")
     rows = max(1, chunk_elements // weight.shape[0])
-    logps, entropies = _SelectedLogps.apply(hidden, weight, tokens, temperature, softcap, entropy, rows)
+    logps, entropies = _SelectedLogps.apply(hidden, weight, tokens, temperature, (softcap, bias, scale), entropy, rows)
     return logps, entropies if entropy else None
 
 
 class _SelectedLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, softcap: float | None,
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, head: tuple[Any, ...],
                 entropy: bool, rows: int) -> tuple[Tensor, Tensor]:
         logps = hidden.new_empty(len(hidden), dtype=torch.float32)
         normalisers, entropies = torch.empty_like(logps), torch.zeros_like(logps)
         for i in range(0, len(hidden), rows):
             part = slice(i, i + rows)
-            logits = head_logits(hidden[part], weight, softcap).div_(temperature)  # (rows, V)
+            logits = head_logits(hidden[part], weight, *head).div_(temperature)  # (rows, V)
             normalisers[part] = logits.logsumexp(-1)
             logps[part] = logits.gather(-1, tokens[part, None])[:, 0] - normalisers[part]
             if entropy:  # log Z - E[logit]
                 mean = torch.softmax(logits, -1).mul_(logits.clamp_(min=torch.finfo(torch.float32).min)).sum(-1)
                 entropies[part] = normalisers[part] - mean
         ctx.save_for_backward(hidden, weight, tokens, normalisers, entropies)
-        ctx.options = temperature, softcap, rows
+        ctx.options = temperature, head, rows
         ctx.set_materialize_grads(False)  # the gradient of a result that no loss uses is None instead of zeros
         if not entropy:
             ctx.mark_non_differentiable(entropies)
@@ -122,13 +123,13 @@ class _SelectedLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_logps: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, tokens, normalisers, entropies = ctx.saved_tensors
-        temperature, softcap, rows = ctx.options
+        temperature, (softcap, bias, scale), rows = ctx.options
         if grad_logps is None:
             grad_logps = torch.zeros_like(normalisers)
         grad_hidden = torch.empty_like(hidden)
         for i in range(0, len(hidden), rows):
             part = slice(i, i + rows)
-            logits = head_logits(hidden[part], weight, softcap).div_(temperature)
+            logits = head_logits(hidden[part], weight, softcap, bias, scale).div_(temperature)
             slope = 1 - (logits * (temperature / softcap)).square_() if softcap else None  # of the soft-cap
             log_probs = logits.sub_(normalisers[part, None])
             if grad_entropies is None:
@@ -143,11 +144,17 @@ class _SelectedLogps(torch.autograd.Function):
                 grads.div_(temperature)
             if slope is not None:
                 grads.mul_(slope)
+            if scale != 1.0:
+                grads.mul_(scale)
             grad_hidden[part] = grads.to(weight.dtype) @ weight
         return grad_hidden, None, None, None, None, None, None
 
 
-def head_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
-    """Logits (N, V) float32 of hidden states (N, H) under the output head (V, H), soft-capped where the model does."""
+def head_logits(hidden: Tensor, weight: Tensor, softcap: float | None, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """Logits (N, V) float32 of hidden states (N, H) under the output head (V, H) and its bias (V,), scaled, then soft-capped."""
     logits = (hidden.to(weight.dtype) @ weight.T).float()
+    if bias is not None:
+        logits += bias
+    if scale != 1.0:
+        logits *= scale
     return torch.tanh_(logits.div_(softcap)).mul_(softcap) if softcap else logits

@@ -15,10 +15,11 @@ import torch
 import torch.nn as nn
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common import parallel
+from common.errors import UserError
 from common.policy.adapters import put_weights, read_weights
 from common.policy.attention import can_pack
 from common.policy.lora import Copies, use_copies
@@ -39,8 +40,10 @@ class Policy:
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, temperature: float, checkpointing: bool = False) -> None:
         self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
         self.base = model.get_base_model()
+        self.backbone = backbone_of(self.base)
         text_config = self.base.config.get_text_config()
-        self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
+        self.softcap = logit_softcap(text_config)
+        self.logit_scale = 1.0  # a factor of the logits, as in Granite and Cohere: `fit_head` measures it
         self.device = next(model.parameters()).device
         self.quantized = bool(getattr(self.base, "is_loaded_in_4bit", False))
         self.dtype = self.base.get_output_embeddings().weight.dtype
@@ -51,7 +54,7 @@ class Policy:
         self.copies: dict[str, Copies] = {}  # bfloat16 copies of the adapters, on a bfloat16 base
         for adapter in model.peft_config:
             self._copy_adapter(adapter)
-        self.base.base_model.register_forward_pre_hook(self._renew_copies)
+        self.backbone.register_forward_pre_hook(self._renew_copies)
         for layer in model.modules():
             if type(layer).__name__ == "Linear4bit":  # in eval mode bitsandbytes repacks the weight for a CPU kernel that has no gradient
                 layer.training = True
@@ -74,11 +77,12 @@ class Policy:
         """The backbone's output for `input_ids` (B, L): last_hidden_state (B, L, H), past_key_values if asked for."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             # some norms calculate in float32; autocast brings their results back to bfloat16 for the next product
-            return self.base.base_model(input_ids=input_ids, **inputs)
+            return self.backbone(input_ids=input_ids, **inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (N, V) float32 of a few hidden states (N, H), before any temperature."""
-        return head_logits(hidden, self.base.get_output_embeddings().weight, self.softcap)
+        head = self.base.get_output_embeddings()
+        return head_logits(hidden, head.weight, self.softcap, head.bias, self.logit_scale)
 
     def logps(self, batch: MicroBatch, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probs (B, T) of a MicroBatch's completion tokens at the sampling temperature, nats; 0 where masked.
@@ -86,8 +90,9 @@ class Policy:
         With `entropy`, the second result is the policy's entropy (B, T), nats; else it is None. Both results have a gradient.
         """
         hidden, tokens = self.states_before(batch)
-        chosen, entropies = selected_logps(hidden, self.base.get_output_embeddings().weight, tokens,
-                                           temperature=self.temperature, softcap=self.softcap, entropy=entropy)
+        head = self.base.get_output_embeddings()
+        chosen, entropies = selected_logps(hidden, head.weight, tokens, temperature=self.temperature, softcap=self.softcap,
+                                           bias=head.bias, scale=self.logit_scale, entropy=entropy)
         return batch.spread(chosen), batch.spread(entropies) if entropies is not None else None
 
     def states_before(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -236,6 +241,21 @@ class Policy:
         finally:
             for layer in layers:
                 layer.training = False
+
+
+def backbone_of(base: PreTrainedModel) -> nn.Module:
+    """The part of a model before its head. Raises UserError if there is none that gives hidden states."""
+    parts = (base.base_model, base.get_decoder(), getattr(base, "model", None))  # the first is the whole model if its class misnames it
+    part = next((part for part in parts if part is not None and part is not base and part is not base.get_output_embeddings()), None)
+    if part is None:
+        raise UserError(f"{type(base).__name__} has no part before its output head that gives hidden states")
+    return part
+
+
+def logit_softcap(text_config: PretrainedConfig) -> float | None:
+    """The soft-cap of the model's logits, if it has one: c tanh(logits / c)."""
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return next((cap for name in names if (cap := getattr(text_config, name, None))), None)
 
 
 def all_logps(policy: Policy, batch: Batch, rows: Tensor, max_tokens: int, *, shared: bool = True) -> Tensor:

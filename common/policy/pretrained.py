@@ -27,6 +27,8 @@ from common.policy.model_files import check_texts, check_tokenizer_files, check_
 from common.tiny.model import SHIPPED, tiny_model
 from common.tiny.task import Arithmetic
 
+BY_LENGTH = ("longrope", "dynamic")  # kinds of rotary positions that transformers computes anew for a longer batch
+
 
 def model_folder(config: SamplingConfig) -> str:
     """The argument for from_pretrained: `--model`, or the folder of the embedded model, which is made now if it is not there."""
@@ -55,6 +57,10 @@ def load_tokenizer(config: SamplingConfig) -> tuple[PreTrainedTokenizerBase, Pre
     if config.model != "tiny":
         check_weights(config.model, skeleton)
     check_tokens(config, tokenizer, load_generation_config(config, model_config), skeleton.get_input_embeddings().weight.shape[0])
+    whole = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 0
+    if context_length(model_config) < whole:
+        say(f"note: {context_length(model_config)} of the model's {whole} tokens of context are used: in longer texts its log-probs would "
+            "depend on the other texts of a batch")
     return tokenizer, model_config
 
 
@@ -63,14 +69,19 @@ def load_model_config(config: SamplingConfig) -> PretrainedConfig:
     if config.model != "tiny":
         check_texts(config.model)
     model_config = _loaded(config, AutoConfig)
+    check_decoder(config.model, model_config)
+    return model_config
+
+
+def check_decoder(model: str, model_config: PretrainedConfig) -> None:
+    """Raises UserError if the model does not write text token by token, by its config."""
     names = getattr(model_config, "architectures", None) or ["CausalLM"]
     whole = any(part in name for name in names for part in ("CausalLM", "LMHead", "ConditionalGeneration"))
     # models that read a text in both directions have a field that says whether they are used as a decoder
     one_way = not getattr(model_config, "is_encoder_decoder", False) and getattr(model_config, "is_decoder", True)
     if not (whole and one_way and type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING):
-        raise UserError(f"--model {config.model} is a {model_config.model_type} model ({', '.join(map(str, names))}), which does not write "
-                        "text token by token; give a decoder model with its output head, such as Llama, Qwen, Mistral, Gemma")
-    return model_config
+        raise UserError(f"--model {model} is a {model_config.model_type} model ({', '.join(map(str, names))}), which does not write text "
+                        "token by token; give a decoder model with its output head, such as Llama, Qwen, Mistral, Gemma")
 
 
 def _loaded(config: SamplingConfig, kind: Any) -> Any:
@@ -86,8 +97,16 @@ def _loaded(config: SamplingConfig, kind: Any) -> Any:
 
 
 def context_length(model_config: PretrainedConfig) -> int:
-    """The context length of the model in tokens, for prompt and completion together."""
-    return getattr(model_config.get_text_config(), "max_position_embeddings", None) or 4096
+    """The context length of the model in tokens, for prompt and completion together.
+
+    Some models turn the positions of all rows by the longest row of a batch, once it is longer than the texts of their pre-training. The
+    log-probs of a text would depend on its batch, by up to 5 nats in a random model. For them it is the length up to which they do not.
+    """
+    longest = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 4096
+    rope = getattr(model_config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    steady = [kind.get("original_max_position_embeddings") or longest for kind in kinds if kind.get("rope_type") in BY_LENGTH]
+    return min(longest, *steady) if steady else longest
 
 
 def load_generation_config(config: SamplingConfig, model_config: PretrainedConfig) -> GenerationConfig:
@@ -137,8 +156,7 @@ def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig)
     Raises UserError if `--adapter` or `--lora_target_modules` do not fit the model.
     """
     try:
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+        skeleton = skeleton_of(model_config)
     except Exception as error:  # a config may hold numbers with which a model cannot be made in a hundred ways
         raise UserError(f"--model {config.model}: no model can be made from its config.json: {words(error)}; download it again") from error
     layers = linear_layers(skeleton)
@@ -157,6 +175,12 @@ def check_against_shapes(config: SamplingConfig, model_config: PretrainedConfig)
         if settings["lora_dropout"]:
             say(f"note: the adapter {config.adapter} was trained with dropout {settings['lora_dropout']}; here dropout is off")
     return skeleton
+
+
+def skeleton_of(model_config: PretrainedConfig) -> PreTrainedModel:
+    """The model without weights. Raises whatever a model class raises."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
 
 
 def first_adapter(config: SamplingConfig) -> str | None:

@@ -9,11 +9,13 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common import parallel
 from common.config import SamplingConfig
 from common.console import say
+from common.policy.families import check_family
 from common.policy.policy import Policy
 from common.rollout.engine import Engine
 from common.rollout.parity import check_parity, probes
 from common.rollout.shared_engine import SharedEngine
 from common.rollout.transformers_engine import TransformersEngine
+from common.rollout.trial import check_sampling
 from common.rollout.vllm_engine import VLLMEngine
 from common.rollout.vllm_servers import VLLMServers
 
@@ -22,9 +24,13 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
                 prompts: list[tuple[int, ...]]) -> Engine:
     """Starts the engine of `--engine` and returns it. A trainer then calls `connect`. `prompts`: all prompts of the run.
 
-    Called before the trainer's model is loaded, as vLLM measures the free memory of the GPU and takes its share.
+    Called before the trainer's model is loaded, as vLLM measures the free memory of the GPU and takes its share. Raises UserError for a
+    family of models that does not work here.
     """
     name, why = choose_engine(config)
+    fit = check_family(config, model_config)
+    if name == "transformers":
+        check_sampling(config, tokenizer, model_config, fit)
     where = "other cards" if name == "servers" else "cuda" if torch.cuda.is_available() else "cpu"
     say(f"engine: {name} on {where} ({why})")
     if config.top_p < 1:

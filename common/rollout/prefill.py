@@ -14,15 +14,43 @@ import sys
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 from common.policy.packing import Ids
 from common.policy.policy import Policy
 
 
 def window_of(policy: Policy) -> int:
-    """The number of tokens that the cache of every layer holds. A sliding-window layer keeps only the last tokens, its window."""
+    """The number of tokens that the cache of every layer holds. A sliding-window layer keeps only the last tokens, its window.
+
+    0 for models with a layer that has a state in place of keys and values: what the state was at an earlier token cannot be had.
+    """
     layers = DynamicCache(config=policy.base.config.get_text_config()).layers
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return 0
     return min((layer.sliding_window for layer in layers if layer.is_sliding), default=sys.maxsize)
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Makes the cache that of these rows alone, (R,) int64. Tensors are replaced and never changed in place."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):  # written to in place later on
+            layer.conv_states, layer.recurrent_states = ({i: state if state is None else state[rows] for i, state in states.items()}
+                                                         for states in (layer.conv_states, layer.recurrent_states))
+        if isinstance(layer, DynamicLayer):
+            layer.batch_select_indices(rows)
+
+
+@torch.inference_mode()
+def cache_bytes(policy: Policy) -> tuple[int, int]:
+    """Bytes of a row of the model's cache: of keys and values for each token, and of states, whatever the row's length."""
+    cache = DynamicCache(config=policy.base.config.get_text_config())
+    policy.hidden_states(torch.zeros(1, 1, dtype=torch.long, device=policy.device), past_key_values=cache, use_cache=True)
+    growing = [x for layer in cache.layers if isinstance(layer, DynamicLayer) for x in (layer.keys, layer.values)]
+    states = [state for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)
+              for state in (*layer.conv_states.values(), *layer.recurrent_states.values())]
+    per_token, fixed = (sum(x.numel() * x.element_size() for x in tensors if x is not None) for tensors in (growing, states))
+    return per_token, fixed
 
 
 def trunks_of(prompts: list[Ids], window: int) -> dict[Ids, Ids]:
@@ -64,7 +92,7 @@ class Prompts:
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]  # below, tensors are replaced and never changed in place
         if width >= self.window or (width == length and not beyond.any()):
-            cache.batch_select_indices(rows)
+            select_rows(cache, rows)
             attention = self.attention[rows]
         else:  # each prompt moves to the right end
             columns = width - length + torch.arange(length, device=rows.device)[None] - beyond[:, None]  # (R, L)
@@ -80,7 +108,8 @@ class Prompts:
 def drop_padding(attention: Tensor, cache: DynamicCache) -> Tensor:
     """The mask (R, L) without its first columns, if no row attends to them. The cache loses these columns as well."""
     unused = int(attention.any(dim=0).int().argmax())
-    if not unused or any(layer.is_sliding for layer in cache.layers):  # a sliding-window layer counts the tokens that it has seen
+    plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+    if not unused or not plain:  # a sliding-window layer counts the tokens that it has seen
         return attention
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.policy.policy import Policy
 from common.records import Completion, Request, hash_seeds
 from common.rollout.draw import draw_tokens, uniforms
-from common.rollout.prefill import Prompts, drop_padding, trunks_of, window_of
+from common.rollout.prefill import Prompts, cache_bytes, drop_padding, select_rows, trunks_of, window_of
 from common.rollout.text import decode, stop_at
 
 # Memory for the keys and values of one batch. On CPU it is a constant, so that batches do not depend on other programs; 2 GiB hold 256
@@ -58,12 +58,10 @@ class TransformersEngine:
         self.policy = policy
         self.device = policy.device
         self.chunk = MAX_ROWS[self.device.type]
-        config = policy.base.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        width = 2 if policy.dtype == torch.bfloat16 else 4
         self.stop_ids = np.array(sorted(policy.stop_ids), dtype=np.int64)
-        self.cache_bytes_per_token = 2 * config.num_hidden_layers * heads * head_size * width
+        per_token, fixed = cache_bytes(policy)
+        self.cache_bytes_per_token = max(1, per_token)  # a model may have states alone
+        self.state_tokens = -(-fixed // self.cache_bytes_per_token)  # a row's states take as much memory as so many tokens
         self.sync()
 
     def sync(self) -> None:
@@ -100,7 +98,7 @@ class TransformersEngine:
         # by seed last, so that the caller's order does not show even in the last bits of the log-probs
         order = sorted(families, key=lambda trunk: (len(trunk), min(requests[i].seed for i in families[trunk])))
         limit = min(PREFILL_TOKENS, self._room() // 4)  # the rest of the room is for the completions' keys and values
-        for part in cut_padded([(len(trunk),) for trunk in order], limit, len(order)):
+        for part in cut_padded([(len(trunk) + self.state_tokens,) for trunk in order], limit, len(order)):
             yield [i for trunk in order[part] for i in families[trunk]]
 
     def _batches(self, requests: list[Request], together: list[int], prompts: Prompts) -> Iterator[_Rows]:
@@ -109,7 +107,7 @@ class TransformersEngine:
         room = self._room() - (prompts.tokens if self.device.type == "cpu" else 0)
         order = sorted(together, key=lambda i: (requests[i].max_tokens, len(requests[i].prompt_ids), requests[i].seed))
         waiting = [(i, sample) for i in order for sample in range(requests[i].n)]
-        sizes = [(max(len(requests[i].prompt_ids), prompts.min_columns), requests[i].max_tokens) for i, _ in waiting]
+        sizes = [(max(len(requests[i].prompt_ids), prompts.min_columns) + self.state_tokens, requests[i].max_tokens) for i, _ in waiting]
         for part in cut_padded(sizes, room, MAX_ROWS[self.device.type]):
             yield _Rows([requests[i] for i, _ in waiting[part]], waiting[part])
 
@@ -137,7 +135,7 @@ class TransformersEngine:
                 return
             if going.mean() < 0.9:  # dropping rows copies the cache, which is not worth it for a few rows
                 kept = torch.from_numpy(np.flatnonzero(going)).to(self.device)
-                cache.batch_select_indices(kept)
+                select_rows(cache, kept)
                 alive, tokens, attention, positions = alive[going], tokens[kept], attention[kept], positions[kept]
                 temperature, top_p = temperature[kept], top_p[kept]
                 attention = drop_padding(attention, cache)

@@ -46,8 +46,8 @@ def test_importance_weights_stay_finite_where_the_sampler_was_sure_of_the_imposs
     assert_close(weights, torch.tensor([[2.0]]))
 
 
-def _full(hidden, weight, tokens, temperature, softcap):
-    logits = hidden @ weight.T
+def _full(hidden, weight, tokens, temperature, softcap, bias=0.0, scale=1.0):
+    logits = scale * (hidden @ weight.T + bias)
     logits = softcap * torch.tanh(logits / softcap) if softcap else logits
     logps = torch.log_softmax(logits / temperature, -1)
     return logps.gather(-1, tokens[:, None])[:, 0], -(logps.exp() * logps).sum(-1)
@@ -83,6 +83,25 @@ def test_the_entropy_has_the_gradient_of_the_full_computation(softcap, rows, alo
         loss = (entropy * weights[0]).sum() + (0.0 if alone else (logps * weights[1]).sum())
         gradients += torch.autograd.grad(loss, hidden)
     assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 0.0625, 6.5])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_bias_and_a_factor_of_the_head(softcap, scale, biased):
+    generator = torch.Generator().manual_seed(2)
+    hidden = (torch.randn(10, 16, generator=generator) / 4).requires_grad_()
+    weight, tokens = torch.randn(50, 16, generator=generator), torch.randint(50, (10,), generator=generator)
+    bias = torch.randn(50, generator=generator) if biased else None
+    weights = torch.randn(2, 10, generator=generator)
+    ours = selected_logps(hidden, weight, tokens, temperature=0.7, softcap=softcap, bias=bias, scale=scale, entropy=True,
+                          chunk_elements=150)
+    expected = _full(hidden, weight, tokens, 0.7, softcap, 0.0 if bias is None else bias, scale)
+    assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad((weights[0] * logps + weights[1] * entropy).sum(), hidden)[0] for logps, entropy in (ours, expected)]
+    assert_close(*gradients, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="frozen"):
+        selected_logps(hidden, weight, tokens, temperature=1.0, bias=torch.zeros(50, requires_grad=True))
 
 
 def test_no_tensor_of_all_rows_by_the_vocabulary_is_made():
