@@ -311,8 +311,7 @@ def train(config: Config) -> None:
                 "learning_rate": learning_rate_at(step, config),
                 "sampling/sampling_logp_difference/mean": means.mean("difference"),
                 "sampling/sampling_logp_difference/max": means.max("difference"),
-                "value/states": len(values), "value/continuations": len(values) * config.mc_samples,
-                "value/frac_mixed": frac_mixed,
+                "value/states": len(values), "value/continuations": len(values) * config.mc_samples, "value/frac_mixed": frac_mixed,
                 "value/mean_abs_advantage": sum(abs(a) for row in steps for a in row) / sum(map(len, steps))}
 
         # 7 sync the sampler

@@ -65,7 +65,10 @@ class Row:
 
 
 def settings_of(config_class: type[PretrainedConfig]) -> PretrainedConfig:
-    return config_class(**SETTINGS.get(config_class.model_type, {}))
+    """A config as the family's models have it."""
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    name = (classes[0] if isinstance(classes, tuple) else classes).__name__
+    return config_class(**SETTINGS.get(config_class.model_type, {}), architectures=[name])
 
 
 def try_family(config_class: type[PretrainedConfig]) -> Row:

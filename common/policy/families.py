@@ -129,7 +129,8 @@ def trial(small: PretrainedConfig, targets: tuple[str, ...] = ()) -> Fit:
 
 def short(error: Exception) -> str:
     """What an error says, without the families that work."""
-    return words(error).replace(f"; {WORKING}", "")[:160]
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return (kind + words(error).replace(f"; {WORKING}", ""))[:160]
 
 
 def small_policy(small: PretrainedConfig, fit: Fit, targets: tuple[str, ...] = (), tokenizer: Any = PLAIN) -> Policy:

@@ -77,8 +77,9 @@ def check_decoder(model: str, model_config: PretrainedConfig) -> None:
     """Raises UserError if the model does not write text token by token, by its config."""
     names = getattr(model_config, "architectures", None) or ["CausalLM"]
     whole = any(part in name for name in names for part in ("CausalLM", "LMHead", "ConditionalGeneration"))
-    # models that read a text in both directions have a field that says whether they are used as a decoder
-    one_way = not getattr(model_config, "is_encoder_decoder", False) and getattr(model_config, "is_decoder", True)
+    # models that read a text in both directions have a field that says whether they are used as a decoder; GPT-NeoX has it too, unused
+    one_way = getattr(model_config, "is_decoder", True) or any("ForCausalLM" in name for name in names)
+    one_way = one_way and not getattr(model_config, "is_encoder_decoder", False)
     if not (whole and one_way and type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING):
         raise UserError(f"--model {model} is a {model_config.model_type} model ({', '.join(map(str, names))}), which does not write text "
                         "token by token; give a decoder model with its output head, such as Llama, Qwen, Mistral, Gemma")
