@@ -23,6 +23,9 @@ from common.policy import load
 from common.policy.pretrained import load_tokenizer
 from common.rollout.shared_engine import SharedEngine
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from shapes import write_config
+
 
 def call_with_gloo(real, backend, **options):
     """A machine without cards has no NCCL."""
@@ -228,6 +231,29 @@ def test_an_engine_that_nobody_needs_any_more_takes_no_connections_with_it():
         return parallel.count()  # else one process could wait for another that has left
 
     assert in_processes(2, work) == ([2, 2], [0, 0])
+
+
+@pytest.mark.parametrize("typed", [None, 0.5])
+def test_all_processes_make_the_plan_of_the_smallest_card(typed, tmp_path, monkeypatch):
+    """Cards of 24 GB with 20 free, and of 80 GB with 30 free: each gives vLLM the same bytes."""
+    from common.run import memory_plan
+
+    model = write_config("Qwen2.5-7B", tmp_path)
+    free = [(20e9, 24e9), (30e9, 80e9)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: os.environ.get("WORLD_SIZE") is None)  # not while it joins
+    monkeypatch.setattr(memory_plan, "card_memory", lambda: free[parallel.rank()])
+
+    def plan(rank):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        config = CommonConfig(model=str(model), dataset="gsm8k", load_in_4bit=True, engine="vllm")
+        if typed:
+            config.vllm_gpu_memory_utilization, config.given = typed, frozenset({"vllm_gpu_memory_utilization"})
+        made = memory_plan.plan_run(config)
+        return made, config.max_tokens_per_microbatch, config.planned, config.vllm_gpu_memory_utilization * free[rank][1]
+
+    (small, large), codes = in_processes(2, plan)
+    assert codes == [0, 0] and small[:3] == large[:3]
+    assert typed or small[3] == pytest.approx(large[3], rel=0.01)
 
 
 def test_a_launch_without_all_that_it_takes_is_refused(monkeypatch):

@@ -274,9 +274,9 @@ def plan_run(config: CommonConfig) -> Plan | None:
         return make_plan(wanted, shape, config.plan_memory * GB, config.given)
     free, whole = card_memory()
     # all processes make the same plan: the one for the card with the least free memory
-    card = min(parallel.gather([free + min(CONTEXT_BYTES, whole - free)], "free memory"))
+    card, smallest = map(min, zip(*parallel.gather([(free + min(CONTEXT_BYTES, whole - free), whole)], "memory"), strict=True))
     # vLLM counts in shares of the whole card, whatever is free of it
-    wanted = dataclasses.replace(wanted, vllm_gpu_memory_utilization=min(1.0, config.vllm_gpu_memory_utilization * whole / card))
+    wanted = dataclasses.replace(wanted, vllm_gpu_memory_utilization=min(1.0, config.vllm_gpu_memory_utilization * smallest / card))
     plan = make_plan(wanted, shape, card, config.given)
     if plan.settings is None:
         raise UserError(*table(plan, wanted))
