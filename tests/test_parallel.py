@@ -214,7 +214,14 @@ def test_whether_rows_are_packed_is_the_same_in_all_processes(monkeypatch):
     config = CommonConfig()
     files = load_tokenizer(config)
     monkeypatch.setattr(load, "keeps_packed_rows_apart", lambda policy: parallel.rank() == 0)  # the card of process 1 cannot
-    assert in_processes(2, lambda rank: load.load_policy(config, *files).packs) == ([False, False], [0, 0])
+
+    def work(rank):
+        said = []
+        monkeypatch.setattr(load, "say", said.append)
+        return load.load_policy(config, *files).packs, [line.partition(", as")[0] for line in said]
+
+    note = "note: rows are padded and prompts not shared in the update"
+    assert in_processes(2, work) == ([(False, [note]), (False, [])], [0, 0])
 
 
 def test_an_engine_that_nobody_needs_any_more_takes_no_connections_with_it():

@@ -120,4 +120,6 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     fit_head(policy)
     padded = not (policy.packs and fit.packs and keeps_packed_rows_apart(policy))
     policy.packs = not parallel.anywhere(padded, "whether rows are padded")  # it decides which rows are whose
+    if not (padded or policy.packs):
+        say("note: rows are padded and prompts not shared in the update, as another process of this run needs that")
     return policy
