@@ -180,6 +180,8 @@ class CommonConfig(SamplingConfig):
     candidate_choice: Literal["epochs", "memory"] = flag(
         "epochs", "problems", "Candidates. epochs: the next of the epoch. memory: those that look most learnable by earlier steps.")
     buffer_steps: int | None = flag(None, "problems", "Steps after which buffer chooses its problems again. Default: 10.")
+    sample_ahead: int = flag(
+        0, "completions", "1: vLLM servers sample the next step while this one updates, from the adapter of before. 0: in turn.")
     vllm_enable_sleep_mode: bool = flag(
         True, "completions", "On a GPU, vLLM gives up the memory of its keys and values during the update.")
 
@@ -235,6 +237,10 @@ class CommonConfig(SamplingConfig):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         self._check_sampling()
         self._check_reward()
+        _require(self.sample_ahead in (0, 1), "sample_ahead", self.sample_ahead, "0 or 1")
+        if self.sample_ahead and not (self.vllm_server_base_url and self.importance_cap > 0 and self.sampling == "uniform"):
+            raise UserError("--sample_ahead 1 needs servers (--vllm_server_base_url), importance weights (--importance_cap above 0), and "
+                            "--sampling uniform, which chooses problems before it knows how this step went")
         completions = self.problems_per_step * self.num_generations
         _require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches,
                  f"at most the {completions} completions of a step")
@@ -304,20 +310,3 @@ def _require(condition: bool, name: str, value: object, wanted: str) -> None:
 
 
 C = TypeVar("C", bound=SamplingConfig)
-
-
-def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any], given: Set[str] | None = None) -> C:
-    """The config that has `typed` flags, else `saved` flags, else the defaults of the embedded model, else those of the script.
-
-    saved: flags of a config.json. typed: flags of the command line. given: names of the saved flags that were typed for that run; None:
-    all of them. The other saved flags are defaults of that time. They count if both runs have the embedded model, or neither.
-    """
-    given = set(saved) if given is None else given & set(saved)
-    chosen = {**{name: saved[name] for name in given}, **typed}
-    config = config_class(**{**saved, **typed})
-    defaults = {} if (config.model == "tiny") != (saved.get("model", config.model) == "tiny") else saved
-    own = config.embedded_defaults()
-    longest = {name: own[name] for name in ("max_completion_length",) if name in own}  # for this run's problems
-    config = config_class(**{**own, **defaults, **longest, **chosen})
-    config.given = frozenset(chosen)
-    return config

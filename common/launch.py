@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from common import parallel
-from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig, resolve
+from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig
 from common.console import fail, guard, say
 from common.errors import UserError
 from common.interrupt import Stop, Stopped
@@ -37,7 +37,7 @@ from common.run.folder import CONFIG, is_begun
 from common.run.go_on import script_of, stopped_line
 from common.run.rescue import cause, remedy
 from common.run.resume import IDENTITY, checkpoints, find_checkpoint, step_of
-from common.run.saved_config import PATHS, Saved, all_flags, different, read_config, what_differs
+from common.run.saved_config import PATHS, Saved, all_flags, different, read_config, resolve, what_differs
 
 # errors of a path that the user has named, which no script can put right
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE}

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.config import CommonConfig
 from common.errors import UserError
-from common.records import Group, Problem, derive_seed
+from common.records import Completion, Group, Problem, derive_seed
 from common.rollout.rounds import Fill, verify
 from common.run.run import Run
 from common.verify.rewards import Reward
@@ -131,6 +131,7 @@ class ProblemSampler:
         self.buffer: list[str] = []  # problem ids, with `--sampling buffer`
         self.memory = Memory()
         self.tried: list[Group] = []  # all groups of this step, chosen or not
+        self.ahead: list[Group] = []  # with --sample_ahead: those of the next step, which are being sampled
 
     def choose(self, step: int) -> list[Group]:
         """The groups of the step, one per chosen problem.
@@ -138,7 +139,12 @@ class ProblemSampler:
         lilo, adaptive and dynamic choose by completions that they sample and verify. Their groups come with these completions and
         rewards. The groups of uniform and buffer are still empty.
         """
-        self.step, self.tried = step, []
+        self.step, self.tried, self.stale = step, [], bool(self.ahead)
+        if self.ahead:
+            self.tried, self.ahead = self.ahead, []
+            # those that a checkpoint has waited for; the others are sampled, and counted, in phase 2
+            self.run.count([completion for group in self.tried for completion in group.completions])
+            return self.tried
         return {"uniform": self._uniform, "lilo": self._lilo, "adaptive": self._adaptive, "dynamic": self._dynamic,
                 "buffer": self._buffer}[self.config.sampling]()
 
@@ -146,6 +152,8 @@ class ProblemSampler:
         """Remembers the outcomes of the step. All its completions must have been verified."""
         self._note_first_learnability()
         self.memory.record(self.tried, self.step)
+        if self.config.sample_ahead and self.step < self.config.max_steps:
+            self._begin_next()
 
     def metrics(self, chosen: list[Group]) -> dict[str, float]:
         """The metrics `sampling/*`, over all groups that were tried in the step, chosen or not.
@@ -158,18 +166,34 @@ class ProblemSampler:
                 "sampling/frac_mixed": float(np.mean([mixed for mixed, _ in outcomes])),
                 "sampling/candidates": float(len(self.tried)),
                 "sampling/learnability_candidates": float(np.mean([group.first_learnability for group in self.tried])),
-                "sampling/learnability_batch": float(np.average(learnability_of(chosen), weights=[group.wanted for group in chosen]))}
+                "sampling/learnability_batch": float(np.average(learnability_of(chosen), weights=[group.wanted for group in chosen])),
+                **({"sampling/staleness": float(self.stale)} if self.config.sample_ahead else {})}  # updates since their adapter
 
     def state_dict(self) -> dict[str, Any]:
-        return {"drawn": self.epochs.drawn, "buffer": self.buffer, "totals": self.memory.totals, "recent": self.memory.recent}
+        if self.ahead:
+            self.fill(self.ahead)  # waits: the adapter that they come from is in no checkpoint
+        ahead = [{"problem": group.problem.id, "seed": group.seed, "completions": [
+            [one.ids, one.logps, one.finish_reason, one.text] for one in group.completions]} for group in self.ahead]
+        return {"drawn": self.epochs.drawn, "buffer": self.buffer, "totals": self.memory.totals, "recent": self.memory.recent,
+                **({"ahead": ahead} if ahead else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs.drawn, self.buffer = state["drawn"], state.get("buffer", [])  # checkpoints of older versions have only "drawn"
         self.memory.totals, self.memory.recent = state.get("totals", {}), state.get("recent", {})
+        self.ahead = [Group(self.by_id[one["problem"]], self.config.num_generations, one["seed"],
+                            completions=[Completion(*completion) for completion in one["completions"]]) for one in state.get("ahead", [])]
         gone = [name for name in self.buffer if name not in self.by_id]
         if gone:  # seen earlier, unless the checkpoint is of an older version
             raise UserError(f"--dataset {self.config.dataset} has no usable row {gone[0]}, which the resumed run has in its buffer; put "
                             "back the data that it was trained on, or start a new run from the checkpoint's adapter with --adapter")
+
+    def _begin_next(self) -> None:
+        """Chooses the problems of the next step, and has servers sample them while this step updates."""
+        now = self.step, self.tried
+        self.step, self.tried = self.step + 1, []
+        self.ahead = self._uniform()
+        self.step, self.tried = now
+        self.fill(self.ahead, ahead=True)
 
     # ---- the ways of --sampling -------------------------------------------------------------------------------------
 

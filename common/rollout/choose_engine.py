@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common import parallel
 from common.config import SamplingConfig
 from common.console import say
+from common.errors import UserError
 from common.policy.families import check_family
 from common.policy.policy import Policy
 from common.rollout.engine import Engine
@@ -37,6 +38,8 @@ def make_engine(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, mode
         say("note: with --top_p below 1 the tokens come from a truncated distribution that the trainer does not reproduce: "
             "the importance weights are biased")
     parallel.agree({"engine": name})
+    if getattr(config, "sample_ahead", 0) and parallel.count() > 1:  # eval.py has no such flag
+        raise UserError("--sample_ahead 1 works with one process: leave it out, or start the script without torchrun")
     engine: Engine
     if name == "transformers":
         engine = TransformersEngine(prompts)

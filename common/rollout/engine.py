@@ -32,5 +32,8 @@ class Engine(Protocol):
     def sleep(self) -> None:
         """Gives up memory that only sampling needs. The next `generate` takes it back."""
 
+    def begin(self, requests: list[Request]) -> None:
+        """Samples in the background, from the adapter of now: `generate` of the same requests gives what came. Only servers have this."""
+
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         """completions[i] are the `n` samples of requests[i]."""

@@ -11,18 +11,24 @@ from common.records import Completion, Group, Problem, Request, derive_seed
 from common.rollout.engine import Engine
 from common.verify.rewards import Reward, VerifierReward
 
-# Samples the completions that groups still lack, adds them to the groups, and returns the new completions
-Fill = Callable[[list[Group]], list[Completion]]
+# Samples the completions that groups still lack, adds them to the groups, and returns the new completions: `sample`, without the engine
+Fill = Callable[..., list[Completion]]
 
 
-def sample(groups: list[Group], engine: Engine, config: SamplingConfig) -> list[Completion]:
-    """Samples the completions that the groups still lack, in one call of the engine, and adds them. Returns the new completions."""
+def sample(groups: list[Group], engine: Engine, config: SamplingConfig, ahead: bool = False) -> list[Completion]:
+    """Samples the completions that the groups still lack, in one call of the engine, and adds them. Returns the new completions.
+
+    ahead: only begins to sample, in the background. The next call for the same groups gives the completions.
+    """
     lacking = [group for group in groups if len(group.completions) < group.wanted]
     requests = [
         Request(group.problem.prompt_ids, derive_seed(group.seed, "more", len(group.completions)) if group.completions else group.seed,
                 group.wanted - len(group.completions), config.max_completion_length,
                 config.temperature if group.temperature is None else group.temperature, config.top_p, tuple(config.stop or ()))
         for group in lacking]
+    if ahead:
+        engine.begin(requests)
+        return []
     new = engine.generate(requests) if requests else []
     for group, completions in zip(lacking, new, strict=True):
         group.completions += completions

@@ -38,6 +38,29 @@ SHARED_S = 60.0  # seconds until a folder that was just written must be seen on 
 PAUSE_S = 5.0  # seconds between two looks at the servers, while nothing happens
 
 
+class Begun:
+    """Requests that are sampled in a thread of their own."""
+
+    def __init__(self, requests: list[Request], work: Callable[[], list[list[Completion]]]) -> None:
+        self.requests, self.work = requests, work
+        self.found: list[list[Completion]] | BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.found = self.work()
+        except BaseException as error:
+            self.found = error
+
+    def result(self) -> list[list[Completion]]:
+        """Waits for the completions. Raises what went wrong."""
+        self.thread.join()
+        if isinstance(self.found, BaseException):
+            raise self.found
+        return self.found or []
+
+
 class VLLMServers:
     """Samples with vLLM servers, which read the adapters of the run from a folder that all machines share.
 
@@ -57,6 +80,7 @@ class VLLMServers:
             raise UserError("--vllm_server_base_url names a server twice: name each server once")
         self.tokenizer, self.closed = tokenizer, False
         self.policy: Policy | None = None
+        self.begun: Begun | None = None
         self.only: Member | None = None  # the one server that samples, while it is compared with the trainer
         self.stop_ids = stop_token_ids(tokenizer, load_generation_config(config, model_config))
         self.vocabulary = model_config.get_text_config().vocab_size
@@ -88,14 +112,28 @@ class VLLMServers:
         self._use(lambda folder: policy.save(folder, policy.dtype))
 
     def sleep(self) -> None:
-        """Nothing to free: the servers' memory is not the trainer's."""
+        """Nothing to free. It is the last moment of a step at which the policy is that of the servers: lost ones are taken back now."""
+        for member in self.members:
+            self._take_back(member)
+
+    def begin(self, requests: list[Request]) -> None:
+        """Samples these requests in the background, from the adapter of now: `generate` of the same requests gives what came."""
+        self.begun = Begun(requests, lambda adapter=self.adapter: self._sample(requests, adapter, False))
 
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         """completions[i] are the `n` samples of requests[i]. Raises UserError if no server answers for `--vllm_server_timeout` seconds."""
-        work, seen = Work(requests, self._ask, self._lose), time.monotonic()
+        begun = self.begun
+        if begun and begun.requests == requests:
+            self.begun = None
+            return begun.result()
+        return self._sample(requests, self.adapter, True)
+
+    def _sample(self, requests: list[Request], adapter: tuple[str, Path] | None, here: bool) -> list[list[Completion]]:
+        """As `generate`, from an adapter that the servers have. here: the policy is that of the current adapter, and stands still."""
+        work, seen = Work(requests, lambda server, request: self._ask(server, request, adapter), self._lose), time.monotonic()
         try:
             while not work.finished:
-                self._look_after(work)
+                self._look_after(work, here)
                 if work.shifts:
                     seen = time.monotonic()
                 elif time.monotonic() - seen > self.timeout:
@@ -217,6 +255,8 @@ class VLLMServers:
 
     def _lose(self, member: Member, why: str) -> None:
         """Notes that a server is lost, and begins to look for it."""
+        if not member.up:  # another call has lost it already
+            return
         say(f"note: lost {member.server.url} ({why[:200]}); its requests go to the others, and it gets new ones when it is back")
         member.up, member.said = False, why
         threading.Thread(target=self._seek, args=[member], daemon=True).start()
@@ -229,15 +269,17 @@ class VLLMServers:
             try:
                 if member.server.healthy():
                     self._check(member.server)
-                    if adapter:
-                        member.server.load(adapter[0], str(adapter[1]), self.rank or 1)
-                    member.found = adapter, [self._ask(member.server, request, self.timeout) for request in self._probes()]
+                    for name, folder in filter(None, (self.before, adapter)):  # what samples ahead has the one before
+                        member.server.load(name, str(folder), self.rank or 1)
+                    member.found = adapter, [self._ask(member.server, request, adapter, self.timeout) for request in self._probes()]
                     return
             except (Lost, NotThere, UserError) as error:
                 self._keep_out(member, error)
 
     def _take_back(self, member: Member) -> None:
         """Takes back a server that was found, if what it sampled is of the policy as it is."""
+        if not member.found:
+            return
         (adapter, groups), member.found = member.found, None
         why = why_apart(self.policy, self._probes(), groups) if self.policy is not None and adapter is self.adapter else ""
         if why:
@@ -260,17 +302,17 @@ class VLLMServers:
     def _complaints(self) -> str:
         return "; ".join(f"{member.server.url}: {member.said[:200]}" for member in self._used())
 
-    def _look_after(self, work: Work) -> None:
+    def _look_after(self, work: Work, here: bool) -> None:
         """Gives up servers that hang, takes back those that work again, and puts those that are up to work."""
         for member in self._used():
             work.listen(member, self.pause, self.timeout)
-            if member.found:
+            if here:
                 self._take_back(member)
         work.start(self._used())
 
-    def _ask(self, server: Server, request: Request, seconds: float | None = None) -> list[Completion]:
+    def _ask(self, server: Server, request: Request, adapter: tuple[str, Path] | None, seconds: float | None = None) -> list[Completion]:
         """The completions of one request by one server, in at most `seconds`. Raises Lost, UserError."""
-        name, salt = (self.adapter[0],) * 2 if self.adapter else (server.model, f"vinery-{self.run}")
+        name, salt = (adapter[0],) * 2 if adapter else (server.model, f"vinery-{self.run}")
         seed = int(hash_seeds(np.uint64(request.seed), 0)) % 2**62  # vLLM adds the number of the sample to it
         stop_ids = sorted(self.stop_ids | tokens_named(self.tokenizer, request.stop))
         found = server.sample(request, name, salt, seed, stop_ids, self.vocabulary, seconds)

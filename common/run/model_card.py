@@ -10,9 +10,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from common.config import CommonConfig, resolve
+from common.config import CommonConfig
 from common.registered import REGISTERED
 from common.run.folder import EVALUATIONS, evaluation_names
+from common.run.saved_config import resolve
 
 # flags that have no influence on the model, and names of machines
 LOCAL = ("output_dir", "config", "resume_from_checkpoint", "report_to", "vllm_server_base_url", "vllm_server_timeout")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from common.config import PLANNED, SamplingConfig, resolve
+from common.config import PLANNED, C, SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.files import without_repeats
@@ -30,6 +30,23 @@ class Saved(NamedTuple):
     flags: dict[str, Any]  # without START_FLAGS and derived values
     given: Set[str] = frozenset()  # names of the flags that were typed; the others are defaults of that time
     derived: dict[str, Any] = {}  # noqa: RUF012 -- never changed. Values that the run worked out itself
+
+
+def resolve(config_class: type[C], saved: dict[str, Any], typed: dict[str, Any], given: Set[str] | None = None) -> C:
+    """The config that has `typed` flags, else `saved` flags, else the defaults of the embedded model, else those of the script.
+
+    saved: flags of a config.json. typed: flags of the command line. given: names of the saved flags that were typed for that run; None:
+    all of them. The other saved flags are defaults of that time. They count if both runs have the embedded model, or neither.
+    """
+    given = set(saved) if given is None else given & set(saved)
+    chosen = {**{name: saved[name] for name in given}, **typed}
+    config = config_class(**{**saved, **typed})
+    defaults = {} if (config.model == "tiny") != (saved.get("model", config.model) == "tiny") else saved
+    own = config.embedded_defaults()
+    longest = {name: own[name] for name in ("max_completion_length",) if name in own}  # for this run's problems
+    config = config_class(**{**own, **defaults, **longest, **chosen})
+    config.given = frozenset(chosen)
+    return config
 
 
 def read_record(path: Path) -> dict[str, Any]:

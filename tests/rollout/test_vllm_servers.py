@@ -747,3 +747,31 @@ def test_an_evaluation_on_servers_is_that_of_the_transformers_engine(embedded, f
         assert not (tmp_path / name / "adapters").exists()
     salts = {body["cache_salt"] for fake in embedded for body in sampled(fake)}
     assert len(salts) > 2 and not any(fake.loaded for fake in embedded)
+
+
+def test_servers_sample_a_step_ahead(embedded, tmp_path, monkeypatch):
+    flags = [*RANK, "--eval_steps", "2", "--lr_scheduler_type", "constant", "--learning_rate", "0.01", "--vllm_server_timeout", "60"]
+    flags += ["--vllm_server_base_url", embedded[0].url, "--sample_ahead", "1"]
+    calls = len(embedded[0].asked)
+    assert run("train_grpo", tmp_path / "whole", *flags, "--max_steps", "4", monkeypatch=monkeypatch) == 0
+    asked = embedded[0].asked[calls:]
+    versions = [body["lora_name"] for path, body in asked if path == "/v1/load_lora_adapter"]
+    trained = [body["model"] for path, body in asked if path == "/v1/completions" and body["n"] == 4 and body["temperature"] > 0]
+    # the trial adapter, three of the check, and one for each step; the first two steps are sampled before the first update
+    assert len(versions) == 9 and [trained.count(name) for name in versions] == [0, 0, 0, 0, 8, 4, 4, 0, 0]
+    rows = metrics(tmp_path / "whole")
+    assert [row["sampling/staleness"] for row in rows[1:]] == [0, 1, 1, 1]
+    differences = [row["sampling/sampling_logp_difference/max"] for row in rows[1:]]
+    assert differences[0] < 1e-4 < 1e-3 < min(differences[2:])  # the importance weights have something to correct
+    assert run("train_grpo", tmp_path / "parts", *flags, "--max_steps", "2", "--save_steps", "1", monkeypatch=monkeypatch) == 0
+    again = ["--resume_from_checkpoint", str(tmp_path / "parts" / "checkpoint-1"), "--max_steps", "4"]
+    assert run("train_grpo", tmp_path / "parts", *flags, *again, monkeypatch=monkeypatch) == 0
+    assert completions(tmp_path / "parts") == completions(tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == rows
+
+
+@pytest.mark.parametrize("flags", [{"vllm_server_base_url": None}, {"importance_cap": 0.0}, {"sampling": "lilo"}])
+def test_what_sampling_ahead_needs(flags):
+    config = CommonConfig(**{"model": "m", "dataset": "gsm8k", "vllm_server_base_url": ["http://a"], "sample_ahead": 1, **flags})
+    with pytest.raises(UserError, match="--sample_ahead 1 needs servers"):
+        config.check()
