@@ -122,10 +122,10 @@ class VLLMServers:
 
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         """completions[i] are the `n` samples of requests[i]. Raises UserError if no server answers for `--vllm_server_timeout` seconds."""
-        begun = self.begun
-        if begun and begun.requests == requests:
+        if self.begun and self.begun.requests == requests:
+            found = self.begun.result()
             self.begun = None
-            return begun.result()
+            return found
         return self._sample(requests, self.adapter, True)
 
     def _sample(self, requests: list[Request], adapter: tuple[str, Path] | None, here: bool) -> list[list[Completion]]:
@@ -269,7 +269,8 @@ class VLLMServers:
             try:
                 if member.server.healthy():
                     self._check(member.server)
-                    for name, folder in filter(None, (self.before, adapter)):  # what samples ahead has the one before
+                    # what samples ahead has the adapter of before
+                    for name, folder in filter(None, (self.before if self.begun else None, adapter)):
                         member.server.load(name, str(folder), self.rank or 1)
                     member.found = adapter, [self._ask(member.server, request, adapter, self.timeout) for request in self._probes()]
                     return

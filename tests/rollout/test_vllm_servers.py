@@ -455,11 +455,11 @@ def test_an_interrupted_call_ends_and_the_next_one_works(ready, fakes, monkeypat
 def _interrupted(engine):
     real, calls = VLLMServers._look_after, []
 
-    def look_after(self, work):
+    def look_after(self, work, here):
         calls.append(work)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        real(self, work)
+        real(self, work, here)
 
     return look_after
 
