@@ -1,6 +1,7 @@
 """The requests of one call of `generate`, and the vLLM servers that share them out. None is lost with its server."""
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -76,18 +77,19 @@ class Work:
         shift = self.shifts.get(member)
         if shift is None or not shift.busy or time.monotonic() - shift.alive_at < pause:
             return
-        try:
+        count = None
+        with contextlib.suppress(Lost, UserError):
             count = member.server.tokens()
-        except (Lost, UserError):
-            count = shift.count
         with self.change:
             if not shift.busy or self.shifts.get(member) is not shift:  # all its answers have come by now, or it is lost
                 return
-            if count != shift.count:
-                shift.count, shift.alive_at = count, time.monotonic()
-            shift.at_answer = count if shift.at_answer is None else shift.at_answer
+            if count is not None:
+                if count != shift.count:
+                    shift.count, shift.alive_at = count, time.monotonic()
+                shift.at_answer = count if shift.at_answer is None else shift.at_answer
+            written = 0.0 if shift.at_answer is None else shift.count - shift.at_answer
             why = "it hangs" if time.monotonic() - shift.alive_at > timeout else \
-                "it writes and does not answer" if count - shift.at_answer > FAR_MORE * self.full else ""
+                "it writes and does not answer" if written > FAR_MORE * self.full else ""
             if why:
                 self._lose(member, f"{why}, and owes {shift.busy} completions")
 

@@ -30,7 +30,8 @@ from common.records import Request, derive_seed, hash_seeds
 from common.rollout import vllm_servers
 from common.rollout.choose_engine import choose_engine, connect, make_engine
 from common.rollout.transformers_engine import TransformersEngine
-from common.rollout.vllm_http import Server
+from common.rollout.vllm_http import Lost, Server
+from common.rollout.vllm_queue import Member, Work
 from common.rollout.vllm_servers import VLLMServers
 
 PROMPTS = [tuple((7 * i + 3 * k) % 90 + 3 for k in range(6 + i)) for i in range(4)]
@@ -376,6 +377,32 @@ def test_a_server_that_only_counts_is_given_up_too(ready, fakes, capsys):
     engine.generate(requests_for())
     release.set()
     assert f"lost {fakes[0].url} (it writes and does not answer" in capsys.readouterr().out
+
+
+def test_a_look_that_fails_is_no_count():
+    looks, lost = [Lost("it is busy"), 5e9, Lost("it is busy"), 5e9 + 1, 9e9], []
+
+    class Counter:
+        url = "http://there:1"
+
+        def tokens(self):
+            look = looks.pop(0)
+            if isinstance(look, Lost):
+                raise look
+            return look
+
+        def cut(self):
+            pass
+
+    work = Work(requests_for()[:1], lambda server, request: time.sleep(60), lambda member, why: lost.append(why))
+    member = Member(Counter())
+    work.start([member])
+    for _ in range(4):
+        work.listen(member, 0, 60)
+    assert not lost
+    work.listen(member, 0, 60)
+    work.end()
+    assert lost == ["it writes and does not answer, and owes 2 completions"] and not looks
 
 
 def test_tokens_from_before_an_answer_and_of_others_do_not_count(ready, fake, capsys):
