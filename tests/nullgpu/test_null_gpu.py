@@ -161,6 +161,24 @@ def test_the_checks_for_a_gpu_end_at_the_7b_shape(models, tmp_path):
     assert row["result"] == "ok" and 15 < row["peak_gb"] <= row["plan_gb"]
 
 
+STREAMS = """
+import torch
+from common.policy.optim import make_optimizer, take_step
+
+torch.cuda.set_stream(torch.cuda.Stream())  # as vLLM leaves it
+mine, default = torch.cuda.current_stream(), torch.cuda.default_stream()
+for name, wanted in (("adamw_8bit", default), ("paged_adamw_8bit", default), ("adamw_torch", mine)):
+    optimizer, seen = make_optimizer({"w": torch.nn.Parameter(torch.zeros(8, device="cuda"))}, 1e-3, name), []
+    optimizer.step = lambda: seen.append(torch.cuda.current_stream())
+    take_step(optimizer, 1e-3)
+    assert seen == [wanted] and torch.cuda.current_stream() == mine, name
+"""
+
+
+def test_bitsandbytes_updates_on_the_default_stream_where_its_kernels_run():
+    subprocess.run([sys.executable, "-c", STREAMS], env=environment(LIB, 8), cwd=ROOT, check=True)
+
+
 def test_an_old_driver_and_an_old_card_are_named(models, problems, tmp_path):
     text, _ = drive("train_grpo", models("Qwen2.5-0.5B"), problems, tmp_path / "run", capability=75, gib=15, code=1)
     assert "has compute capability 7.5" in text and not (tmp_path / "run").exists()
