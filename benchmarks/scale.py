@@ -1,12 +1,13 @@
 """A short run on 1, 2, ... processes, side by side: completions and updates per second, and how they grow. The table of docs/scale.md.
 
-    python benchmarks/scale.py [--processes 1 2] [--script train_grpo] [--steps 6] [--weak] [flags of the script ...]
+    python benchmarks/scale.py [--processes 1 2] [--script train_grpo] [--steps 6] [--repeats 2] [--weak] [flags of the script ...]
     python benchmarks/scale.py --processes 1 8 --weak --model Qwen/Qwen2.5-7B-Instruct --dataset gsm8k
     python benchmarks/scale.py --processes 1 2 --servers http://gpu1:8000 http://gpu2:8000
 
 With --servers each number of processes runs once more with all these vLLM servers as its samplers. With --weak the batch grows with the
-processes: `--problems_per_step` is that of one process. The processes are on this machine, one for each card. On a machine without
-cards they share the cores, so the table shows what the exchanges cost and no gain. The first step warms up and is not counted.
+processes: `--problems_per_step` is that of one process. The rows take turns, `--repeats` times, so that other programs on the machine
+disturb all of them. The processes are on this machine, one for each card. On a machine without cards they share the cores. The first
+step of each run warms up and is not counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from measure import device_name, parser, read_rows, run_logged, show, spread, table, versions
 
 from common.console import fail
@@ -44,6 +46,7 @@ def main() -> None:
     options.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     options.add_argument("--script", default="train_grpo")
     options.add_argument("--steps", type=int, default=6)
+    options.add_argument("--repeats", type=int, default=2)
     options.add_argument("--weak", action="store_true", help="the batch grows with the processes")
     options.add_argument("--problems_per_step", type=int, default=16)
     options.add_argument("--servers", nargs="+", default=[], metavar="URL")
@@ -51,21 +54,25 @@ def main() -> None:
     flags += ["--max_steps", str(chosen.steps), "--eval_steps", "0", "--save_steps", "0"]
     samplers = [("in each process", [])] + ([(f"{len(chosen.servers)} servers", ["--vllm_server_base_url", *chosen.servers])]
                                             if chosen.servers else [])
-    lines, first = [], {}
+    rows = [(name, more, processes) for name, more in samplers for processes in chosen.processes]
+    found = [{name: [] for name in ("completions", "rate", "update", "step")} for _ in rows]
     with tempfile.TemporaryDirectory() as place:
-        for name, server_flags in samplers:
-            for processes in chosen.processes:
+        for turn in range(chosen.repeats):
+            for number, (_, more, processes) in enumerate(rows):
                 problems = chosen.problems_per_step * (processes if chosen.weak else 1)
-                found = measure(chosen.script, processes, [*flags, "--problems_per_step", str(problems), *server_flags],
-                                Path(place) / f"{len(lines)}")
-                first = first or found
-                # in completions per second, so that a batch that grew counts
-                work = statistics.median(found["completions"]) / statistics.median(first["completions"])
-                gain = [statistics.median(found["rate"]) / statistics.median(first["rate"]),
-                        work * statistics.median(first["update"]) / statistics.median(found["update"])]
-                lines.append([name, str(processes), f"{statistics.median(found['completions']):.0f}", spread(found["rate"], ".1f"),
-                              spread(found["update"]), spread(found["step"]), *(f"{one:.2f}" for one in gain)])
-    show(f"{chosen.script}, {device_name()}, {', '.join(f'{package} {number}' for package, number in versions().items())}")
+                measured = measure(chosen.script, processes, [*flags, "--problems_per_step", str(problems), *more],
+                                   Path(place) / f"{turn}-{number}")
+                for name, values in measured.items():
+                    found[number][name] += values
+    lines, first = [], {name: statistics.median(values) for name, values in found[0].items()}
+    for (name, _, processes), numbers in zip(rows, found, strict=True):
+        median = {name: statistics.median(values) for name, values in numbers.items()}
+        # in completions per second, so that a batch that grew counts
+        gain = [median["rate"] / first["rate"], median["completions"] / first["completions"] * first["update"] / median["update"]]
+        lines.append([name, str(processes), f"{median['completions']:.0f}", spread(numbers["rate"], ".1f"), spread(numbers["update"]),
+                      spread(numbers["step"]), *(f"{one:.2f}" for one in gain)])
+    device = device_name() if torch.cuda.is_available() else "CPU, one thread a process"
+    show(f"{chosen.script}, {device}, {', '.join(f'{package} {number}' for package, number in versions().items())}")
     show(table(COLUMNS, lines))
 
 
