@@ -41,21 +41,24 @@ PAUSE_S = 5.0  # seconds between two looks at the servers, while nothing happens
 class Begun:
     """Requests that are sampled in a thread of their own."""
 
-    def __init__(self, requests: list[Request], work: Callable[[], list[list[Completion]]]) -> None:
-        self.requests, self.work = requests, work
+    def __init__(self, requests: list[Request], work: Callable[[Begun], list[list[Completion]]]) -> None:
+        self.requests, self.work, self.awaited = requests, work, False
         self.found: list[list[Completion]] | BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
         try:
-            self.found = self.work()
+            self.found = self.work(self)
         except BaseException as error:
             self.found = error
 
-    def result(self) -> list[list[Completion]]:
-        """Waits for the completions. Raises what went wrong."""
-        self.thread.join()
+    def result(self, pause: float, meanwhile: Callable[[], None]) -> list[list[Completion]]:
+        """Waits for the completions, and calls `meanwhile` every `pause` seconds. Raises what went wrong."""
+        self.awaited = True
+        while self.thread.is_alive():
+            self.thread.join(pause)
+            meanwhile()
         if isinstance(self.found, BaseException):
             raise self.found
         return self.found or []
@@ -118,23 +121,23 @@ class VLLMServers:
 
     def begin(self, requests: list[Request]) -> None:
         """Samples these requests in the background, from the adapter of now: `generate` of the same requests gives what came."""
-        self.begun = Begun(requests, lambda adapter=self.adapter: self._sample(requests, adapter, False))
+        self.begun = Begun(requests, lambda begun, adapter=self.adapter: self._sample(requests, adapter, begun))
 
     def generate(self, requests: list[Request]) -> list[list[Completion]]:
         """completions[i] are the `n` samples of requests[i]. Raises UserError if no server answers for `--vllm_server_timeout` seconds."""
         if self.begun and self.begun.requests == requests:
-            found = self.begun.result()
+            found = self.begun.result(self.pause, self.sleep)  # the policy is that of the servers now, and stands still
             self.begun = None
             return found
-        return self._sample(requests, self.adapter, True)
+        return self._sample(requests, self.adapter)
 
-    def _sample(self, requests: list[Request], adapter: tuple[str, Path] | None, here: bool) -> list[list[Completion]]:
-        """As `generate`, from an adapter that the servers have. here: the policy is that of the current adapter, and stands still."""
+    def _sample(self, requests: list[Request], adapter: tuple[str, Path] | None, begun: Begun | None = None) -> list[list[Completion]]:
+        """As `generate`, from an adapter that the servers have. begun: in the background, where nobody can take lost servers back."""
         work, seen = Work(requests, lambda server, request: self._ask(server, request, adapter), self._lose), time.monotonic()
         try:
             while not work.finished:
-                self._look_after(work, here)
-                if work.shifts:
+                self._look_after(work, begun is None)
+                if work.shifts or (begun and not begun.awaited):
                     seen = time.monotonic()
                 elif time.monotonic() - seen > self.timeout:
                     raise UserError(f"no vLLM server has answered for {self.timeout:g} s ({self._complaints()}): start them again, and go "

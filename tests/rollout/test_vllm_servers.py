@@ -797,6 +797,19 @@ def test_servers_sample_a_step_ahead(embedded, tmp_path, monkeypatch):
     assert metrics(tmp_path / "parts") == rows
 
 
+def test_the_only_server_starts_again_while_it_samples_ahead(ready, fake, capsys):
+    engine = ready(fake, vllm_server_timeout=TIMEOUT)
+    wanted = ids(engine.generate(requests_for()))
+    fake.stop()
+    engine.begin(requests_for())
+    time.sleep(2 * TIMEOUT)  # a long update, in which nobody can take the server back
+    fake.loaded.clear()
+    fake.start()
+    engine.sync()
+    assert ids(engine.generate(requests_for())) == wanted
+    assert capsys.readouterr().out.count(f"{fake.url} is back") == 1
+
+
 @pytest.mark.parametrize("flags", [{"vllm_server_base_url": None}, {"importance_cap": 0.0}, {"sampling": "lilo"}])
 def test_what_sampling_ahead_needs(flags):
     config = CommonConfig(**{"model": "m", "dataset": "gsm8k", "vllm_server_base_url": ["http://a"], "sample_ahead": 1, **flags})
