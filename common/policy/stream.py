@@ -11,8 +11,8 @@ import torch
 def default_stream(device: torch.device) -> Iterator[None]:
     """Inside, torch works on CUDA's default stream. Without a GPU it does nothing.
 
-    bitsandbytes quantises, and updates with 8-bit state, on the default stream, whatever stream torch is on. vLLM in the same process
-    leaves torch on a stream of its own, and the two do not wait for each other.
+    bitsandbytes quantises, and updates with 8-bit state, on the default stream, whatever stream torch is on. vLLM in the same process may
+    leave torch on a stream of its own (in 4 bits it does), and the two do not wait for each other.
     """
     if device.type != "cuda":
         yield
