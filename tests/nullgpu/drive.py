@@ -238,6 +238,7 @@ def run_training(script: str, flags: list[str]) -> None:
     if hasattr(module, "microbatches"):
         module.microbatches = counting_loop(module.microbatches)
         module.check_skipped, module.clip_gradients = skip_nothing, keep_gradients
+        module.preflight = counting("trial", module.preflight)
     sys.argv = [f"{script}.py", *flags]
     run_script(getattr(module, "train", None) or module.evaluate_model, parse_command_line(module.Config, module.__file__))
 
