@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Set
 
 import torch
 
@@ -33,8 +34,9 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
     free, whole = torch.cuda.mem_get_info()
     cache = config.planned.get("cache_bytes", 0) if config.vllm_enable_sleep_mode else 0
     if free < cache + _state_bytes(policy, config):  # the plan counted one base, and there are two; or other programs took memory
-        raise _too_little(policy, config, whole, f"{free / GB:.1f} GB are free, and sampling needs {cache / GB:.1f} GB for keys and values "
-                                                 "beside the optimiser's state. Give vLLM less (--vllm_gpu_memory_utilization)")
+        cause = (f"{free / GB:.1f} GB are free, and sampling needs {cache / GB:.1f} GB for keys and values beside the optimiser's state. "
+                 "Start again with the --vllm_gpu_memory_utilization of a plan for what is there")
+        raise _too_little(policy, config, whole, cause, config.given)
     while not all(parallel.gather([taken := _taken(policy, config, prompt, critic)], "how the trial went")):  # all cards take the same
         took = f"out of memory in a trial at full length with micro-batches of {config.max_tokens_per_microbatch} tokens"
         change = take_less(policy, config)
@@ -49,10 +51,10 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
         f"{torch.cuda.mem_get_info()[0] / GB:.1f} GB of the card stay free")
 
 
-def _too_little(policy: Policy, config: CommonConfig, whole: int, cause: str) -> UserError:
-    """The error that shows the plan, for a base or two as there are."""
+def _too_little(policy: Policy, config: CommonConfig, whole: int, cause: str, given: Set[str] = frozenset(PLANNED)) -> UserError:
+    """The error that shows the plan, for a base or two as there are. The flags in `given` stay as they are."""
     shape = dataclasses.replace(shape_of(policy.base.config, config), shared=policy.shared_bytes > 0)
-    return UserError(f"{cause}. The plan is:", *table(make_plan(config, shape, whole, set(PLANNED)), config))
+    return UserError(f"{cause}. The plan is:", *table(make_plan(config, shape, whole, given), config))
 
 
 def take_less(policy: Policy, config: CommonConfig) -> str | None:

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from common.errors import UserError
 from common.policy.critic import Critic
 from common.policy.micro_batches import microbatches
 from common.run import preflight as trial
+from common.run.memory_plan import make_plan
 from common.run.model_shape import Shape
 from common.run.preflight import largest_microbatch, preflight
 
@@ -102,12 +104,13 @@ def test_keys_and_values_that_have_no_room_are_named_before_anything_is_sampled(
     """As when the plan counted one base and there are two."""
     shapes = []
     monkeypatch.setattr(trial, "shape_of", lambda *_: Shape(10**9, 9 * 10**8, 10**7, 10**7, 24, 2048, 10**5, 3e5))
-    monkeypatch.setattr(trial, "make_plan", lambda config, shape, *_: shapes.append(shape) or "the plan")
-    monkeypatch.setattr(trial, "table", lambda *_: ["the table"])
-    policy, config, tried = a_full_card(lambda policy, config: True, free=2 * 10**9)
+    monkeypatch.setattr(trial, "make_plan", lambda config, shape, *rest: shapes.append(shape) or make_plan(config, shape, *rest))
+    policy, config, tried = a_full_card(lambda policy, config: True, free=2 * 10**9, engine="vllm")
     config.planned = {"cache_bytes": 3 * 10**9}
-    with pytest.raises(UserError, match=r"2.0 GB are free, and sampling needs 3.0 GB for keys and values.*--vllm_gpu_memory_utilization"):
+    with pytest.raises(UserError, match=r"2.0 GB are free, and sampling needs 3.0 GB for keys and values") as error:
         preflight(Sleeper(), policy, config, PROBLEMS)
+    assert "base in the sampler" in str(error.value)
+    assert re.search(r"fits, with .*\n.*--vllm_gpu_memory_utilization 0\.", str(error.value))
     assert not tried and not shapes[0].shared
     config.planned = {"cache_bytes": 10**9}
     preflight(Sleeper(), policy, config, PROBLEMS)
