@@ -223,7 +223,8 @@ def _without_servers(saved: Saved, typed: dict[str, Any]) -> Saved:
         return saved
     say(f"note: {saved.path} names vLLM servers, and they are not asked: only the command line can name servers. To ask them, add "
         f"--vllm_server_base_url {shlex.join(servers)}")
-    return saved._replace(flags={name: value for name, value in saved.flags.items() if not name.startswith("vllm_server_")})
+    theirs = "vllm_server_base_url", "vllm_server_timeout", "sample_ahead"
+    return saved._replace(flags={name: value for name, value in saved.flags.items() if name not in theirs})
 
 
 def _say_what_is_read(saved: Saved, typed: dict[str, Any]) -> None:

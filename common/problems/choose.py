@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.config import CommonConfig
+from common.console import say
 from common.errors import UserError
 from common.records import Completion, Group, Problem, derive_seed
 from common.rollout.rounds import Fill, verify
@@ -170,11 +171,16 @@ class ProblemSampler:
                 **({"sampling/staleness": float(self.stale)} if self.config.sample_ahead else {})}  # updates since their adapter
 
     def state_dict(self) -> dict[str, Any]:
-        if self.ahead:
-            self.fill(self.ahead)  # waits: the adapter that they come from is in no checkpoint
-        ahead = [{"problem": group.problem.id, "seed": group.seed, "completions": [
+        drawn = self.epochs.drawn
+        try:
+            if self.ahead:
+                self.fill(self.ahead)  # waits: the adapter that they come from is in no checkpoint
+        except UserError as error:  # the step that is done must be saved all the same
+            say(f"note: this checkpoint has nothing of the next step, which a resumed run will sample itself: {error}")
+            drawn -= len(self.ahead)
+        ahead = [] if drawn < self.epochs.drawn else [{"problem": group.problem.id, "seed": group.seed, "completions": [
             [one.ids, one.logps, one.finish_reason, one.text] for one in group.completions]} for group in self.ahead]
-        return {"drawn": self.epochs.drawn, "buffer": self.buffer, "totals": self.memory.totals, "recent": self.memory.recent,
+        return {"drawn": drawn, "buffer": self.buffer, "totals": self.memory.totals, "recent": self.memory.recent,
                 **({"ahead": ahead} if ahead else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ from helpers import (
 from common.config import CommonConfig
 from common.errors import UserError
 from common.policy.pretrained import load_tokenizer, model_folder
-from common.records import Request, derive_seed, hash_seeds
+from common.problems.choose import ProblemSampler
+from common.records import Problem, Request, derive_seed, hash_seeds
 from common.rollout import vllm_servers
 from common.rollout.choose_engine import choose_engine, connect, make_engine
 from common.rollout.transformers_engine import TransformersEngine
@@ -815,3 +816,34 @@ def test_what_sampling_ahead_needs(flags):
     config = CommonConfig(**{"model": "m", "dataset": "gsm8k", "vllm_server_base_url": ["http://a"], "sample_ahead": 1, **flags})
     with pytest.raises(UserError, match="--sample_ahead 1 needs servers"):
         config.check()
+
+
+def test_a_server_that_dies_and_comes_back_while_a_step_is_sampled_ahead(ready, fake, policy):
+    engine = ready(fake, vllm_server_timeout=TIMEOUT)
+    wanted = ids(engine.generate(requests_for()))
+    hold = threading.Event()
+    fake.trouble = lambda path, body: (hold.wait(20), None)[1] if path == "/v1/completions" else None
+    engine.begin(requests_for())
+    fake.stop()
+    hold.set()
+    change(policy)
+    engine.sync()  # as at the end of the update
+    time.sleep(2 * TIMEOUT)  # an update may be longer than the timeout
+    fake.trouble = lambda path, body: None
+    fake.start()
+    assert ids(engine.generate(requests_for())) == wanted  # of the adapter of before
+    assert ids(engine.generate(requests_for())) != wanted
+
+
+def test_a_checkpoint_needs_no_servers():
+    def fill(groups, ahead=False):
+        if not ahead:
+            raise UserError("no vLLM server has answered")
+
+    config = CommonConfig(problems_per_step=2, sample_ahead=1, max_steps=3)
+    problems = [Problem(str(i), "", (1,), "") for i in range(8)]
+    sampler = ProblemSampler(problems, config, fill, None, None)
+    sampler.choose(1)
+    sampler._begin_next()
+    state = sampler.state_dict()
+    assert sampler.epochs.drawn == 4 and state["drawn"] == 2 and "ahead" not in state
