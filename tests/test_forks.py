@@ -126,10 +126,10 @@ def test_two_turns_reach_every_way_of_sampling_and_given_tokens_are_in_no_loss_o
 
 
 def test_an_adapter_that_is_not_plain_lora_is_refused_by_name(tmp_path, monkeypatch):
-    from common.policy import load
+    from common.policy import new_adapter
 
-    real = load.LoraConfig
-    monkeypatch.setattr(load, "LoraConfig", lambda **settings: real(**settings, use_dora=True))
+    real = new_adapter.LoraConfig
+    monkeypatch.setattr(new_adapter, "LoraConfig", lambda **settings: real(**settings, use_dora=True))
     message = run_base("train_grpo", tmp_path / "run", "--max_steps", "1", monkeypatch=monkeypatch)
     assert "use_dora" in message and "plain LoRA" in message
 
