@@ -134,8 +134,8 @@ def test_an_evaluation_goes_on_with_the_same_base_flags_and_derived_values_alone
 
 
 def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capfd):
-    module = importlib.import_module("eval")
-    calls, real = [], module.TransformersEngine.generate
+    calls, engine = [], transformers_engine.TransformersEngine
+    real = engine.generate
 
     def generate(self, requests):
         calls.append(1)
@@ -143,7 +143,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capf
             signal.raise_signal(signal.SIGUSR2)
         return real(self, requests)
 
-    monkeypatch.setattr(module.TransformersEngine, "generate", generate)
+    monkeypatch.setattr(engine, "generate", generate)
     monkeypatch.setattr(transformers_engine, "MAX_ROWS", {"cpu": 60})
     assert evaluate(tmp_path / "a", monkeypatch=monkeypatch) == 128 + signal.SIGUSR2
     told = capfd.readouterr()
