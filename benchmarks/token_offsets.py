@@ -67,7 +67,7 @@ def main() -> None:
     tasks = [generator.chain(rng, generator.train_tiers) for _ in range(5 * COMPLETIONS)]
     embedded = build_tokenizer(Arithmetic())
     cases = [("embedded", embedded, [generator.solution(task, rng) for task in tasks])]
-    cases += [(Path(name).name, AutoTokenizer.from_pretrained(name), texts) for name in arguments.tokenizers]
+    cases += [(Path(name).name, AutoTokenizer.from_pretrained(name, trust_remote_code=False), texts) for name in arguments.tokenizers]
     rows = [compare(name, tokenizer, cut(tokenizer, own, arguments.tokens), arguments.rounds) for name, tokenizer, own in cases]
     show(f"CPU seconds for 1,000 completions of {arguments.tokens} tokens, {arguments.rounds} rounds\n\n" + table(
         ["tokenizer", "tokens known", "decoding beginnings", "token_offsets", "times faster", "decoding the whole text once"], rows))

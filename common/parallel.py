@@ -289,7 +289,7 @@ def _end(error: BaseException) -> NoReturn:
             _compare("end", code=code or 0)
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as one process has ended
-    raise SystemExit(code) from None
+    raise SystemExit(0 if code is None else code) from None
 
 
 def first_to_say() -> bool:

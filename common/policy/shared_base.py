@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
-from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from common.config import SamplingConfig
 from common.errors import UserError
@@ -78,7 +78,7 @@ def shared_base(held: HeldBase, config: SamplingConfig, model_config: Pretrained
         if why := own_base(base, dtype):
             raise NotShared(why)
         if quantization_config is not None:
-            quantizer = base.hf_quantizer = AutoHfQuantizer.from_config(quantization_config)
+            quantizer = base.hf_quantizer = Bnb4BitHfQuantizer(quantization_config)
             quantizer.preprocess_model(model=base, dtype=dtype, device_map=device_map)
             quantizer.postprocess_model(base)
         found = {name: match(held, name, parameter, dtype, device) for name, parameter in base.named_parameters()
