@@ -96,7 +96,7 @@ def test_with_a_name_and_salt_that_stay_the_cache_is_stale_and_is_noticed(engine
     requests = requests_for()
     engine.sync()
     engine.generate(requests)  # fills the caches
-    name, folder = engine.adapter
+    (name, folder), older = engine.adapter, engine.before
 
     def publish(write):
         remove(folder)
@@ -114,6 +114,7 @@ def test_with_a_name_and_salt_that_stay_the_cache_is_stale_and_is_noticed(engine
     with pytest.raises(UserError, match=f"{engine.members[0].server.url}: the sampler does not sample from the policy"):
         engine.check()
     monkeypatch.undo()
+    engine.before = older  # else nobody would remove its folder
     engine.sync()
     assert largest_difference(policy, requests, engine.generate(requests)) < 1e-4
 
