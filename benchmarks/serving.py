@@ -35,7 +35,9 @@ class Served:
 
     def start(self) -> None:
         """Starts the server, also once more after `send(SIGKILL)`. It answers later: see `wait`."""
-        more = {"CUDA_VISIBLE_DEVICES": str(self.number)} if torch.cuda.is_available() else {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        # Without a GPU, vLLM binds every server to the same core: one that waits can keep another from computing for minutes there
+        more = {"CUDA_VISIBLE_DEVICES": str(self.number)} if torch.cuda.is_available() else {
+            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(self.number % (os.cpu_count() or 1))}
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env={
             **os.environ, **more, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_LOGGING_LEVEL": "ERROR"})
 
