@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio, variables
+from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, extract_answer, reference_answer
 from common.verify.forms import FLIPPED, Form, is_expression, read_forms
 from common.verify.latex import Node, Unsupported
+from common.verify.trees import variables
 
 
 def is_correct(completion: str, reference: str) -> bool:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from mpmath import libmp
 
 from common.verify.expression_values import (
-    FIRST_LARGE_POINT,
     NUM_POINTS,
     PRECISION_BITS,
     Evaluator,
@@ -17,12 +16,14 @@ from common.verify.expression_values import (
     Undefined,
     is_zero,
     magnitude,
-    operands,
     round_fraction,
 )
 from common.verify.latex import Node, Unsupported
+from common.verify.trees import variables, whole_variables
 
-MAX_WORK = 12000  # of one comparison, in units of about a microsecond: the time of adding two short fractions
+MAX_WORK = 20000  # of one comparison, in units of about a microsecond: the time of adding two short fractions
+
+MIN_POINTS = 3  # with values, of two expressions with variables: at the others a power may be too large, or a term too small
 
 
 class TooMuchWork(Exception):
@@ -72,13 +73,6 @@ class Work:
         return self.evaluations[key]
 
 
-def variables(tree: Node) -> set[str]:
-    """The names of the variables in a tree."""
-    if tree[0] == "sym":
-        return {tree[1]}
-    return set().union(*(variables(part) for part in operands(tree)))
-
-
 def same_values(a: Node, b: Node, work: Work) -> bool:
     """Whether two expressions have the same value at every point that counts. Raises Unsupported, TooMuchWork.
 
@@ -86,6 +80,7 @@ def same_values(a: Node, b: Node, work: Work) -> bool:
     differ for negative x and y.
     """
     work.spend(30)
+    a, b = whole_variables(a, b)
     equal_where_real, complex_pairs = False, []
     for x, y, precision in values_at_points(a, b, work):
         # with an absolute value, one real value is enough: \sqrt{|x|} is real where \sqrt{x} is not
@@ -108,6 +103,7 @@ def sign_of_ratio(a: Node, b: Node, work: Work) -> int | None:
     work.spend(30)
     if not variables(a) | variables(b):
         return None
+    a, b = whole_variables(a, b)
     ratios: list[tuple[Evaluation, int]] = []
     for x, y, precision in values_at_points(a, b, work):
         evaluator = Evaluator(0, precision, work.spend)
@@ -126,11 +122,12 @@ def sign_of_ratio(a: Node, b: Node, work: Work) -> int | None:
 def values_at_points(a: Node, b: Node, work: Work) -> Iterator[tuple[Evaluation, Evaluation, int]]:
     """For each point where both have a value: the value of a, the value of b, and the precision in bits.
 
-    Points where both are undefined are left out. Raises Unsupported if only one is undefined at a point, if both are undefined at
-    all points, or if a value takes too much work. Raises TooMuchWork.
+    Points where both are undefined are left out, and points where a value takes too much work. Raises Unsupported if only one is
+    undefined at a point, or if fewer than MIN_POINTS remain of several. Raises TooMuchWork.
     """
-    some_value = False
-    for point in range(NUM_POINTS if variables(a) | variables(b) else 1):
+    num_values = 0
+    has_variables = bool(variables(a) | variables(b))
+    for point in range(NUM_POINTS if has_variables else 1):
         precision = PRECISION_BITS
         pair = [work.evaluate(tree, point, precision) for tree in (a, b)]
         lengths = [result.args[0] for result in pair if isinstance(result, NeedsMorePrecision)]
@@ -138,16 +135,14 @@ def values_at_points(a: Node, b: Node, work: Work) -> Iterator[tuple[Evaluation,
             precision += 2 * max(lengths)
             pair = [work.evaluate(tree, point, precision) for tree in (a, b)]
         if any(isinstance(result, (Unsupported, NeedsMorePrecision)) for result in pair):
-            if point >= FIRST_LARGE_POINT and some_value:
-                continue
-            raise Unsupported("no value")
+            continue
         if isinstance(pair[0], Undefined) != isinstance(pair[1], Undefined):
             raise Unsupported("only one is defined")
         if isinstance(pair[0], Evaluation):
-            some_value = True
+            num_values += 1
             yield (*pair, precision)
-    if not some_value:
-        raise Unsupported("undefined")
+    if num_values < (MIN_POINTS if has_variables else 1):
+        raise Unsupported("too few values")
 
 
 def close(x: Evaluation, y: Evaluation, precision: int) -> bool:

@@ -13,14 +13,21 @@ from typing import Any
 
 from mpmath import libmp
 
-from common.verify.latex import FUNCTIONS, Node, Unsupported
+from common.verify.latex import FUNCTIONS, SYMMETRIC, Node, Unsupported
+from common.verify.trees import WHOLE, operands
 
-MAX_BITS = 8192  # of the numerator and of the denominator of an exact number; a longer number is rounded
+MAX_BITS = 20480  # of the numerator and of the denominator of an exact number, enough for 2025!; a longer number is rounded
+MAX_BITS_ROUNDED = 2048  # of an exact number that is rounded, with a precision to match
 MAX_MAGNITUDE = 2**20  # bits before the point of a rounded number; also the largest whole exponent
 PRECISION_BITS = 320  # of a rounded number; more in an expression that also has long exact numbers
 NUM_POINTS = 7  # values of the variables: positive, negative, two points of mixed signs, below one, two points with large values
-FIRST_LARGE_POINT = 5  # this point and the later ones are left out if powers of their large values grow too large
 _SCALES = (Fraction(1), Fraction(7), Fraction(1), Fraction(1), Fraction(1, 9), Fraction(20011), Fraction(20011))  # one for each point
+HYPERBOLIC = {"sinh", "cosh", "tanh", "sech", "csch", "coth"}
+_ELEMENTARY = {"sin": libmp.mpc_sin, "cos": libmp.mpc_cos, "tan": libmp.mpc_tan, "arcsin": libmp.mpc_asin, "arccos": libmp.mpc_acos,
+               "arctan": libmp.mpc_atan, "sinh": libmp.mpc_sinh, "cosh": libmp.mpc_cosh, "tanh": libmp.mpc_tanh, "exp": libmp.mpc_exp,
+               "arsinh": libmp.mpc_asinh, "arcosh": libmp.mpc_acosh, "artanh": libmp.mpc_atanh}
+_RECIPROCALS = {"sec": libmp.mpc_cos, "csc": libmp.mpc_sin, "cot": libmp.mpc_tan, "sech": libmp.mpc_cosh, "csch": libmp.mpc_sinh,
+                "coth": libmp.mpc_tanh}
 _MAGNITUDE_OF_ZERO = -10**9
 _ZERO_BELOW = -10**8  # a number of smaller magnitude counts as zero
 Number = Any  # a Fraction, or a complex number of libmp: (real part, imaginary part)
@@ -34,12 +41,7 @@ class Undefined(ArithmeticError):
     """The expression has no value at this point: it divides by zero, or takes the logarithm of zero."""
 
 
-# ---- trees and numbers ----------------------------------------------------------------------------------------------
-
-def operands(node: Node) -> list[Node]:
-    """The trees directly below the root of a tree."""
-    return node[1] if node[0] == "add" else [part for part in node[1:] if isinstance(part, tuple)]
-
+# ---- numbers --------------------------------------------------------------------------------------------------------
 
 def round_fraction(x: Fraction, precision: int) -> Number:
     """A fraction as a rounded complex number of `precision` bits."""
@@ -125,6 +127,8 @@ class Evaluator:
     def variable(self, name: str) -> Fraction:
         """The value of a variable at this point: a fixed fraction that depends on its name."""
         bits = _hash32(name, self.point)
+        if name.endswith(WHOLE):
+            return Fraction(2 + bits % 24 // 2 * 2 + self.point % 2)
         # two bits of the last character give the signs at points 2 and 3: a, b, c and d have four different pairs of signs
         sign_at_2, sign_at_3 = (1 if ord(name[-1]) >> bit & 1 else -1 for bit in (0, 1))
         sign = (1, -1, sign_at_2, sign_at_3, 1, 1, -1)[self.point]
@@ -136,7 +140,7 @@ class Evaluator:
         """A number as a rounded one. Raises NeedsMorePrecision or Unsupported if an exact number would lose bits."""
         if isinstance(x, Fraction):
             if _bit_length(x) > self.precision - 64:
-                if self.precision > PRECISION_BITS or _bit_length(x) > MAX_BITS // 4:
+                if self.precision > PRECISION_BITS or _bit_length(x) > MAX_BITS_ROUNDED:
                     raise Unsupported("too many digits")
                 raise NeedsMorePrecision(_bit_length(x))
             return round_fraction(x, self.precision)
@@ -187,7 +191,7 @@ class Evaluator:
     def div(self, x: Number, y: Number) -> Number:
         """x / y. Raises Undefined or ZeroDivisionError if y is zero."""
         if not isinstance(y, Fraction) and self.is_rounding_error(y):
-            raise Undefined("division by zero")
+            raise Undefined("division by zero") if is_zero(y) or self.cancelled else Unsupported("a tiny divisor")
         return self.operation(Fraction.__truediv__, libmp.mpc_div, x, y)
 
     def power(self, x: Number, y: Number) -> Number:
@@ -219,7 +223,7 @@ class Evaluator:
         if isinstance(x, Fraction):
             if x == 0 and n <= 0:
                 raise Undefined("0 to the 0")
-            if abs(n) <= 8 * MAX_BITS and _bit_length(x) * abs(n) <= MAX_BITS + 64:
+            if abs(n) <= 65536 and _bit_length(x) * abs(n) <= MAX_BITS + 64:
                 return self.checked(x**n)
             if x in (0, 1, -1):
                 return x if n % 2 else abs(x)
@@ -235,11 +239,10 @@ class Evaluator:
     def call(self, name: str, parts: list[Number]) -> Number:
         """The value of a function. A function that is not known counts as some fixed function of its arguments."""
         x = parts[0]
-        small_whole = all(isinstance(part, Fraction) and part.denominator == 1 and 0 <= part <= 500 for part in parts)
-        if name == "!" and small_whole:
-            return self.checked(Fraction(math.factorial(int(x))))
-        if name == "binom" and small_whole:
-            return self.checked(Fraction(math.comb(int(x), int(parts[1]))))
+        if name == "!":
+            return self.factorial(x)
+        if name == "binom":
+            return self.binomial(*parts)
         if name in ("lfloor", "lceil") and isinstance(x, Fraction):
             return Fraction(math.floor(x) if name == "lfloor" else math.ceil(x))
         if name == "abs":
@@ -247,32 +250,84 @@ class Evaluator:
             return abs(x) if isinstance(x, Fraction) else self.checked((libmp.mpc_abs(x, self.precision, "n"), libmp.fzero))
         if name in FUNCTIONS:
             return self.checked(self.elementary_function(name, self.rounded(x)))
-        total: Number = Fraction(_hash32(name), 2**16)
+        if name in SYMMETRIC:
+            if all(isinstance(part, Fraction) for part in parts):
+                parts = sorted(parts)
+                if name in ("max", "min"):
+                    return parts[-1] if name == "max" else parts[0]
+                if all(part.denominator == 1 for part in parts):
+                    return Fraction((math.gcd if name == "gcd" else math.lcm)(*map(int, parts)))
+            else:
+                raise Unsupported("an order of rounded numbers")
+        return self.unknown_function(name, parts)
+
+    def unknown_function(self, name: str, parts: list[Number]) -> Number:
+        """A fixed function of all parts, in which no part stands alone.
+
+        So neither f(1) + f(3) = 2 f(2) + c nor f(x, y) = u(x) + v(y) holds.
+        """
+        total: Number = Fraction(1 + _hash32(name) % 4093, 256)
         for place, part in enumerate(parts):
-            offset = Fraction(1 + _hash32(name, place) % 1009, 256)
-            total = self.add(total, self.mul(part, self.add(part, offset)))
-        return total
+            offset, factor = (Fraction(1 + _hash32(name, place, use) % 1009, 256) for use in ("offset", "factor"))
+            total = self.add(self.mul(total, self.add(part, offset)), self.mul(factor, self.mul(part, part)))
+        return self.div(self.add(self.mul(total, total), Fraction(7, 3)), self.add(total, Fraction(_hash32(name, "pole"), 2**14)))
+
+    def factorial(self, x: Number) -> Number:
+        """x!, exact for whole numbers up to 2500, else Gamma(x + 1). Raises Undefined at the poles."""
+        if isinstance(x, Fraction) and x.denominator == 1:
+            if x < 0:
+                raise Undefined("a factorial of a negative whole number")
+            if x <= 2500:
+                self.spend(float(x))
+                return self.checked(Fraction(math.factorial(int(x))))
+        return self.gamma(self.add(x, Fraction(1)))
+
+    def gamma(self, x: Number) -> Number:
+        """Gamma(x) by libmp. Raises Undefined at the poles, Unsupported where the value or the work is too large."""
+        z = self.rounded(x)
+        self.spend(80 * (self.precision / PRECISION_BITS) ** 2)
+        if magnitude(z) > 17 or self.precision > 2 * PRECISION_BITS:
+            raise Unsupported("too large")
+        try:
+            return self.checked(libmp.mpc_gamma(z, self.precision, "n"))
+        except ValueError as pole:
+            raise Undefined("a pole") from pole
+
+    def binomial(self, n: Number, k: Number) -> Number:
+        """n over k. For a whole k, or a whole n - k, it is a product, so that n over 2 is n (n - 1) / 2 exactly. Else by Gamma."""
+        if isinstance(n, Fraction) and isinstance(k, Fraction):
+            if n.denominator == k.denominator == 1 and 0 <= n <= 2500:
+                self.spend(1 + min(int(n), 2500) / 4)
+                return self.checked(Fraction(math.comb(int(n), int(k)) if 0 <= k <= n else 0))
+            for lower in (k, n - k):
+                if lower.denominator == 1 and lower <= 200:
+                    product = Fraction(int(lower >= 0))
+                    for i in range(max(0, int(lower))):
+                        product = self.mul(product, self.div(self.add(n, Fraction(-i)), Fraction(i + 1)))
+                    return product
+        below = self.mul(self.factorial(k), self.factorial(self.add(n, self.mul(Fraction(-1), k))))
+        return self.div(self.factorial(n), below)
 
     def elementary_function(self, name: str, z: Number) -> Number:
         """A function from FUNCTIONS at z. `\\log` and `\\lg` have base 10."""
         precision, one = self.precision, (libmp.fone, libmp.fzero)
         self.spend(120 * (precision / PRECISION_BITS) ** 2)
-        max_magnitude = 5 if name in ("sinh", "cosh", "tanh") else 24
-        if not is_zero(z) and not -100 < magnitude(z) <= max_magnitude:
+        is_logarithm = name in ("ln", "log", "lg")
+        highest = MAX_MAGNITUDE if is_logarithm else 5 if name in HYPERBOLIC else 19 if name == "exp" else 24
+        lowest = -MAX_MAGNITUDE if is_logarithm else -100
+        if not is_zero(z) and not lowest < magnitude(z) <= highest:
             raise Unsupported("argument")  # rounding would hide the value of the function: sin x is x for a tiny x
-        if name in ("ln", "log", "lg"):
+        if is_logarithm:
             if is_zero(z):
                 raise Undefined("logarithm of zero")
             divisor = libmp.mpc_log((libmp.from_int(10), libmp.fzero), precision, "n") if name != "ln" else one
             return libmp.mpc_div(libmp.mpc_log(z, precision, "n"), divisor, precision, "n")
-        if name in ("sec", "csc", "cot"):
-            denominator = {"sec": libmp.mpc_cos, "csc": libmp.mpc_sin, "cot": libmp.mpc_tan}[name](z, precision, "n")
+        if name in _RECIPROCALS:
+            denominator = _RECIPROCALS[name](z, precision, "n")
             if magnitude(denominator) < -precision // 2:
                 raise Undefined(name)
             return libmp.mpc_div(one, denominator, precision, "n")
         if name == "tan" and magnitude(libmp.mpc_cos(z, precision, "n")) < -precision // 2:
             raise Undefined(name)
         self.cancelled |= name in ("sin", "cos", "tan")  # at a multiple of pi the value is zero, but rounding leaves a small number
-        table = {"sin": libmp.mpc_sin, "cos": libmp.mpc_cos, "tan": libmp.mpc_tan, "arcsin": libmp.mpc_asin, "arccos": libmp.mpc_acos,
-                 "arctan": libmp.mpc_atan, "sinh": libmp.mpc_sinh, "cosh": libmp.mpc_cosh, "tanh": libmp.mpc_tanh, "exp": libmp.mpc_exp}
-        return table[name](z, precision, "n")
+        return _ELEMENTARY[name](z, precision, "n")

@@ -9,6 +9,7 @@ MAX_TOKENS, MAX_DEPTH = 400, 40  # of one expression
 # The tree of an expression is a tuple, its kind first: ("num", Fraction), ("sym", name of a variable), ("pi",), ("e",), ("i",),
 # ("add", [terms]), ("neg", node), ("mul", node, node), ("div", node, node), ("pow", base, exponent), ("call", function, node, ...)
 Node = tuple[Any, ...]
+INFINITY: Node = ("sym", "infty")
 
 
 class Unsupported(ValueError):
@@ -20,19 +21,26 @@ class Unsupported(ValueError):
 _TOKEN = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|\\([A-Za-z]+)|([A-Za-z]+)|\\?([{}])|"
                     r"(\*\*|[-+*/^_!|()\[\]'\"=<>,;:.])|\s+|(.)", re.DOTALL)
 # words that are commands even without a backslash; other letters are one variable each
-_WORD_COMMANDS = re.compile(r"arc(?:sin|cos|tan)|sqrt|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|ln|log|exp|pi|theta|alpha|beta")
+_WORD_COMMANDS = re.compile(r"arc(?:sin|cos|tan)|ar(?:sin|cos|tan)h|sqrt|"
+                            r"sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|ln|log|exp|pi|theta|alpha|beta")
 GREEK = frozenset(re.findall(r"\w+", """
     alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
     Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar infty emptyset varnothing triangle angle nabla partial mho"""))
 FUNCTIONS = frozenset({"sin", "cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log",
-                       "exp", "lg"})
+                       "exp", "lg", "sech", "csch", "coth", "arsinh", "arcosh", "artanh"})
+# other names of functions
+ONE_NAME_FOR_FUNCTION = {"cosec": "csc", "cotan": "cot", "ctg": "cot", "tg": "tan", "arctg": "arctan", "asin": "arcsin", "acos": "arccos",
+                         "atan": "arctan", "arcsinh": "arsinh", "arccosh": "arcosh", "arctanh": "artanh", "asinh": "arsinh",
+                         "acosh": "arcosh", "atanh": "artanh"}
+SYMMETRIC = {"max", "min", "gcd", "lcm"}
 OPERATORS_WITH_LIMITS = {"sum", "prod", "int", "lim", "max", "min", "gcd", "lcm", "det", "Pr", "sup", "inf"}
 # a name with such a mark or font is another name: \vec a is not a
 MARKS_AND_FONTS = {"overline", "vec", "hat", "bar", "overrightarrow", "widehat", "tilde", "mathbb", "mathcal", "mathfrak", "mathbf",
                    "boldsymbol"}
 CLOSING_SIGNS = {"(": ")", "[": "]", "{": "}", "lfloor": "rfloor", "lceil": "rceil", "|": "|", "lvert": "rvert"}
 MULTIPLICATION_SIGNS, DIVISION_SIGNS = {"cdot", "times", "*", "ast"}, {"/", "div"}
-NO_FACTORS = {"rfloor", "rceil", "pm", "mp", "circ", "prime", "choose"}  # commands that end a product
+# commands that end a product
+NO_FACTORS = {"rfloor", "rceil", "pm", "mp", "circ", "prime", "choose", *MULTIPLICATION_SIGNS, *DIVISION_SIGNS}
 ONE_NAME_FOR_COMMAND = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "rvert": "|", "lvert": "|",
                         "mid": "|", "vert": "|"}
 
@@ -47,7 +55,7 @@ def tokenize(text: str) -> list[tuple[str, str]]:
         if number:
             tokens.append(("number", number))
         elif command:
-            command = ONE_NAME_FOR_COMMAND.get(command, command)
+            command = ONE_NAME_FOR_COMMAND.get(command) or ONE_NAME_FOR_FUNCTION.get(command, command)
             tokens.append(("sign", "|") if command == "|" else ("command", command))
         elif letters:
             start = 0
@@ -119,26 +127,35 @@ class Parser:
         minus_signs = 0
         while self.peek() in (("sign", "+"), ("sign", "-")):
             minus_signs += self.take()[1] == "-"
-        node = self.power()
+        node = last = self.power()
         while True:
             kind, text = self.peek()
             if text in MULTIPLICATION_SIGNS and kind != "letter":
                 self.take()
                 negative = self.peek() == ("sign", "-") and bool(self.take())
-                node = ("mul", node, self.power())
+                last = self.power()
+                node = ("mul", node, last)
                 minus_signs += negative
             elif text in DIVISION_SIGNS and kind != "letter":
                 self.take()
                 negative = self.peek() == ("sign", "-") and bool(self.take())
-                node = ("div", node, self.power())
+                last = self.power()
+                node = ("div", node, last)
                 minus_signs += negative
             elif self.starts_factor():
-                if kind == "number" and self.tokens[self.position - 1][1] != ")":  # 5 5, or \frac121
+                if kind == "number" and not self.number_may_follow(last):
                     raise Unsupported("a number beside a factor")
-                node = ("mul", node, self.power())
+                last = self.power()
+                node = ("mul", node, last)
             else:
                 break
         return ("neg", node) if minus_signs % 2 else node
+
+    def number_may_follow(self, factor: Node) -> bool:
+        """Whether a number beside this factor is one more factor: 3!7!, 2^3 3^2, n 2^n. It is not in 5 5 and \\frac121."""
+        before, ahead = self.tokens[self.position - 1][1], self.tokens[self.position + 1:self.position + 2]
+        closed = before == ")" or factor[0] == "pow" or factor[:2] == ("call", "!")
+        return closed or (factor[0] == "sym" and ahead == [("sign", "^")])
 
     def starts_factor(self) -> bool:
         """Whether the current token can begin a factor."""
@@ -157,10 +174,10 @@ class Parser:
         while True:
             _, text = self.peek()
             if text == "!" and self.peek()[0] == "sign":
-                self.take()
-                if self.peek() == ("sign", "!"):
-                    raise Unsupported("double factorial")
-                node = ("call", "!", node)
+                signs = 0
+                while self.peek() == ("sign", "!"):
+                    signs += bool(self.take())
+                node = ("call", "!" * signs, node)  # n!! is no factorial of a factorial
             elif text == "^":
                 self.take()
                 if self.take_degree_sign():
@@ -317,6 +334,11 @@ class Parser:
             return ("call", name, node)
         if name in FUNCTIONS:
             return self.function(name)
+        if name == "cis":
+            angle = self.function_argument()
+            return ("add", [("call", "cos", angle), ("mul", ("i",), ("call", "sin", angle))])
+        if name in SYMMETRIC and (found := self.arguments()):
+            return ("call", name, *found)
         if name in OPERATORS_WITH_LIMITS:  # an unknown function of its factors; the limits are part of the function's name
             below = above = ""
             while self.peek()[1] in ("_", "^"):
@@ -329,6 +351,19 @@ class Parser:
             return ("sym", f"{name} {self.plain_text()}")
         raise Unsupported(name)
 
+    def arguments(self) -> list[Node]:
+        """The arguments of max, min, gcd or lcm in brackets, with commas between them. None if no bracket follows."""
+        opening = self.peek()[1]
+        if opening not in ("(", "{", "["):
+            return []
+        self.take()
+        found = [self.sum()]
+        while self.peek() == ("sign", ","):
+            self.take()
+            found.append(self.sum())
+        self.take(CLOSING_SIGNS[opening])
+        return found
+
     def function(self, name: str) -> Node:
         """A call of a function from FUNCTIONS, with an exponent (\\sin^2 x) or a base (\\log_2 x)."""
         power: Node | None = None
@@ -340,7 +375,7 @@ class Parser:
                 power = self.argument(signed=True)
         argument = self.function_argument()
         if power == ("neg", ("num", Fraction(1))):  # \sin^{-1} is the inverse function, not the reciprocal
-            return ("call", f"arc{name}", argument)
+            return ("call", ONE_NAME_FOR_FUNCTION.get(f"arc{name}", f"arc{name}"), argument)
         node: Node = ("call", name, argument) if base is None else ("div", ("call", "ln", argument), ("call", "ln", base))
         return node if power is None else ("pow", node, power)
 
@@ -355,5 +390,14 @@ class Parser:
 
 
 def parse(text: str) -> Node:
-    """The tree of an expression. Raises Unsupported."""
-    return Parser(text).parse()
+    """The tree of an expression. Infinity has a sign and nothing else: \\infty - \\infty is no value. Raises Unsupported."""
+    tree = Parser(text).parse()
+    if "infty" in text and tree not in (INFINITY, ("neg", INFINITY)) and _holds_infinity(tree):
+        raise Unsupported("arithmetic with infinity")
+    return tree
+
+
+def _holds_infinity(tree: Node) -> bool:
+    """Whether infinity is a part of the tree itself. The limits of a sum are part of its name."""
+    parts = tree[1] if tree[0] == "add" else tree[1:]
+    return tree == INFINITY or any(isinstance(part, tuple) and _holds_infinity(part) for part in parts)
