@@ -16,16 +16,17 @@ class Source:
     subset: str | None = None
     question: tuple[str, ...] = ()
     answer: str | None = None
+    benchmark: bool = False  # no set to train on: evaluations take every row, also if the hub has them under "train"
 
 
 REGISTERED = {
     "gsm8k": Source("openai/gsm8k", "main"),
     "math": Source("DigitalLearningGmbH/MATH-lighteval"),
-    "math500": Source("HuggingFaceH4/MATH-500"),
-    "aime24": Source("HuggingFaceH4/aime_2024"),
-    "aime25": Source("math-ai/aime25"),
-    "amc23": Source("math-ai/amc23"),
+    "math500": Source("HuggingFaceH4/MATH-500", benchmark=True),
+    "aime24": Source("HuggingFaceH4/aime_2024", benchmark=True),
+    "aime25": Source("math-ai/aime25", benchmark=True),
+    "amc23": Source("math-ai/amc23", benchmark=True),
     "svamp": Source("ChilleD/SVAMP", question=("Body", "Question"), answer="Answer"),
-    "olympiadbench": Source("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", answer="final_answer"),
+    "olympiadbench": Source("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", answer="final_answer", benchmark=True),
     "dapo17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", answer="reward_model.ground_truth"),
 }

@@ -93,7 +93,7 @@ def test_an_adapter_that_has_changed_or_was_made_for_another_base_is_refused(tmp
 def test_other_problems_and_files_that_are_not_ours_are_left_alone(tmp_path, tokenizer, monkeypatch):
     model = save_random_model(tmp_path / "model", "qwen3", tokenizer)
     data = tmp_path / "problems.jsonl"
-    flags = ["--model", str(model), "--dataset", str(data), "--num_samples", "0", "--max_completion_length", "4"]
+    flags = ["--model", str(model), "--dataset", str(data), "--num_samples", "0", "--max_completion_length", "4", "--split", "all"]
     data.write_text('{"question": "1 + 1 ?", "answer": "2"}\n')
     assert "is not of an evaluation" in evaluate(tmp_path, *flags, monkeypatch=monkeypatch)
     assert data.read_text().count("\n") == 1
@@ -105,7 +105,8 @@ def test_other_problems_and_files_that_are_not_ours_are_left_alone(tmp_path, tok
 def test_an_evaluation_goes_on_with_the_same_base_flags_and_derived_values_alone(tmp_path, tokenizer, monkeypatch):
     model, data, folder = save_random_model(tmp_path / "model", "qwen3", tokenizer), tmp_path / "my.jsonl", tmp_path / "a"
     data.write_text('{"question": "1 + 1 ?", "answer": "2"}\n')
-    flags = ["--dataset", str(data), "--num_samples", "0", "--max_completion_length", "4", "--prompt_template", "plain", "--model"]
+    flags = ["--dataset", str(data), "--split", "all", "--num_samples", "0", "--max_completion_length", "4"]
+    flags += ["--prompt_template", "plain", "--model"]
     first = evaluate(folder, *flags, str(model), monkeypatch=monkeypatch)
     record = json.loads((folder / "config.json").read_text())
     assert record["flags"]["stop"] is None and record["derived"]["stop"] == ["\nProblem:"]

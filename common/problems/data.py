@@ -15,16 +15,20 @@ from typing import Any
 from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
-from common.problems.tables import READERS, read_tables
+from common.problems.references import kind_of, reference_of
+from common.problems.tables import READERS, read_tables, split_in_name
 from common.registered import REGISTERED, Source
+from common.run.folder import CONFIG
+from common.run.saved_config import read_record
 from common.tiny.task import Arithmetic, Generator
-from common.verify.answers import MAX_ANSWER_LENGTH, extract_answer
+from common.verify.answers import extract_answer
 
 Table = Sequence[dict[str, Any]]  # the rows of a split; each has the same columns
 
 # column names that are looked for, in this order, if no flag names the column
 QUESTION_COLUMNS = ("question", "problem", "prompt")
-ANSWER_COLUMNS = ("answer", "solution", "reference")
+ANSWER_COLUMNS = ("answer", "expected_answer", "ground_truth", "reward_model.ground_truth", "final_answer", "reference", "solution")
+FIRST_ROWS = 100  # of these rows one must have the key inside a column that is looked for
 NOT_ASKING = ("assistant", "gpt", "system", "developer", "tool", "function")  # roles of messages that are no question
 
 
@@ -35,6 +39,7 @@ class Row:
     id: str  # "gsm8k/train/12": data set, split, and number of the row
     question: str | None
     answer: str | None
+    fault: str = ""  # why a row with a text in the answer column has no answer
     earlier: tuple[dict[str, Any], ...] = ()  # if the question is a chat: the messages before the last one, with "role" and "content"
     table: Table = field(default=(), compare=False, repr=False)  # of the split
     place: int = 0  # number of the row in the table
@@ -62,25 +67,71 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
                           called=first("first_eval_dataset"))
         held_out = splits.get("test", splits["train"])
     if held_out is None:
-        train = in_fixed_order(train)
-        # rows with the same question count once
-        different = list({asked(row): row for row in train if row.question and row.answer is not None}.values())
-        held_out = different[:min(config.eval_problems, len(different) // 10)]
-        say(f"data: {config.dataset} has no test split; {len(held_out)} of its {len(train)} rows are held out")
-        taken = {asked(row) for row in held_out}
-        train = [row for row in train if asked(row) not in taken]
+        count = len(train)
+        train, held_out = hold_out(train, config.eval_problems)
+        say(f"data: {config.dataset} has no test split; {len(held_out)} of its {count} rows are held out")
     return train, held_out
 
 
-def load_split(config: SamplingConfig, split: str) -> list[Row]:
-    """All rows of the split `split` of `--dataset`. A data set with a single split gives that split. Raises UserError."""
-    def pick(tables: dict[str, Table]) -> dict[str, Table]:
-        name = split if split in tables else next(iter(tables))
-        if split not in tables and len(tables) > 1:
-            raise UserError(f"--split {split}: {config.dataset} has {', '.join(tables)}; name one of them")
-        return {name: tables[name]}
+def hold_out(rows: list[Row], most: int) -> tuple[list[Row], list[Row]]:
+    """(training rows, held-out rows) of a data set without a test split. A tenth is held out, at most `most` rows.
 
-    return next(iter(_rows_of(config.dataset, config.prompt_column, config.answer_column, pick).values()))
+    A hash of the question chooses them. Rows with the same question count once, and training keeps no row with the question of a held-out
+    one. Example: 40 different rows and most 200 -> 36 and 4.
+    """
+    rows = in_fixed_order(rows)
+    different = list({asked(row): row for row in rows if row.question and row.answer is not None}.values())
+    held_out = different[:min(most, len(different) // 10)]
+    taken = {asked(row) for row in held_out}
+    return [row for row in rows if asked(row) not in taken], held_out
+
+
+def load_split(config: SamplingConfig, split: str) -> list[Row]:
+    """The rows of `--dataset` that eval.py scores. Raises UserError.
+
+    They are those of the split `split`, or of every split for "all". A data set without a split "test" gives the rows that training holds
+    out. A benchmark, or data that is called a test, is evaluated whole, unless the run of `--adapter` was trained on it.
+    """
+    tables: dict[str, Table] = {}
+
+    def pick(found: dict[str, Table]) -> dict[str, Table]:
+        tables.update(found)
+        if split in found or split == "all":
+            return {split: found[split]} if split in found else found
+        if split != "test":
+            raise UserError(f"--split {split}: {config.dataset} has {', '.join(found)}; name one of them, or all")
+        return {"validation": found["validation"]} if "validation" in found and len(found) > 1 else _train_and_test(found)
+
+    splits = _rows_of(config.dataset, config.prompt_column, config.answer_column, pick)
+    rows = [row for some in splits.values() for row in some]
+    name, trained = next(iter(splits)), _run_of(getattr(config, "adapter", None))
+    same = trained.get("dataset") is not None and (local_path(str(trained["dataset"])) or trained["dataset"]) in (
+        config.dataset, local_path(config.dataset))
+    if split == "all" or name == split != "test" or (split in tables and (len(tables) > 1 or not same)):
+        return rows
+    if name != "train" and len(tables) > 1:
+        say(f"data: {config.dataset} has no split test; its split {name} is evaluated, as in training")
+        return rows
+    source, path = REGISTERED.get(config.dataset), local_path(config.dataset)
+    if not same and ((source and source.benchmark) or (path and split_in_name(path.name) not in ("", "train"))):
+        say(f"data: all {len(rows)} rows of {config.dataset} are evaluated: it is a benchmark, or called a test. Do not train on it")
+        return rows
+    most = trained.get("eval_problems") if same else None
+    held_out = hold_out(rows, most if isinstance(most, int) else CommonConfig.eval_problems)[1]
+    if not held_out:
+        raise UserError(f"--dataset {config.dataset} has no test split, and a tenth of its {len(rows)} rows is no row: add --split all to "
+                        "evaluate them all")
+    say(f"data: {config.dataset} has no test split; the {len(held_out)} of its {len(rows)} rows that training holds out are evaluated. "
+        "--split all evaluates them all")
+    return held_out
+
+
+def _run_of(adapter: str | None) -> dict[str, Any]:
+    """The flags of the run that made the adapter, as its config.json has them. Empty for an adapter of elsewhere."""
+    try:
+        return read_record(Path(adapter).parent / CONFIG)["flags"] if adapter else {}
+    except (UserError, LookupError, TypeError):
+        return {}
 
 
 def _train_and_test(tables: dict[str, Table]) -> dict[str, Table]:
@@ -122,8 +173,8 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
             question, answer = (column if column and _has_column(columns, column) else None for column in (question, answer))
         if not all(_has_column(columns, column) for column in (*source.question, source.answer or columns[0])):
             source = Source(name)  # a local folder with the same name as a registered data set, but other columns
-        questions = (question,) if question else source.question or (_find_column(name, columns, QUESTION_COLUMNS, "prompt_column"),)
-        answer_column = answer or source.answer or _find_column(name, columns, ANSWER_COLUMNS, None if any_answer else "answer_column")
+        questions = (question,) if question else source.question or (_find_column(name, first, QUESTION_COLUMNS, "prompt_column"),)
+        answer_column = answer or source.answer or _find_column(name, first, ANSWER_COLUMNS, None if any_answer else "answer_column")
     missing = [column for column in (*questions, answer_column) if column and not _has_column(columns, column)]
     if missing:
         raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
@@ -165,15 +216,20 @@ def local_path(name: str) -> Path | None:
     return next((Path(path) for path in (name, os.path.expanduser(name)) if os.path.lexists(path)), None)
 
 
-def _find_column(name: str, columns: list[str], candidates: tuple[str, ...], flag: str | None) -> str:
-    """The first of the `candidates` that is a column, in capital or small letters.
+def _find_column(name: str, table: Table, candidates: tuple[str, ...], flag: str | None) -> str:
+    """The first of the `candidates` that is a column, in capital or small letters. "a.b" is one if cells of "a" have a key "b".
 
     If there is none: raises UserError and names `flag`. With flag None the result is then "".
     """
+    columns = list(table[0])
     lower = {column.lower(): column for column in reversed(columns)}
     for candidate in candidates:
+        outer, _, inner = candidate.partition(".")
         if candidate in lower:
             return lower[candidate]
+        if inner and outer in lower and any(isinstance(cell := table[i][lower[outer]], dict) and inner in cell
+                                            for i in range(min(len(table), FIRST_ROWS))):
+            return f"{lower[outer]}.{inner}"
     if flag is None:
         return ""
     raise UserError(f"{name} has no column {', '.join(candidates)}; it has {', '.join(columns)}: name one with --{flag}")
@@ -208,17 +264,16 @@ def _make_row(id: str, table: Table, place: int, raw: dict[str, Any], questions:
         if not chat or chat[-1].get("role") in NOT_ASKING:
             question = None  # no text, or a chat that asks nothing
     given = _cell(raw, answer_column)
-    text = _text(given)
-    # The reference answer is extracted here, once. A column "solution" holds a worked solution: if no answer is marked in it, there is
-    # no reference. Another column without a mark is the answer as it stands.
-    answer = None if isinstance(given, dict) else text and (extract_answer(text) or (text if answer_column.lower() != "solution" else None))
-    if not answer or len(answer) > MAX_ANSWER_LENGTH:
-        answer = (text or "") if any_answer else None
+    text, fault, answer = _text(given), kind_of(given), None
+    if text and not fault:  # the reference answer is extracted here, once
+        answer, fault = reference_of(text, worked=answer_column.lower() == "solution")
+    if any_answer and answer is None:
+        answer, fault = (text and extract_answer(text)) or text or "", ""
     earlier = tuple({key: plain(value) if key == "content" else value for key, value in message.items() if value is not None}
                     for message in chat[:-1])
     if any(not isinstance(message.get("content"), str) for message in earlier):
         question = None  # a message with an image or a tool call, which text templates cannot show
-    return Row(id, question, answer, earlier, table, place)
+    return Row(id, question, answer, fault, earlier, table, place)
 
 
 def plain(content: Any) -> Any:

@@ -213,7 +213,8 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
     usable = []
     for row in rows:
         if row.question is None or row.answer is None:
-            left_out.setdefault(f"without a usable {'question' if row.question is None else 'answer'}", []).append(row.id)
+            what = "question" if row.question is None else f"answer ({row.fault})" if row.fault else "answer"
+            left_out.setdefault(f"without a usable {what}", []).append(row.id)
         else:
             usable.append(row)
     kept, lost = [], []  # lost: rows whose chat is not whole in the prompt

@@ -106,11 +106,16 @@ def _data_files(folder: Path) -> list[Path]:
 def _split_of(file: Path) -> tuple[str, Path]:
     """(the split, the folder above the name that names it). file: a path inside the data set. A file of no split gives ""."""
     for path in (file, *file.parents):
-        match = SPLIT_NAME.search(path.name.partition(".")[0] if path == file else path.name)
-        if match:
-            name = (match[1] or match[2]).lower()
-            return SHORT.get(name, name), path.parent
+        if split := split_in_name(path.name.partition(".")[0] if path == file else path.name):
+            return split, path.parent
     return "", file.parent
+
+
+def split_in_name(name: str) -> str:
+    """The split that the name of a file or folder says: "math_test.jsonl" -> "test". No split gives ""."""
+    match = SPLIT_NAME.search(name)
+    found = (match[1] or match[2]).lower() if match else ""
+    return SHORT.get(found, found)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

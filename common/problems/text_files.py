@@ -21,6 +21,10 @@ Rows = list[dict[str, Any]]
 
 LARGEST_LINE = 2**26  # bytes of a line of text: 64 MiB. The context of a model is a hundredth of that
 LARGEST_DOCUMENT = 2**31  # bytes of a .json file that is one list or object, which is parsed as a whole
+# keys of an object with a list of rows for each split, and keys of one list of all rows
+SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation",
+          "dev": "validation"}
+LISTS = ("data", "rows", "examples", "instances", "problems", "questions")
 DEEPEST = 100  # lists and objects in each other
 MOST_ROWS = 10_000_000
 # A packed file may unpack to 64 MiB, and beyond that to 100 times its size. Questions and answers pack to a tenth, and files that
@@ -135,20 +139,28 @@ def _some(lines: Iterator[str], path: Path) -> Iterator[str]:
 def _in_document(document: Any, path: Path) -> Rows | dict[str, Rows]:
     """The rows in a JSON document."""
     if isinstance(document, dict):
-        splits = {name: value for name, value in document.items() if name in ("train", "validation", "test") and _are_rows(value)}
+        tables = {name: rows for name, value in document.items() if (rows := _table_in(value))}
+        splits = {SPLITS[name.lower()]: rows for name, rows in tables.items() if name.lower() in SPLITS}
         if splits:
             return splits
-        if _are_rows(document.get("data")):
-            return document["data"]
-        lists = list(document.values())
-        if lists and all(isinstance(value, list) and len(value) == len(lists[0]) and not _are_rows(value) for value in lists):
-            return [dict(zip(document, values, strict=True)) for values in zip(*lists, strict=True)]  # a list for each column
-        return [document]
+        if name := next((name for name in LISTS if name in tables), None):
+            return tables[name]
+        return _table_in(document) or [document]
     for number, row in enumerate(document if isinstance(document, list) else [document], start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path}: entry {number} is {_kind(row)}, and a row is an object, as {{\"question\": ...}}")
     check_count(path, document)
     return document
+
+
+def _table_in(value: Any) -> Rows:
+    """The rows of a list of objects, or of an object with a list for each column, all of one length. Anything else has none."""
+    if _are_rows(value):
+        return value
+    lists = list(value.values()) if isinstance(value, dict) else []
+    if lists and all(isinstance(one, list) and len(one) == len(lists[0]) and not _are_rows(one) for one in lists):
+        return [dict(zip(value, values, strict=True)) for values in zip(*lists, strict=True)]
+    return []
 
 
 def _kind(value: Any) -> str:
@@ -192,13 +204,25 @@ def _json_error(error: ValueError, text: str) -> str:
 # ---- comma-separated values -----------------------------------------------------------------------------------------
 
 def read_csv(path: Path) -> Rows:
-    """The rows of a .csv or .tsv file, whose first line names the columns. A column of numbers has numbers, another one texts."""
+    """The rows of a .csv or .tsv file, whose first line names the columns. A column of numbers has numbers, another one texts.
+
+    A .tsv file whose quotes do not fit together is read again with quotes as plain characters, because many programs write no others.
+    """
+    if not _plain_name(path).endswith(".tsv"):
+        return _read_cells(path, ",", csv.QUOTE_MINIMAL)
+    try:
+        return _read_cells(path, "\t", csv.QUOTE_MINIMAL)
+    except UserError:
+        return _read_cells(path, "\t", csv.QUOTE_NONE)
+
+
+def _read_cells(path: Path, delimiter: str, quoting: int) -> Rows:
     limit = csv.field_size_limit(LARGEST_LINE)  # 128 KiB by default; it holds for the whole process
     # strict: a quote that is never closed would otherwise take the rest of the file for one cell
-    reader = csv.reader(_lines(path), delimiter="\t" if _plain_name(path).endswith(".tsv") else ",", strict=True)
+    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
     lists: list[list[str]] = []
     try:
-        columns = next(reader, [])
+        columns = [column.strip() for column in next(reader, [])]
         if len(set(columns)) < len(columns):
             refuse(path, 1, "two columns have the same name")
         for cells in reader:

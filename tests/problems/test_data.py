@@ -57,7 +57,9 @@ def test_other_real_sets_load_and_hold_out_a_tenth(name, capsys):
     assert 0 < len(held_out) <= total / 10
     assert 0.99 * total < len(train) + len(held_out) <= total  # copies of held-out problems are in neither
     assert f"{len(held_out)} of its {total} rows are held out" in capsys.readouterr().out
-    assert sum(row.answer is None for row in [*train, *held_out]) / total < 0.02  # College Math has a few essays as answers
+    # 106 answers of College Math are sentences, or longer than any final answer
+    share = sum(row.answer is None for row in [*train, *held_out]) / total
+    assert (0.08 < share < 0.09) if "college" in name else share < 0.002
 
 
 @needs_shared
@@ -115,7 +117,8 @@ def test_unusable_rows_are_counted_named_and_skipped(tmp_path, tokenizer, capsys
     out = capsys.readouterr().out
     for line in (
         "1 training rows without a usable question: a.jsonl/train/1",
-        "2 training rows without a usable answer: a.jsonl/train/2, a.json",
+        "1 training rows without a usable answer: a.jsonl/train/2",
+        "1 training rows without a usable answer (more than 500 characters): a.jsonl/train/5",
         "1 training rows with a prompt seen before: a.jsonl/train/4",
         "longer than the 44 tokens that the completion leaves: a.jsonl/train/3",
     ):

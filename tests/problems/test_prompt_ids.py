@@ -257,7 +257,7 @@ def test_every_message_of_a_chat_is_in_the_prompt(chat, roles, tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": chat, "answer": "2"}) + "\n")
     config = CommonConfig(model="some/model", dataset=str(tmp_path / "a.jsonl"), max_completion_length=16)
     tokenizer, _ = family("qwen base")
-    found = usable_problems("training", load_split(config, "test"), None, load_template(config, tokenizer), tokenizer, 10_000)
+    found = usable_problems("training", load_split(config, "all"), None, load_template(config, tokenizer), tokenizer, 10_000)
     if roles is None:
         assert found == []
     else:

@@ -76,7 +76,7 @@ def test_evaluation_has_the_same_prompts(tmp_path):
     path = write(tmp_path / "data.jsonl", [{"question": "1+1?", "answer": "2"}])
     config = SamplingConfig(model="some/model", dataset=str(path), max_completion_length=16, system_prompt="Be kind.")
     tokenizer = tokenizer_with(WRITE_ALL)
-    problems = make_eval_problems(load_split(config, "test"), config, load_template(config, tokenizer), tokenizer, 4096, 0)
+    problems = make_eval_problems(load_split(config, "all"), config, load_template(config, tokenizer), tokenizer, 4096, 0)
     assert [problem.prompt for problem in problems] == ["[system] Be kind.\n[user] 1+1?\n[assistant]"]
 
 
@@ -154,7 +154,9 @@ def test_with_a_reward_no_row_needs_an_answer_and_the_row_is_whole(tmp_path, cap
     ]
     path, tokenizer = write(tmp_path / "data.jsonl", rows), build_tokenizer(Arithmetic())
     assert [problem.answer for problem in problems_of(config_for(path), tokenizer)] == ["7"]
-    assert "left out 2 training rows without a usable answer" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "left out 1 training rows without a usable answer (more than 500 characters): data.jsonl/train/0" in told
+    assert "left out 1 training rows without a usable answer: data.jsonl/train/1" in told
     problems = problems_of(config_for(path, reward="mine.py:f"), tokenizer)
     assert [problem.answer for problem in problems] == [", ".join(tests), "", "7"] and "left out" not in capsys.readouterr().out
     assert [problem.row for problem in problems] == rows
@@ -165,7 +167,7 @@ def test_with_a_reward_no_row_needs_an_answer_and_the_row_is_whole(tmp_path, cap
 
 def test_with_a_reward_the_data_may_have_no_answer_column(tmp_path):
     path, tokenizer = write(tmp_path / "data.jsonl", [{"question": f"{i}?", "x": i} for i in range(20)]), build_tokenizer(Arithmetic())
-    with pytest.raises(UserError, match="has no column answer, solution, reference"):
+    with pytest.raises(UserError, match="has no column answer, expected_answer, ground_truth"):
         load_rows(config_for(path))
     config = config_for(path, reward="mine.py:f")
     train, held_out = load_rows(config)

@@ -64,7 +64,7 @@ def test_a_file_that_is_there_is_read(name, tmp_path, monkeypatch):
     content = FILES[name]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     config = CommonConfig(model="a/b", dataset=str(tmp_path / name))
-    assert [(row.question, row.answer) for row in load_split(config, "test")] == [(row["question"], row["answer"]) for row in ROWS]
+    assert [(row.question, row.answer) for row in load_split(config, "all")] == [(row["question"], row["answer"]) for row in ROWS]
 
 
 def test_a_home_folder_and_a_relative_path(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_cells_are_as_they_were_written(tmp_path):
         {"question": ["text", {"role": "user", "content": "?"}], "answer": True},
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = load_split(CommonConfig(model="a/b", dataset=str(tmp_path / "a.jsonl")), "test")
+    found = load_split(CommonConfig(model="a/b", dataset=str(tmp_path / "a.jsonl")), "all")
     assert [row.question for row in found] == ["2024-01-01", "q\u2028r", "NA", None, "emoji \U0001f600", None]
     assert [row.answer for row in found] == [str(10**30), "1, 2", None, "1", None, "True"]
     assert all(list(row.raw) == ["question", "answer", "x", "y"] for row in found)
