@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.config import CommonConfig
@@ -153,6 +154,21 @@ def completions(folder):
 def metrics(folder, times=False):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return rows if times else [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+
+
+def assert_same_checkpoint(a, b):
+    """Equal to the last bit, and something was learned."""
+    files = sorted(path.relative_to(a) for path in a.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(b) for path in b.rglob("*.safetensors"))
+    for file in files:
+        left, right = (load_file(folder / file) for folder in (a, b))
+        assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+        assert any(value.abs().max() > 1e-4 for key, value in left.items() if "lora_A" not in key)
+    left, right = (torch.load(folder / "trainer_state.pt", weights_only=True) for folder in (a, b))
+    assert left["step"] == right["step"] and left["sampler"] == right["sampler"] and left["run"] == right["run"]
+    for optimizer in (name for name in left if "optimizer" in name):
+        for i, state in left[optimizer]["state"].items():
+            assert state and all(torch.equal(value, right[optimizer]["state"][i][key]) for key, value in state.items())
 
 
 SIZES = {

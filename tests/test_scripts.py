@@ -12,7 +12,20 @@ import time
 
 import pytest
 import torch
-from helpers import QUICK, SCRIPTS, completions, exit_code, forked, launch, metrics, output_of, run, save_random_model, wait_for
+from helpers import (
+    QUICK,
+    SCRIPTS,
+    assert_same_checkpoint,
+    completions,
+    exit_code,
+    forked,
+    launch,
+    metrics,
+    output_of,
+    run,
+    save_random_model,
+    wait_for,
+)
 from safetensors.torch import load_file
 
 from common.launch import parse_command_line, run_script
@@ -22,21 +35,6 @@ from common.run.run import Run
 
 pytestmark = pytest.mark.parametrize("script", SCRIPTS)
 THREE_STEPS = ("--max_steps", "3")  # with evaluations before step 1 and after steps 2 and 3; checkpoints 2 and 3 are kept
-
-
-def assert_same_checkpoint(a, b):
-    """Equal to the last bit, and something was learned."""
-    files = sorted(path.relative_to(a) for path in a.rglob("*.safetensors"))
-    assert files == sorted(path.relative_to(b) for path in b.rglob("*.safetensors"))
-    for file in files:
-        left, right = (load_file(folder / file) for folder in (a, b))
-        assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
-        assert any(value.abs().max() > 1e-4 for key, value in left.items() if "lora_A" not in key)
-    left, right = (torch.load(folder / "trainer_state.pt", weights_only=True) for folder in (a, b))
-    assert left["step"] == right["step"] and left["sampler"] == right["sampler"] and left["run"] == right["run"]
-    for optimizer in (name for name in left if "optimizer" in name):
-        for i, state in left[optimizer]["state"].items():
-            assert state and all(torch.equal(value, right[optimizer]["state"][i][key]) for key, value in state.items())
 
 
 @pytest.mark.parametrize(
