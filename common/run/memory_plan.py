@@ -134,8 +134,8 @@ def _update_parts(shape: Shape, tokens: int, checkpointed: int, width: int, four
     name = f"activations, {tokens} tokens" + (f", {checkpointed} of {shape.layers} layers checkpointed" if checkpointed else "")
     # the log-probs come before the backward pass of the layers
     parts = [Part(name, 0, activations), Part("log-probs", 0, max(0.0, kept + CHUNK_ELEMENTS * LOGIT_BYTES - activations))]
-    # a layer's weights are there in 16 bits during its products, when its gradients are not
-    return parts + ([Part("a layer's weights in 16 bits", 0, max(0.0, shape.largest * 2 - 0.3 * layer))] if four_bits else [])
+    # a layer's weights are there in 16 bits during its products
+    return parts + ([Part("a layer's weights in 16 bits", 0, shape.largest * 2)] if four_bits else [])
 
 
 def totals(parts: list[Part]) -> tuple[float, float]:
