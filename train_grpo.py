@@ -22,6 +22,7 @@ end_quietly(__name__)  # a signal during the imports, which take seconds, is no 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from common.config import CommonConfig, flag
 from common.errors import UserError
@@ -30,7 +31,9 @@ from common.launch import for_programs, parse_command_line, run_script
 
 @dataclass
 class Config(CommonConfig):
-    scale_rewards: bool = flag(True, "algorithm", "Divide advantages by the standard deviation of the group. Dr. GRPO and RLOO do not.")
+    scale_rewards: Literal["group", "batch", "mean", "none"] = flag(
+        "group", "algorithm", "Divide advantages by the standard deviation of the group or batch, by the mean of the group, or by nothing.",
+        once_bool=("group", "none"))
     leave_one_out: bool = flag(False, "algorithm", "Baseline of a completion: the mean reward of the others in its group (RLOO).")
     epsilon: float = flag(0.2, "algorithm", "Lower clip of the ratio: 1 - epsilon.")
     epsilon_high: float | None = flag(None, "algorithm", "Upper clip of the ratio: 1 + epsilon_high. DAPO: 0.28. Default: epsilon.")
@@ -48,6 +51,8 @@ class Config(CommonConfig):
         if not 0 <= self.overlong_buffer < self.max_completion_length:
             raise UserError(f"--overlong_buffer {self.overlong_buffer}: give 0, or less than the {self.max_completion_length} tokens of "
                             "--max_completion_length")
+        if self.scale_rewards == "mean" and self.overlong_buffer:
+            raise UserError("--scale_rewards mean is for rewards of 0 and 1, and --overlong_buffer changes them: leave one of the two out")
         if not 0 <= self.epsilon < 1 or (self.epsilon_high or 0) < 0:
             raise UserError(f"--epsilon {self.epsilon} --epsilon_high {self.epsilon_high}: give 0 <= epsilon < 1 and epsilon_high >= 0, "
                             "as 0.2 and 0.28")
@@ -60,7 +65,7 @@ import torch
 from torch import Tensor
 
 from common.policy.load import load_policy
-from common.policy.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
+from common.policy.loss import aggregate, importance_weights, kl_estimate, loss_divisor
 from common.policy.micro_batches import MicroBatch, microbatches, minibatches
 from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 from common.policy.policy import all_logps
@@ -79,15 +84,17 @@ from common.verify.rewards import make_reward
 
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
-def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: bool = True, leave_one_out: bool = False) -> Tensor:
+def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: str = "group", leave_one_out: bool = False) -> Tensor:
     """Advantages (B,): (reward - mean of the group) / (standard deviation of the group + 1e-6). GRPO (arXiv 2402.03300) 4.1.2.
 
     rewards (B,). group_ids (B,) int64, any numbers: rows with equal numbers are one group. Groups may differ in size, and their rows
     may be mixed. The standard deviation is that of the population.
-    scale_rewards False: reward - mean, without the division. Dr. GRPO (2503.20783).
+    scale_rewards "none": reward - mean, without the division. Dr. GRPO (2503.20783). "batch": the standard deviation of all rewards,
+    as in Lite PPO (2508.08221) and ScaleRL (2510.13786). "mean": divided by the group's mean, for rewards of 0 and 1 alone, else
+    UserError. MaxRL (2602.02710).
     leave_one_out: the mean is that of the other completions of the group, which multiplies by G / (G - 1). RLOO (2402.14740).
     A group with equal rewards, or with one completion, gets exactly 0.
-    Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]. Without the division: [0.75, -0.25, -0.25, -0.25].
+    Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]. "none": [0.75, -0.25, -0.25, -0.25]. "mean": [3, -1, -1, -1].
     """
     _, group = group_ids.unique(return_inverse=True)
     size = torch.bincount(group).to(rewards)  # (groups,)
@@ -98,7 +105,13 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: bool 
     advantages = torch.where((low == high)[group], 0.0, centred)  # the mean of equal rewards may differ by rounding
     if leave_one_out:
         advantages = advantages * (size / (size - 1).clamp(min=1))[group]
-    if scale_rewards:
+    if scale_rewards == "mean":
+        if not ((rewards == 0) | (rewards == 1)).all():
+            raise UserError("--scale_rewards mean is for rewards of 0 and 1; this reward gave others: use group, batch or none")
+        advantages = advantages / torch.where(mean > 0, mean, 1.0)[group]
+    elif scale_rewards == "batch":
+        advantages = advantages / (rewards.std(correction=0) + 1e-6)
+    elif scale_rewards == "group":
         variance = torch.zeros_like(size).index_add(0, group, centred.square()) / size
         advantages = advantages / (variance.sqrt() + 1e-6)[group]
     return advantages
@@ -198,7 +211,7 @@ def train(config: Config) -> None:
             old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
             token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
             if config.importance_cap > 0:
-                token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
+                token_loss = token_loss * importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)
             kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
             loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
             return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),

@@ -74,7 +74,7 @@ from torch import Tensor
 
 from common.policy.critic import Critic
 from common.policy.load import load_policy
-from common.policy.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights, whiten
+from common.policy.loss import aggregate, importance_weights, kl_estimate, loss_divisor, whiten
 from common.policy.micro_batches import MicroBatch, microbatches, minibatches
 from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 from common.policy.policy import Policy, all_logps
@@ -245,7 +245,7 @@ def train(config: Config) -> None:
             old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
             token_loss = ppo_token_loss(logps, old, micro.take(advantages), epsilon=config.epsilon)  # (b, T)
             if config.importance_cap > 0:
-                token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
+                token_loss = token_loss * importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)
             kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
             loss = aggregate(token_loss, micro.mask, config.loss_aggregation, divisor) + kl_weight * aggregate(
                 kl.clamp(max=MAX_KL), micro.mask, "seq-mean-token-sum", sequences)

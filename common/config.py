@@ -8,21 +8,12 @@ import importlib.metadata
 import importlib.util
 import math
 from collections.abc import Callable, Set
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from common.errors import UserError
+from common.flags import as_now, flag, require
 from common.tiny.task import Arithmetic, Generator
-
-# flags that fit a run to its card, worked out anew on each card if nobody typed them; they do not change what a run computes
-PLANNED = ("max_tokens_per_microbatch", "gradient_checkpointing", "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization")
-GROUPS = ("model", "data", "problems", "completions", "update", "algorithm", "run")  # the order of the flag groups in --help
-
-
-def flag(default: Any, group: str, help: str) -> Any:
-    """A dataclass field that becomes the flag `--name`. --help lists it under `group`, with `help` as its line."""
-    metadata = {"help": help.replace("%", "%%"), "group": group}  # argparse takes a single % for a format
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -81,6 +72,10 @@ class SamplingConfig:
         config.passed = frozenset([spec.name for spec in fields(cls)][:len(values)]) | named.keys()
         return config
 
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            setattr(self, spec.name, as_now(spec, getattr(self, spec.name)))
+
     def complete(self) -> None:
         """For a config that a program made, and not a command line: sets the defaults of the embedded model, and checks all values.
 
@@ -121,18 +116,18 @@ class SamplingConfig:
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
         for name, value in asdict(self).items():
-            _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
+            require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
         for name in ("model", "adapter", "dataset", "eval_dataset", "reward", "output_dir", "config", "resume_from_checkpoint"):
-            _require(getattr(self, name, None) != "", name, '""', "a name, or leave it out: a variable of the shell may not be set")
-        _require(self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "a whole number from 1 up")
-        _require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")  # "-": no stop string to check
-        _require(-2**63 <= self.seed < 2**63, "seed", self.seed, "a whole number of 64 bits")
-        _require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+            require(getattr(self, name, None) != "", name, '""', "a name, or leave it out: a variable of the shell may not be set")
+        require(self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "a whole number from 1 up")
+        require(all(self.stop or ["-"]), "stop", self.stop, "strings of one character or more")  # "-": no stop string to check
+        require(-2**63 <= self.seed < 2**63, "seed", self.seed, "a whole number of 64 bits")
+        require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         for name in ("top_p", "vllm_gpu_memory_utilization"):
-            _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
+            require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
         if self.load_in_4bit and not importlib.util.find_spec("bitsandbytes"):
             raise UserError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
-        _require(self.vllm_server_timeout > 0, "vllm_server_timeout", self.vllm_server_timeout, "a number of seconds above 0")
+        require(self.vllm_server_timeout > 0, "vllm_server_timeout", self.vllm_server_timeout, "a number of seconds above 0")
         if self.vllm_server_base_url and self.engine == "transformers":
             raise UserError("--engine transformers samples in this process, and --vllm_server_base_url names servers: give one of the two")
         if not self.vllm_server_base_url and self.vllm_server_timeout != 240:
@@ -202,6 +197,9 @@ class CommonConfig(SamplingConfig):
     beta: float = flag(0.0, "update", "Weight of the KL divergence from the reference policy. 0: no KL term, no reference pass.")
     importance_cap: float = flag(
         2.0, "update", "Cap of the importance weights, which correct for sampler log-probs that differ from the trainer's. 0: no weights.")
+    importance_mode: Literal["token", "sequence"] = flag("token", "update", "sequence: the tokens of a completion share one weight.")
+    importance_bound: Literal["truncate", "mask"] = flag("truncate", "update", "A weight beyond cap or floor becomes the bound, or 0.")
+    importance_floor: float = flag(0.0, "update", "Lower bound of the importance weights. IcePop: 0.5 with --importance_bound mask.")
     mask_truncated_completions: bool = flag(False, "update", "Leave completions that reached the length limit out of the loss.")
 
     eval_steps: int = flag(20, "run", "Steps between evaluations. 0: none.")
@@ -230,29 +228,37 @@ class CommonConfig(SamplingConfig):
         at_least_one = ("lora_r", "lora_alpha", "problems_per_step", "num_generations", "max_steps", "num_iterations",
                         "num_minibatches", "max_tokens_per_microbatch", "eval_problems")
         for name in at_least_one:
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 up")
-        for name in ("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "beta", "importance_cap"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 up")
+        for name in ("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "beta", "importance_cap", "importance_floor"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("learning_rate", "max_grad_norm"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+            require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        if self.importance_cap == 0 and (self.importance_mode, self.importance_bound) != ("token", "truncate"):
+            raise UserError("--importance_mode and --importance_bound do nothing with --importance_cap 0: give a cap, as 2")
+        require(self.importance_floor <= self.importance_cap, "importance_floor", self.importance_floor, "at most the cap, as 0.5")
         self._check_sampling()
         self._check_reward()
-        _require(self.sample_ahead in (0, 1), "sample_ahead", self.sample_ahead, "0 or 1")
+        require(self.sample_ahead in (0, 1), "sample_ahead", self.sample_ahead, "0 or 1")
         if self.sample_ahead and not (self.vllm_server_base_url and self.importance_cap > 0 and self.sampling == "uniform"):
             raise UserError("--sample_ahead 1 needs servers (--vllm_server_base_url), importance weights (--importance_cap above 0), and "
                             "--sampling uniform, which chooses problems before it knows how this step went")
         completions = self.problems_per_step * self.num_generations
-        _require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches,
+        require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches,
                  f"at most the {completions} completions of a step")
         heads = {"lm_head", "embed_tokens"} & set(self.lora_target_modules or ())
         if heads:
             raise UserError(f"--lora_target_modules {' '.join(heads)}: the output head and the embeddings stay frozen; leave them out")
         if self.optim != "adamw_torch" and not importlib.util.find_spec("bitsandbytes"):
             raise UserError(f"--optim {self.optim} needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
-        _require(self.plan_memory is None or self.plan_memory > 0, "plan_memory", self.plan_memory, "the memory of a GPU in GB, as 24")
+        require(self.plan_memory is None or self.plan_memory > 0, "plan_memory", self.plan_memory, "the memory of a GPU in GB, as 24")
         if self.report_to != "none" and not importlib.util.find_spec(self.report_to):
             raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
 
+
+    @property
+    def importance(self) -> dict[str, Any]:
+        """How importance weights are bounded: arguments of `importance_weights` in policy/loss.py."""
+        return {"cap": self.importance_cap, "floor": self.importance_floor, "mode": self.importance_mode, "bound": self.importance_bound}
 
     @property
     def candidates_per_step(self) -> int:
@@ -264,19 +270,19 @@ class CommonConfig(SamplingConfig):
         for name, default in (("reward_timeout", 10.0), ("reward_workers", None), ("reward_failed", "lowest")):
             if self.reward is None and getattr(self, name) != default:
                 raise UserError(f"--{name} does nothing without --reward: leave it out, or give --reward path/to/file.py:function")
-        _require(self.reward_timeout > 0, "reward_timeout", self.reward_timeout, "a number of seconds above 0")
-        _require(self.reward_workers is None or self.reward_workers >= 1, "reward_workers", self.reward_workers, "a whole number from 1 up")
+        require(self.reward_timeout > 0, "reward_timeout", self.reward_timeout, "a number of seconds above 0")
+        require(self.reward_workers is None or self.reward_workers >= 1, "reward_workers", self.reward_workers, "a whole number from 1 up")
         try:
             usable = self.reward_failed == "lowest" or abs(float(self.reward_failed)) < 3e38  # finite in float32
         except ValueError:
             usable = False
-        _require(usable, "reward_failed", self.reward_failed, "lowest or a number, as -1")
+        require(usable, "reward_failed", self.reward_failed, "lowest or a number, as -1")
 
     def _check_sampling(self) -> None:
         """Raises UserError for values of --sampling and its further flags that cannot work together."""
         for name in ("candidate_factor", "candidate_generations", "buffer_steps"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "a whole number from 1 up")
+            require(value is None or value >= 1, name, value, "a whole number from 1 up")
         read_by = {"candidate_factor": ("lilo", "adaptive", "dynamic", "buffer"), "candidate_generations": ("lilo", "buffer"),
                    "buffer_steps": ("buffer",)}
         if self.candidate_choice != "epochs" and self.sampling == "uniform":
@@ -301,12 +307,6 @@ def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _require(condition: bool, name: str, value: object, wanted: str) -> None:
-    """Raises UserError for the flag `name` if `condition` is False. `wanted`: values that work."""
-    if not condition:
-        raise UserError(f"--{name} {value} cannot work: give {wanted}")
 
 
 C = TypeVar("C", bound=SamplingConfig)

@@ -19,7 +19,7 @@ import os
 import re
 import shlex
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -28,9 +28,10 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from common import parallel
-from common.config import GROUPS, PLANNED, C, CommonConfig, SamplingConfig
+from common.config import C, CommonConfig, SamplingConfig
 from common.console import fail, guard, say
 from common.errors import UserError
+from common.flags import GROUPS, PLANNED
 from common.interrupt import Stop, Stopped
 from common.run.claim import tidy
 from common.run.folder import CONFIG, is_begun
@@ -65,13 +66,24 @@ class Parser(HfArgumentParser):
         for action in [a for a in self._optionals._group_actions if a.dest in self.names]:
             self._optionals._group_actions.remove(action)
             groups[self.names[action.dest]]._group_actions.append(action)
+        for spec in fields(config_class):
+            if spec.metadata.get("once_bool"):
+                self._understand_bool(spec.name, *spec.metadata["once_bool"])
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         """Adds a flag as argparse does, without the field metadata that HfArgumentParser passes on and argparse does not know."""
-        options.pop("group", None)
+        options.pop("group", None), options.pop("once_bool", None)
         if names[0].startswith("--no_"):
             options["help"] = f"The opposite of --{names[0][5:]}."
         return super().add_argument(*names, **options)
+
+    def _understand_bool(self, name: str, on: str, off: str) -> None:
+        """The flag `--name` has values that are words. As in older versions it may stand alone, have a truth value, or begin with --no_."""
+        action = self._option_string_actions[f"--{name}"]
+        words = {**dict.fromkeys(("yes", "true", "t", "y", "1"), on), **dict.fromkeys(("no", "false", "f", "n", "0"), off)}
+        action.nargs, action.const, action.type = "?", on, lambda word: words.get(word.lower(), word)
+        for spelling in (f"--no_{name}", f"--no-{name.replace('_', '-')}"):
+            super().add_argument(spelling, action="store_const", const=off, dest=name, help=SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError. argparse would print its usage and exit."""

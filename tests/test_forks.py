@@ -195,7 +195,7 @@ def test_a_fix_travels_to_the_other_scripts_and_to_a_private_copy(tmp_path):
 def test_numbers_of_tokens_that_were_not_sampled_reach_no_gradient_and_no_mean(random_models, tokenizer):
     from helpers import make_policy
 
-    from common.policy.loss import aggregate, truncated_importance_weights
+    from common.policy.loss import aggregate, importance_weights
     from common.policy.micro_batches import microbatches
     from common.records import Completion, Problem, make_batch
     from common.run.metrics import batch_metrics
@@ -205,7 +205,7 @@ def test_numbers_of_tokens_that_were_not_sampled_reach_no_gradient_and_no_mean(r
     batch = make_batch([problem], [[Completion([6, 7, 8], [-1.0, nan, -1.0], "stop", "x", (True, False, True))]])
     (micro,) = microbatches(batch, torch.arange(1), 100, policy)
     logps, _ = policy.logps(micro)
-    weights = truncated_importance_weights(logps.detach(), micro.sampling_logps, 2.0)
+    weights = importance_weights(logps.detach(), micro.sampling_logps, micro.mask, cap=2.0)
     aggregate(-(logps - logps.detach()).exp() * weights, micro.mask, "token-mean", 2.0).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters_of().values())
     assert batch_metrics(batch, torch.zeros(1))["neg_logp"] == 1.0

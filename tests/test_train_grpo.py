@@ -1,10 +1,14 @@
+import json
+
 import pytest
 import torch
 from helpers import documented_flag_sets, metrics, run
 from torch.testing import assert_close
 
 from common.errors import UserError
+from common.launch import parse_config
 from common.policy.loss import aggregate, loss_divisor
+from common.run.saved_config import read_config
 from train_grpo import Config, clipped_tokens, group_advantages, grpo_token_loss, overlong_penalty
 
 CLIP = {"epsilon": 0.2, "epsilon_high": 0.2}
@@ -13,7 +17,7 @@ CLIP = {"epsilon": 0.2, "epsilon_high": 0.2}
 def test_docstring_numbers():
     rewards, groups = torch.tensor([1.0, 0, 0, 0]), torch.zeros(4, dtype=torch.long)
     assert_close(group_advantages(rewards, groups), torch.tensor([1.732, -0.577, -0.577, -0.577]), atol=1e-3, rtol=0)
-    assert group_advantages(rewards, groups, scale_rewards=False).tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert group_advantages(rewards, groups, scale_rewards="none").tolist() == [0.75, -0.25, -0.25, -0.25]
     assert overlong_penalty(torch.tensor([768, 800, 1024]), 1024, 256).tolist() == [0, -0.125, -1]
     assert overlong_penalty(torch.tensor([5, 6]), 6, 0).tolist() == [0, 0]
 
@@ -23,15 +27,52 @@ def test_docstring_numbers():
 def test_equal_rewards_give_exactly_zero(size, value):
     """Not nearly: a mean of equal floats may round, and what is not 0 costs a pass and is blown up by the division."""
     rewards, groups = torch.full((size,), value), torch.zeros(size, dtype=torch.long)
-    for options in ({}, {"scale_rewards": False}, {"scale_rewards": False, "leave_one_out": True}):
+    for options in ({}, {"scale_rewards": "none"}, {"scale_rewards": "none", "leave_one_out": True}):
         assert torch.equal(group_advantages(rewards, groups, **options), torch.zeros(size))
+
+
+def test_the_scale_of_advantages_is_that_of_group_batch_or_mean():
+    rewards, groups = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0]), torch.tensor([0] * 4 + [1] * 4)
+    maxrl = [3, -1, -1, -1, 1 / 3, 1 / 3, 1 / 3, -1]
+    assert_close(group_advantages(rewards, groups, scale_rewards="mean"), torch.tensor(maxrl))
+    batch = [1.499997, *[-0.499999] * 3, *[0.499999] * 3, -1.499997]
+    assert_close(group_advantages(rewards, groups, scale_rewards="batch"), torch.tensor(batch), atol=1e-6, rtol=0)
+    assert_close(group_advantages(rewards[:4], groups[:4], scale_rewards="batch"), group_advantages(rewards[:4], groups[:4]))
+    half = torch.tensor([1.0, 0, 0, 1, 1, 1, 0, 0])
+    assert_close(group_advantages(half, groups, scale_rewards="mean"), 2 * group_advantages(half, groups, scale_rewards="none"))
+    with pytest.raises(UserError, match="rewards of 0 and 1"):
+        group_advantages(torch.tensor([1.0, 0.5]), groups[:2], scale_rewards="mean")
+
+
+@pytest.mark.parametrize(
+    "words, value",
+    [
+        ([], "group"),
+        (["--scale_rewards"], "group"),
+        (["--scale_rewards", "true"], "group"),
+        (["--scale_rewards", "no"], "none"),
+        (["--scale_rewards=False"], "none"),
+        (["--no_scale_rewards"], "none"),
+        (["--no-scale-rewards"], "none"),
+        (["--scale-rewards", "mean"], "mean"),
+        (["--scale_rewards", "batch"], "batch"),
+    ],
+)
+def test_the_scale_was_a_truth_value_once(words, value, tmp_path):
+    assert parse_config(Config, words, "train_grpo").scale_rewards == value
+    with pytest.raises(UserError, match="the choices are group, batch, mean, none"):
+        parse_config(Config, ["--scale_rewards", "median"], "train_grpo")
+    assert Config(scale_rewards=False) == Config(scale_rewards="none") and Config(scale_rewards=True) == Config()
+    for old, new in ((True, "group"), (False, "none")):
+        (tmp_path / "config.json").write_text(json.dumps({"script": "train_grpo", "flags": {"scale_rewards": old}}))
+        assert read_config(tmp_path / "config.json", Config).flags == {"scale_rewards": new}
 
 
 def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
     rewards, groups = torch.tensor([1.0, 0, 3, 2, 5, 5]), torch.tensor([0, 0, 0, 1, 1, 2])
     expected = [1 - 1.5, 0 - 2.0, 3 - 0.5, 2 - 5.0, 5 - 2.0, 0]
-    assert_close(group_advantages(rewards, groups, scale_rewards=False, leave_one_out=True), torch.tensor(expected))
-    centred = group_advantages(rewards, groups, scale_rewards=False)
+    assert_close(group_advantages(rewards, groups, scale_rewards="none", leave_one_out=True), torch.tensor(expected))
+    centred = group_advantages(rewards, groups, scale_rewards="none")
     assert_close(torch.tensor(expected[:3]), centred[:3] * 3 / 2)
 
 
@@ -64,7 +105,7 @@ def test_dr_grpo_is_grpo_without_the_two_divisions():
     rewards, groups = torch.tensor([1.0, 0, 0, 1, 1, 1, 1, 0]), torch.tensor([0] * 4 + [1] * 4)
     mask = torch.arange(5)[None] < torch.tensor([5, 1, 2, 3, 4, 5, 1, 2])[:, None]
     logps = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    plain = group_advantages(rewards, groups, scale_rewards=False)
+    plain = group_advantages(rewards, groups, scale_rewards="none")
     std = torch.stack([rewards[groups == g].std(correction=0) for g in (0, 1)])[groups]
     assert_close(group_advantages(rewards, groups), plain / (std + 1e-6))
     loss = grpo_token_loss(logps, logps, plain, **CLIP)
@@ -77,6 +118,9 @@ def test_what_makes_no_sense_for_this_algorithm_is_refused():
         ({"num_generations": 1}, "give 2 or more"),
         ({"overlong_buffer": 2000}, "less than the 1024"),
         ({"epsilon": 1.5}, "0.2 and 0.28"),
+        ({"scale_rewards": "mean", "overlong_buffer": 4}, "leave one of the two out"),
+        ({"importance_cap": 0.0, "importance_mode": "sequence"}, "do nothing with --importance_cap 0"),
+        ({"importance_floor": 2.5}, "at most the cap"),
     ]:
         with pytest.raises(UserError, match=message):
             Config(**flags).check()
@@ -84,7 +128,7 @@ def test_what_makes_no_sense_for_this_algorithm_is_refused():
 
 @pytest.mark.parametrize("name", documented_flag_sets("grpo"))
 def test_every_documented_flag_set_trains(name, tmp_path, monkeypatch):
-    assert len(documented_flag_sets("grpo")) == 4
+    assert len(documented_flag_sets("grpo")) == 6
     flags = [*documented_flag_sets("grpo")[name], "--num_generations", "8", "--num_minibatches", "1", "--max_steps", "2"]
     assert run("train_grpo", tmp_path / "run", *flags, "--eval_steps", "0", monkeypatch=monkeypatch) == 0
     rows = metrics(tmp_path / "run")

@@ -147,7 +147,7 @@ def test_on_policy_the_parameter_gradients_are_grpos_and_dr_grpos(weight, mode, 
     groups = torch.arange(12) // 4
     rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0])
     rate = success_rates(rewards > 0.5, groups)
-    advantages = group_advantages(rewards, groups, scale_rewards=weight == "sqrt")
+    advantages = group_advantages(rewards, groups, scale_rewards="group" if weight == "sqrt" else "none")
     divisor = loss_divisor(batch.loss_mask(), mode, 12)
 
     def gradients(token_loss):

@@ -119,7 +119,7 @@ def test_with_one_step_and_the_groups_mean_it_is_rloo(tmp_path, tokenizer):
     rewards, groups = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 1]), torch.arange(8) // 4
     values = others_mean(rewards, groups).tolist()
     ours = torch.tensor([step_advantages([v], r, 1)[0] for v, r in zip(values, rewards.tolist(), strict=True)])
-    rloo = group_advantages(rewards, groups, scale_rewards=False, leave_one_out=True)
+    rloo = group_advantages(rewards, groups, scale_rewards="none", leave_one_out=True)
     assert_close(ours, rloo)
     lengths = [3, 1, 5, 2, 4, 4, 2, 6]
     mask = torch.arange(6)[None] < torch.tensor(lengths)[:, None]

@@ -61,12 +61,20 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: Literal["k1", "k2", "k3"
     raise ValueError(f"unknown KL estimator {kind!r}")
 
 
-def truncated_importance_weights(old_logps: Tensor, sampling_logps: Tensor, cap: float) -> Tensor:
-    """min(exp(old_logps - sampling_logps), cap), (B, T), no gradient: the trainer's policy against the sampler's.
+def importance_weights(old_logps: Tensor, sampling_logps: Tensor, mask: Tensor, *, cap: float, floor: float = 0.0,
+                       mode: Literal["token", "sequence"] = "token", bound: Literal["truncate", "mask"] = "truncate") -> Tensor:
+    """exp(old_logps - sampling_logps), bounded, (B, T), no gradient: the trainer's policy against the sampler's.
 
-    Multiplies the policy loss, not the KL term. Ratio 2.459603 at cap 2 -> 2.
+    Multiplies the policy loss, not the KL term. mask (B, T) bool: the tokens in the loss. mode "sequence": the ratio of the whole
+    completion, the product over its tokens in the loss, on each token. bound "truncate": a ratio above `cap` counts as cap, one below
+    `floor` as floor. "mask": a ratio outside floor to cap has weight 0. Names for them: truncate TIS, mask MIS, mask with a floor IcePop
+    (arXiv 2510.18855). Ratios [2.459603, 0.9] at cap 2 -> [2, 0.9]; with "mask" [0, 0.9].
     """
-    return torch.exp((old_logps - sampling_logps).detach().clamp(max=MAX_LOG_RATIO)).clamp(max=cap)
+    difference = (old_logps - sampling_logps).detach()
+    if mode == "sequence":
+        difference = torch.where(mask, difference, 0.0).sum(dim=1, keepdim=True).clamp(min=-MAX_LOG_RATIO).expand_as(difference)
+    ratio = torch.exp(difference.clamp(max=MAX_LOG_RATIO))
+    return torch.where((ratio >= floor) & (ratio <= cap), ratio, 0.0) if bound == "mask" else ratio.clamp(floor, cap)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:

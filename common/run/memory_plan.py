@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 
 from common import parallel
-from common.config import PLANNED, CommonConfig
+from common.config import CommonConfig
 from common.console import say
 from common.errors import UserError
+from common.flags import PLANNED
 from common.policy.adapters import adapter_settings
 from common.policy.loss import CHUNK_ELEMENTS
 from common.policy.pretrained import first_adapter, load_model_config

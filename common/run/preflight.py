@@ -8,9 +8,10 @@ from collections.abc import Set
 import torch
 
 from common import parallel
-from common.config import PLANNED, CommonConfig
+from common.config import CommonConfig
 from common.console import say
 from common.errors import UserError
+from common.flags import PLANNED
 from common.policy.critic import Critic
 from common.policy.micro_batches import microbatches
 from common.policy.policy import Policy

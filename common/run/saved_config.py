@@ -9,10 +9,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from common.config import PLANNED, C, SamplingConfig
+from common.config import C, SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.files import without_repeats
+from common.flags import PLANNED, as_now
 from common.run.folder import CONFIG, CONFIG_COPY
 
 START_FLAGS = ("config", "resume_from_checkpoint", "output_dir")  # these say how a run is started; a saved config does not pass them on
@@ -81,12 +82,14 @@ def read_config(path: Path, config_class: type[SamplingConfig]) -> Saved:
     """The flags in a saved config.json. Raises UserError as `read_record`, for flags of another script, and for values of a wrong type."""
     record = read_record(path)
     types = get_type_hints(config_class)
-    hints = {spec.name: types[spec.name] for spec in fields(config_class)}
+    specs = {spec.name: spec for spec in fields(config_class)}
+    hints = {name: types[name] for name in specs}
     unknown = sorted(set(record["flags"]) - set(hints))
     if unknown:
         raise UserError(f"{path} has flags that this script does not have ({', '.join(unknown)[:200]}): it belongs to another script, or "
                         "to a newer version of this one")
-    flags = {name: _checked(path, name, value, hints[name]) for name, value in record["flags"].items() if name not in START_FLAGS}
+    flags = {name: _checked(path, name, as_now(specs[name], value), hints[name])
+             for name, value in record["flags"].items() if name not in START_FLAGS}
     derived = record.get("derived", {} if "given" in record else _worked_out_by_older_version(record, flags))
     given = record.get("given", sorted(set(flags) - set(derived)))
     given = set(_checked(path, "given", given, list[str])) & set(flags)

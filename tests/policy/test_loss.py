@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from common.policy.loss import aggregate, kl_estimate, loss_divisor, selected_logps, truncated_importance_weights, whiten
+from common.policy.loss import aggregate, importance_weights, kl_estimate, loss_divisor, selected_logps, whiten
 
 MODES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
 
@@ -42,8 +42,29 @@ def test_kl_k3_is_never_negative_and_has_the_forward_gradient():
 
 
 def test_importance_weights_stay_finite_where_the_sampler_was_sure_of_the_impossible():
-    weights = truncated_importance_weights(torch.tensor([[0.0]]), torch.tensor([[-1e9]]), 2.0)
-    assert_close(weights, torch.tensor([[2.0]]))
+    one = torch.ones(1, 1, dtype=torch.bool)
+    for mode in ("token", "sequence"):
+        assert_close(importance_weights(torch.tensor([[0.0]]), torch.tensor([[-1e9]]), one, cap=2.0, mode=mode), torch.tensor([[2.0]]))
+
+
+@pytest.mark.parametrize(
+    "how, wanted",
+    [
+        ({"cap": 2.0}, [[1.221403, 0.904837, 2], [1, 0.223130, 0.904837]]),
+        ({"cap": 2.0, "floor": 0.5, "bound": "mask"}, [[1.221403, 0.904837, 0], [1, 0, 0.904837]]),
+        ({"cap": 2.0, "floor": 0.5}, [[1.221403, 0.904837, 2], [1, 0.5, 0.904837]]),
+        ({"cap": 2.0, "mode": "sequence"}, [[2] * 3, [0.201897] * 3]),
+        ({"cap": 2.0, "mode": "sequence", "bound": "mask"}, [[0] * 3, [0.201897] * 3]),
+        ({"cap": 4.0, "mode": "sequence", "bound": "mask", "floor": 0.5}, [[3.320117] * 3, [0] * 3]),
+    ],
+)
+def test_importance_weights_of_tokens_and_completions_truncated_and_masked(how, wanted):
+    old = torch.tensor([[-1, -0.5, -2, 7], [-0.1, -3, -0.7, 7]], requires_grad=True)  # the last column is not in the loss
+    sampler, mask = torch.tensor([[-1.2, -0.4, -3.1, 0], [-0.1, -1.5, -0.6, 0]]), torch.tensor([[True, True, True, False]] * 2)
+    weights = importance_weights(old, sampler, mask, **how)
+    assert weights.shape == old.shape and not weights.requires_grad
+    assert_close(weights[:, :3], torch.tensor(wanted, dtype=torch.float32), atol=1e-6, rtol=0)
+    assert_close(importance_weights(sampler, sampler, mask, **how), torch.ones(2, 4))
 
 
 def _full(hidden, weight, tokens, temperature, softcap, bias=0.0, scale=1.0):

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from common.policy import attention
 from common.policy.attention import can_pack
-from common.policy.loss import aggregate, loss_divisor, truncated_importance_weights
+from common.policy.loss import aggregate, importance_weights, loss_divisor
 from common.policy.micro_batches import microbatches, minibatches
 from common.policy.packing import on_device
 from common.policy.policy import all_logps
@@ -94,7 +94,8 @@ def test_packed_microbatches_never_wait_for_the_gpu(random_models, tokenizer):
         for micro in microbatches(batch, torch.arange(len(SIZES)), 40, policy):
             with NoWaiting():
                 logps, entropy = policy.logps(micro, entropy=True)
-                token_loss = -logps * micro.take(advantages)[:, None] * truncated_importance_weights(logps, micro.sampling_logps, 2.0)
+                weights = importance_weights(logps, micro.sampling_logps, micro.mask, cap=2.0, mode="sequence", bound="mask")
+                token_loss = -logps * micro.take(advantages)[:, None] * weights
                 aggregate(token_loss, micro.completion_mask, "token-mean", 33.0).backward()
                 means.add(micro.completion_mask, entropy=entropy)
         assert means.mean("entropy") > 0 and all(p.grad is not None for p in policy.parameters_of().values())

@@ -9,8 +9,9 @@ import torch
 from helpers import run
 from hostile import runs
 
-from common.config import PLANNED, CommonConfig, flag
+from common.config import CommonConfig, flag
 from common.errors import UserError
+from common.flags import PLANNED
 from common.launch import parse_config
 from common.run.record import config_record
 from common.run.saved_config import read_config
