@@ -7,6 +7,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from common.verify.macros import without_styles
+
+_CURRENCIES = {"\u20ac": "euro", "\u00a3": "pound sterling", "\u00a5": "yen", "\u20b9": "rupee", "pounds": "pound sterling", "euro": "euro",
+               "yen": "yen", "textsterling": "pound sterling", "texteuro": "euro", "USD": "dollar", "EUR": "euro", "GBP": "pound sterling",
+               "US": "dollar"}
+
 # ---- characters -----------------------------------------------------------------------------------------------------
 
 _UNICODE_SIGNS = {
@@ -19,7 +25,16 @@ _UNICODE_SIGNS = {
     "\u03b4": "\\delta ", "\u03b5": "\\epsilon ", "\u0394": "\\Delta ", "\u2044": "/",
     "\u2010": "-", "\u2011": "-",
     "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}", "\u00be": "\\frac{3}{4}",
-    "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u20ac": " ", "\u00a3": " "}
+    "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u00ba": "^\\circ ", "\u221b": "\\sqrt[3]", "\u221c": "\\sqrt[4]",
+    "\u27e8": "(", "\u27e9": ")", "\u2329": "(", "\u232a": ")", "\u3008": "(", "\u3009": ")", "\u3010": "[", "\u3011": "]",
+    "\u3001": ", ", "\u3002": ". ", "\u2223": "\\mid ", "\u2216": "\\setminus ", "\u21a6": "\\mapsto ", "\u2192": "\\to ",
+    "\u2261": "\\equiv ", "\u2200": "\\forall ", "\u2227": '" and "', "\u2228": '" or "', "\u2124": "\\mathbb{Z}",
+    "\u2115": "\\mathbb{N}", "\u211a": "\\mathbb{Q}", "\u2102": "\\mathbb{C}", "\u2220": "\\angle ", "\u25b3": "\\triangle ",
+    "\u2026": "\\cdots ", "\u22ef": "\\cdots ", "\u2209": "\\notin ", "\u2211": "\\sum ", "\u222b": "\\int ", "\u2202": "\\partial ",
+    "\u03c1": "\\rho ", "\u03c4": "\\tau ", "\u03be": "\\xi ", "\u03b7": "\\eta ", "\u03ba": "\\kappa ", "\u03bd": "\\nu ",
+    "\u03c8": "\\psi ", "\u03c7": "\\chi ", "\u03a9": "\\Omega ", "\u03a3": "\\Sigma ", "\u03b6": "\\zeta ", "\u230a": "\\lfloor ",
+    "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil ", "\u2016": "\\|", "\u2a7d": "\\le ", "\u2a7e": "\\ge ",
+    "\u00a2": '"cent"', "\u2018": "'", "\u22a4": "\\top "}
 _UNICODE_TABLE = {ord(sign): plain for sign, plain in _UNICODE_SIGNS.items()}
 _UNICODE_TABLE |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # fullwidth letters, digits and signs
 _SUPERSCRIPTS = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f", "0123456789+-n",
@@ -42,11 +57,15 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     # characters, end-of-turn tokens and macros that a reader does not see
     (None, r"[\u200b\u2060\ufeff]", ""),
     ("<|", r"<\|(?:im_|end|eot|start)[a-z_]*\|>.*$", ""),
-    ("\\", r"\\(?:displaystyle|limits|nolimits|tag\*?\{[^{}]*\}|label\{[^{}]*\})", ""),
     # unicode signs that depend on their neighbours
     (None, "[" + "".join(_SUPERSCRIPTS) + "]+", lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}"),
     (None, "[" + "".join(_SUBSCRIPTS) + "]+", lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}"),
     (None, "\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
+    ("\\sqrt[", r"(\\sqrt\[\d\])\s*(\d+(?:\.\d+)?)", r"\1{\2}"),
+    (None, "([\u20ac\u00a3\u00a5\u20b9])\\s*(\\d(?:[\\d.,]*\\d)?)", lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
+    (None, "[\u20ac\u00a3\u00a5\u20b9]", lambda m: f'"{_CURRENCIES[m[0]]}"'),
+    ("\\", r"\\(pounds|euro|yen|textsterling|texteuro)(?:\{\})?\s*(\d(?:[\d.,]*\d)?)", lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
+    ("", r"\b(USD|EUR|GBP|US(?=\s*\\?\$))\s*(?=[\\$\d])\\?\$?\s*(\d(?:[\d.,]*\d)?)", lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
     (None, "\u211d", r"\\R "),
     # one macro where LaTeX has several
     ("frac", r"\\[dtc]frac(?![a-z])", r"\\frac"),
@@ -57,10 +76,6 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\R", r"\\R(?![a-z])", r"\\mathbb{R}"),
     ("infinity", r"\binfinity\b", r"\\infty "),
     ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
-    # fonts around letters and functions
-    ("{\\", r"\{\\(?:bf|rm|it)\s+([^{}]*)\}", r"{\1}"),
-    ("{", r"\\(?:mathrm|text|operatorname\*?|rm)\s*\{\s*(i|e)\s*\}", r" \1 "),
-    ("{", r"\\(?:mathrm|text|operatorname\*?)\s*\{\s*((?:arc)?(?:sin|cos|tan|sec|csc|cot)|ln|log|exp|gcd|lcm|max|min|det)\s*\}", r"\\\1 "),
     # numbers: repeating decimals, money, thousands separators
     (".", r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
     ("\\$", r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+)", r'\1 "dollar" '),
@@ -70,10 +85,8 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("", r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+", lambda m: re.sub(r"\D", "", m[0])),  # 1\,000
     # environments, texts, spaces, and the signs around a formula
     ("\\begin", r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", lambda m: _join_rows(m[2])),
-    ("{", r"\\(?:text[a-z]*|mathrm|mathbf|bf|rm|mbox|operatorname|mathit|emph|boldsymbol)\s*\{([^{}]*)\}", r'"\1"'),
     ("\\", r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)", " "),
     ("~", r"~", " "),
-    ("box", r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}", r" \1 "),
     ("$", r"\\\$|\$", " "),
     ("\\", r"\\[()]|\\\[(?!\d*(?:em|pt|ex)\])|\\\]", " "),
     ("**", r"^\s*\*\*|\*\*\s*$", " "),
@@ -81,7 +94,10 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("illion", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(million|billion|trillion)\b(?: *")?', lambda m: _POWERS_OF_TEN[m[1].lower()]),
     ("thousand", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand)\b(?: *")?', lambda m: _POWERS_OF_TEN[m[1].lower()]),
     ("mod", r"\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'),
+    ("colon", r"\\colon(?![a-z])", ":"),
     ("{:}", r"\{:\}", ":"),
+    ("dots", r"\\[lc]?dots[a-z]?(?![a-z])", r"\\cdots "),
+    ("prime", r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
     # brackets and relations
     ("angle", r"\\langle", "("), ("angle", r"\\rangle", ")"),
     ("brace", r"\\lbrace(?![a-z])", r"\\{"), ("brace", r"\\rbrace(?![a-z])", r"\\}"),
@@ -101,9 +117,10 @@ PUNCTUATION_AT_END = re.compile(r"(?:(?<!\.)\.)?[\s,;:]*$")
 
 def normalize(text: str) -> str:
     """The text in one spelling. `\\text{...}` becomes "..." in double quotes, so quotes of the text itself become spaces."""
-    text = text.replace('"', " ")
+    text = text.replace('"', " ").replace("`", " ")
     if not text.isascii():
         text = text.translate(_UNICODE_TABLE)
+    text = without_styles(text)
     for needed, pattern, replacement in _COMPILED_RULES:
         applies = needed in text if needed is not None else not text.isascii()
         if applies:
