@@ -10,19 +10,46 @@ import re
 from functools import lru_cache
 
 from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
-from common.verify.extract import MAX_ANSWER_LENGTH, extract_answer, reference_answer
+from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
 from common.verify.forms import FLIPPED, Form, is_expression, read_forms
 from common.verify.latex import Node, Unsupported
 from common.verify.trees import variables
+from common.verify.units import units_agree
 
 
 def is_correct(completion: str, reference: str) -> bool:
     """True if the final answer of the completion equals the reference, which is a bare answer or a worked solution. Never raises."""
     try:
-        answer = extract_answer(completion)
-        return answer is not None and answers_equal(answer, reference_answer(reference))
+        answer, offered = find_answer(completion)
+        if answer is None:
+            return False
+        right = reference_answer(reference)
+        if offered is not None and not answers_equal(answer, offered):  # "\\boxed{1} or \\boxed{2}" is right only if the reference says so
+            beside = find_answer(reference)[1] if "box" in reference else None
+            return beside is not None and answers_equal(f"\\{{{answer}, {offered}\\}}", f"\\{{{right}, {beside}\\}}")
+        if answers_equal(answer, right):
+            return True
+        together = joined_boxes(completion, num_items(right)) if completion.count("\\boxed") > 1 else None
+        return together is not None and answers_equal(together, right)
     except RecursionError:  # the caller has used nearly all of the stack
         return False
+
+
+def extract_answer(completion: str) -> str | None:
+    """The final answer of a completion, or None if it states none, or two different ones in two boxes with "or" between them."""
+    answer, offered = find_answer(completion)
+    return answer if answer is None or offered is None or answers_equal(answer, offered) else None
+
+
+def num_items(answer: str) -> int:
+    """The number of items of a list or a set, of a tuple, or of labelled values. 1 for another answer."""
+    try:
+        form = next(iter(read_forms(answer)), ("text", ""))
+    except Unsupported:
+        return 1
+    if form[0] in ("list", "set", "labelled"):
+        return len(form[1])
+    return len(form[2]) if form[0] == "bracketed" and form[1] == "()" else 1
 
 
 def answers_equal(a: str, b: str) -> bool:
@@ -84,8 +111,7 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     if x[0] != y[0]:
         return False
     if x[0] == "value":
-        unit_x, unit_y = x[3], y[3]
-        return (unit_x == unit_y or not unit_x or not unit_y) and _equal_values(x, y, work)
+        return units_agree(x[3], y[3]) and _equal_values(x, y, work)
     if x[0] in ("union", "and", "or"):
         return _equal_in_any_order(x[1], y[1], work)
     if x[0] == "bracketed":

@@ -5,76 +5,176 @@ import re
 from functools import lru_cache
 
 MAX_ANSWER_LENGTH = 500  # characters; a longer text is no final answer, and the limit bounds the work of a comparison
+MAX_BOXES = 12  # that are read together
+MAX_MARKS = 20  # headings that are looked at, from the last one on
 
 # a box that opens, a brace, or a backslash with the character behind it
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
 # \boxed 9 or \boxed x, but not the first digit of \boxed 9/2
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?!\s*[\w/^!+*\\(-]|[.,]\d)")
+# between two boxes: "or" leaves the choice to the reader, the others only list
+_ALTERNATIVE = re.compile(r"[\s$,;]*(?:\\[()\[\]]|\\text\{)?\s*\b(?:or|either)\b\s*\}?[\s$]*(?:[A-Za-z]\s*=\s*)?(?:\\[(\[])?[\s$]*", re.IGNORECASE)
+_LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*and\s*\}|\band\b|\([a-h0-9]\)|\b(?:part|answer)\s+[a-h0-9]\b|"
+                      r"\\?[A-Za-z]+(?:_\{?\w\}?)?\s*=)*", re.IGNORECASE)
+
 # "answer is", "answer:" or "answer $", unless "not" follows
-_ANSWER_IS = re.compile(r"answers?\b[*_]*+\s*+(?:(?:is|are)\b\s*+:?+|:|(?=[$\\]))[*_]*+(?!\s*+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"(?:answers?\b[*_]*+\s*+(?:(?:is|are)\b\s*+:?+|:|(?=[$\\]))|\u7b54\u6848(?:\u662f|\u4e3a)?\s*+[:\uff1a]?)[*_]*+"
+                        r"(?!\s*+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
 # the end of the text before "answer": a word that denies or doubts what follows, or a letter of a longer word
 _DENIAL_BEFORE = re.compile(r"(?:\w|\b(?:wrong|incorrect|false|if (?:the|our|my)|"
                             r"(?:not|cannot|whether|suppose|assume|nobody|doubt)\b[^.\n]{0,30}) |n't\b[^.\n]{0,30} )$", re.IGNORECASE)
 # the start of a stated answer: words without content
 _FILLER_WORDS = re.compile(r"\s*(?:(?:therefore|thus|simply|just|then|hence|clearly|exactly),?\s+)?", re.IGNORECASE)
-_END_OF_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:because|since)\b")
+_END_OF_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:because|since)\b|"
+                              r",\s+(?:which|so|as|thus|hence|therefore|giving|making|not|obtained|and (?:we|this|it|that|the|so|thus))\b",
+                              re.IGNORECASE)
+
+# a mark at the start of a line or within it: ####, or a heading that says "answer"
+_MARK = re.compile(r"#{4,}|(?:^|(?<=\n))[ \t]*(?:#{1,3}|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b", re.IGNORECASE)
+_ANSWER_HEADING = re.compile(r"[ \t*_]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b[ \t]*(?:is\b)?[ \t]*:?[ \t*_]*:?[ \t]*", re.IGNORECASE)
+_OTHER_HEADING = re.compile(r"[ \t*_]*(?:\d+[.)][ \t]+)?(?:step|part|case|solution|explanation|conclusion|summary|verif|check|note|problem|question|"
+                            r"approach|method|analysis|introduction|example|proof|calculat|given|find|comput|understand|set|solv|"
+                            r"substitut|simplif|apply|determin|identif|us(?:e|ing)\b|let\b|why\b|how\b|combin|final[ \t]+(?!answer))", re.IGNORECASE)
 
 
-def extract_answer(completion: str) -> str | None:
-    """The final answer of a completion, or None if it states none. The time is linear in the length.
+def find_answer(completion: str) -> tuple[str | None, str | None]:
+    """The final answer of a completion, and the box that is offered beside it. The time is linear in the length.
 
-    If there is a closing </think>, only the text behind the last one counts. The answer is the content of the last balanced \\boxed{}
-    or \\fbox{}. Without a box it is the rest of the line after the last ####. Without that it is the rest of the sentence after the
-    last "answer is" or "answer:" that is not negated. An empty answer, or one of more than 500 characters, counts as None.
+    If there is a closing </think>, only the text behind the last one counts; a <think> that never ends, and what follows, does not count.
+    The answer is the content of the last balanced \\boxed{} or \\fbox{}; `\\boxed{1} or \\boxed{2}` offers 1 beside 2. Without a box it is the
+    content of the last <answer> tag, or the line after the last #### or heading "Answer". Without that it is the rest of the sentence
+    after the last "answer is" or "answer:" that is not negated. An empty answer, or one of more than 500 characters, counts as None.
     """
-    text = completion.rpartition("</think>")[2] if "</think>" in completion else completion
-    answer = _last_box(text) if "\\boxed" in text or "\\fbox" in text else None
-    if answer is None and "####" in text:
-        answer = text.rpartition("####")[2].lstrip(" ").partition("\n")[0]
+    text = _outside_thoughts(completion)
+    if "\\boxed" in text or "\\fbox" in text:
+        boxes = _boxes(text)
+        offered = text[slice(*boxes[-2])] if len(boxes) > 1 and _ALTERNATIVE.fullmatch(_between(text, *boxes[-2:])) else None
+        answer = text[slice(*boxes[-1])] if boxes else _box_without_braces(text)
+        if answer is not None:
+            return _bounded(answer), offered
+    answer = _marked(text)
     if answer is None:
         rest = _text_after_answer_is(text)
-        if rest is not None:
-            answer = _END_OF_SENTENCE.split(rest[_FILLER_WORDS.match(rest).end():], maxsplit=1)[0]
-    answer = answer.strip() if answer else ""
-    return answer if 0 < len(answer) <= MAX_ANSWER_LENGTH else None
+        answer = _stated(rest) if rest is not None else None
+    return _bounded(answer), None
+
+
+def joined_boxes(completion: str, count: int) -> str | None:
+    """The contents of the last `count` boxes with commas between them, if the text between them only lists. Else None."""
+    text = _outside_thoughts(completion)
+    boxes = _boxes(text)[-count:] if "box" in text and 2 <= count <= MAX_BOXES else []
+    if len(boxes) < count or count < 2:
+        return None
+    if not all(_LISTING.fullmatch(_between(text, *pair)) for pair in zip(boxes, boxes[1:], strict=False)):
+        return None
+    return _bounded(", ".join(text[slice(*box)] for box in boxes))
 
 
 @lru_cache(maxsize=4096)  # a reference is compared with many completions
 def reference_answer(reference: str) -> str:
     """The bare answer of a reference. The reference may be a worked solution with \\boxed{} or ####."""
     is_marked = "\\boxed" in reference or "\\fbox" in reference or "####" in reference
-    return (extract_answer(reference) if is_marked else None) or reference.strip()
+    return (find_answer(reference)[0] if is_marked else None) or reference.strip()
 
 
-def _last_box(text: str) -> str | None:
-    """The content of the last balanced box. If one box is inside another, the outer box counts."""
+def _bounded(answer: str | None) -> str | None:
+    """The answer without spaces around it, or None if it is empty or too long."""
+    answer = answer.strip() if answer else ""
+    return answer if 0 < len(answer) <= MAX_ANSWER_LENGTH else None
+
+
+def _outside_thoughts(completion: str) -> str:
+    """The text behind the last closing </think>, or before a <think> that never closes."""
+    text = completion.rpartition("</think>")[2] if "</think>" in completion else completion
+    return text.partition("<think>")[0] if "<think>" in text else text
+
+
+# ---- boxes ----------------------------------------------------------------------------------------------------------
+
+def _boxes(text: str) -> list[tuple[int, int]]:
+    """The places of the contents of the last balanced boxes that are in no other box."""
     # a short cut for most texts: there is one box, and its content has no braces and no backslashes
     if text.count("\\boxed{") == 1 and text.count("box") == 1:
         start = text.find("\\boxed{") + 7
         content = text[start:text.find("}", start)]
         end = start + len(content)
         if "{" not in content and "\\" not in content and end < len(text) and text[end] == "}":
-            return content
-    span, opened = None, []
+            return [(start, end)]
+    spans: list[tuple[int, int]] = []
+    opened = []
     for match in _BOX_OR_BRACE.finditer(text):
         if match[0][-1] == "{" and match[0] != "\\{":
             opened.append(match)
         elif match[0] == "}" and opened:
             opening = opened.pop()
             if opening[0] != "{":
-                span = (opening.end(), match.start())
-    if span is None and (found := _BOX_WITHOUT_BRACES.match(text, max(0, text.rfind("\\boxed")))):
-        return found[1]
-    return text[slice(*span)] if span else None
+                while spans and spans[-1][0] > opening.start():
+                    spans.pop()  # it is inside this one
+                spans.append((opening.end(), match.start()))
+    return spans[-MAX_BOXES:]
+
+
+def _between(text: str, box: tuple[int, int], next_box: tuple[int, int]) -> str:
+    """The text between two boxes."""
+    between = text[box[1] + 1:next_box[0]]
+    return between[:max(between.rfind("\\boxed"), between.rfind("\\fbox"))] if len(between) < 100 else "x" * 100
+
+
+def _box_without_braces(text: str) -> str | None:
+    """The content of \\boxed 9."""
+    found = _BOX_WITHOUT_BRACES.match(text, max(0, text.rfind("\\boxed")))
+    return found[1] if found else None
+
+
+# ---- marks and statements -------------------------------------------------------------------------------------------
+
+def _marked(text: str) -> str | None:
+    """The content of the last <answer> tag, or the line after the last #### or heading "Answer", or the next line if it is empty."""
+    tag = text.rfind("<answer>")
+    if tag >= 0:
+        content = text[tag + 8:].partition("</answer>")[0]
+        stated = _text_after_answer_is(content)
+        return _stated(stated) if stated is not None else content
+    if "####" not in text and "nswer" not in text and "NSWER" not in text:
+        return None
+    marks = [found for found in _MARK.finditer(text)][-MAX_MARKS:]
+    for mark in reversed(marks):
+        start = mark.end() if mark[0][0] == "#" and mark[0].strip("#") == "" else mark.start()
+        rest = text[start:start + 4 * MAX_ANSWER_LENGTH].lstrip("# \t" if start != mark.end() else " \t")
+        heading = _ANSWER_HEADING.match(rest)
+        if heading:
+            is_title = heading.end() == len(rest) or rest[heading.end()] == "\n" or start == mark.end()
+            if not is_title and start != mark.end():
+                continue  # a statement: see _text_after_answer_is
+            rest = rest[heading.end():]
+        elif _OTHER_HEADING.match(rest):
+            continue
+        return _first_line(rest)
+    return None
+
+
+def _first_line(text: str) -> str:
+    """The first line with content. A displayed formula may take more lines."""
+    text = text.lstrip()
+    display = re.match(r"(?:\$\$|\\\[)\s*(.+?)\s*(?:\$\$|\\\])", text, re.DOTALL)
+    return display[1] if display else text.partition("\n")[0]
+
+
+def _stated(rest: str) -> str:
+    """The answer at the start of a text behind "answer is"."""
+    rest = rest[_FILLER_WORDS.match(rest).end():]
+    if rest.startswith(("$$", "\\[")):
+        return _first_line(rest)
+    return _END_OF_SENTENCE.split(rest, maxsplit=1)[0]
 
 
 def _text_after_answer_is(text: str) -> str | None:
     """The text after the last "answer is" or "answer:" that is not denied, up to twice the length of an answer."""
-    last = {word: text.rfind(word) for word in ("answer", "Answer", "ANSWER")}
+    last = {word: text.rfind(word) for word in ("answer", "Answer", "ANSWER", "\u7b54\u6848")}
     while (at := max(last.values())) >= 0:
         found = _ANSWER_IS.match(text, at)
         if found and not _DENIAL_BEFORE.search(text[max(0, at - 45):at]):
             return text[found.end():found.end() + 2 * MAX_ANSWER_LENGTH]
-        word = text[at:at + 6]
+        word = text[at:at + (2 if text[at] == "\u7b54" else 6)]
         last[word] = text.rfind(word, 0, at)
     return None

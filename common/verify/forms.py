@@ -22,14 +22,13 @@ from typing import Any
 from common.verify.extract import MAX_ANSWER_LENGTH
 from common.verify.latex import Node, Unsupported, parse
 from common.verify.spelling import (
-    DENYING_WORDS,
     PUNCTUATION_AT_END,
     bracket_depths,
     closing_bracket,
     normalize,
     split_outside_brackets,
-    split_unit,
 )
+from common.verify.units import DENYING_WORDS, split_unit
 
 MAX_ITEMS = 64  # of a list, a set or a matrix; comparing two unordered lists takes up to the square of it
 MAX_DEPTH = 8  # of lists in lists

@@ -1,6 +1,6 @@
-"""Gives an answer one spelling. LaTeX macros, unicode signs, thousands separators and units can each be written in many ways.
+"""Gives an answer one spelling. LaTeX macros, unicode signs and thousands separators can each be written in many ways.
 
-`normalize` rewrites a whole text, `split_unit` takes the unit off a number. The other functions find brackets in a text.
+`normalize` rewrites a whole text. The other functions find brackets in a text.
 """
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from common.verify.macros import without_styles
 
-_CURRENCIES = {"\u20ac": "euro", "\u00a3": "pound sterling", "\u00a5": "yen", "\u20b9": "rupee", "pounds": "pound sterling", "euro": "euro",
-               "yen": "yen", "textsterling": "pound sterling", "texteuro": "euro", "USD": "dollar", "EUR": "euro", "GBP": "pound sterling",
+_CURRENCIES = {"\u20ac": "euro", "\u00a3": "pound-sterling", "\u00a5": "yen", "\u20b9": "rupee", "pounds": "pound-sterling", "euro": "euro",
+               "yen": "yen", "textsterling": "pound-sterling", "texteuro": "euro", "USD": "dollar", "EUR": "euro", "GBP": "pound-sterling",
                "US": "dollar"}
 
 # ---- characters -----------------------------------------------------------------------------------------------------
@@ -50,6 +50,14 @@ def _join_rows(rows: str) -> str:
 
 
 _POWERS_OF_TEN = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
+
+
+def _power_of_ten(match: re.Match[str]) -> str:
+    """The power of ten of a word such as million. A quote that it takes away in front stays behind it, if more words follow."""
+    quotes = re.sub('" ?dollar"', "", match[0]).count('"')
+    return _POWERS_OF_TEN[match[1].lower()] + ('"' if quotes % 2 else "")
+
+
 # The rules apply in this order; many need the result of earlier ones. A rule is (needed, pattern, replacement). It applies to
 # texts that contain `needed`: "" is in every text, and None means every text that is not ASCII. Looking for `needed` first saves
 # time, because a text seldom contains it and a regular expression is slow.
@@ -91,8 +99,8 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\", r"\\[()]|\\\[(?!\d*(?:em|pt|ex)\])|\\\]", " "),
     ("**", r"^\s*\*\*|\*\*\s*$", " "),
     # numbers with a word: 3 million, mod 7
-    ("illion", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(million|billion|trillion)\b(?: *")?', lambda m: _POWERS_OF_TEN[m[1].lower()]),
-    ("thousand", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand)\b(?: *")?', lambda m: _POWERS_OF_TEN[m[1].lower()]),
+    ("illion", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(million|billion|trillion)\b(?: *("))?', _power_of_ten),
+    ("thousand", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand)\b(?: *("))?', _power_of_ten),
     ("mod", r"\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'),
     ("colon", r"\\colon(?![a-z])", ":"),
     ("{:}", r"\{:\}", ":"),
@@ -172,82 +180,3 @@ def split_outside_brackets(text: str, separators: str) -> list[str]:
             pieces.append(text[start:i])
             start = i + 1
     return [*pieces, text[start:]]
-
-
-# ---- units ----------------------------------------------------------------------------------------------------------
-
-_UNIT_WORD = (r'(?:"(?=[^"]*[A-Za-z%])[^"]*+"|(?<![A-Za-z\\])[A-Za-z]{2,}\.?|(?<=\d )[msghlLNJWVK](?![A-Za-z])|(?<=/)[A-Za-z]+)'
-              r'(?:\s*\^\s*\{?\s*[23]\s*\}?|(?<=[a-z])[23])?')
-# a unit at the end of a text, behind a number: (C or F of degrees), (%), (words)
-_UNIT = re.compile(r'(?:(?<=[\d)}!])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\degree)\s*"?([CF])?"?|\\?(%)|'
-                   rf'({_UNIT_WORD}(?:\s*(?:/|\\cdot)?\s*{_UNIT_WORD}){{0,3}}))$')
-_UNIT_SPELLINGS = {
-    "percent": "%", "percentage": "%", "pct": "%", "degree": "deg", "inche": "in", "inch": "in", "feet": "ft", "foot": "ft",
-    "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm",
-    "liter": "l", "litre": "l", "minute": "min", "hour": "hr", "hr": "hr", "h": "hr", "second": "sec", "s": "sec", "pound": "lb",
-    "gram": "g", "kilogram": "kg", "dollar": "dollar", "usd": "dollar", "mile": "mile", "mi": "mile", "mph": "mile / hr",
-    "lb": "lb", "kg": "kg", "yard": "yd", "ounce": "oz", "milliliter": "ml", "boxe": "box"}
-# words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
-DENYING_WORDS = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|"
-                 r"if|when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|"
-                 r"anything)\b|n't")
-# words behind a number that change its value
-_NOT_UNITS = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|sin|cos|tan|log|ln|exp|to|is|isn|are|choose|than|"
-                        r"where|for|"
-                        r"times|of|the|more|less|plus|minus|(?:dozen|hundred|thousand)s?|[a-z]*illions?|lakh|crore|score|gross|"
-                        r"googol|thou|kilo|mega|micro|milli|giga|"
-                        r"sinh|cosh|tanh|cosine|sine|reciprocal|negative|inverse|undefined|untrue|unlikely|probably|below|above|greater|fewer|"
-                        r"larger|smaller|onwards?|upwards?|percentile|permille|ppm|fails?|also|union|prime|"
-                        r"(?:doubl|tripl|quadrupl|halv|negat|invert|reject|disprov|eliminat)ed|infinit[a-z]*|"
-                        r"hal(?:fs?|ves)|quarters?|double|twice|squared|cubed|divided|over|with|"
-                        r"which|that|from|by|at|as|factorial|infinity|root|zeros?|tens|ones|remainder|minimum|maximum|one|two|three|four|five|"
-                        r"six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|[a-z]*(?:fth|xth|nth|hth|dth)s?)\b",
-                        re.IGNORECASE)
-_KNOWN_UNITS = frozenset({*_UNIT_SPELLINGS, *_UNIT_SPELLINGS.values(), "mm", "cm", "kg", "mg", "ml", "oz", "yd", "pt", "rad", "am", "pm",
-                          "lbs", "hrs", "secs"})
-_ONE_LETTER_UNITS = frozenset("msghlLNJWVKACFTH")
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    """A normalized text without its unit, and the unit in one spelling: "5 square inches" -> ("5", "in 2"). Without a unit: (text, "")."""
-    found = _UNIT.search(text)
-    if not found:
-        return text, ""
-    degree, percent, words = found.groups()
-    number = text[:found.start()].strip()
-    if words is None:
-        in_a_term = re.search(r"\\?(?:sin|cos|tan|sec|csc|cot)\b", number) or len(split_outside_brackets(number.lstrip("+-"), "+-")) > 1
-        if in_a_term:  # the sign belongs to the last number only: \sin 30^\circ, 1 + 5%
-            return text, ""
-        return number, "%" if percent else f"deg{degree or ''}"
-    names = re.findall(r"[A-Za-z%]+|\d|/", words)
-    if not _is_unit(names, words, text[:found.start(3)]):
-        return text, ""
-    return number, _one_spelling_of_unit(names)
-
-
-def _is_unit(names: list[str], words: str, before: str) -> bool:
-    """Whether the words behind a number are its unit. They may also be factors (2ab, \\frac12 mv^2) or change the number (5 dozen)."""
-    known = [name for name in names if not name.isalpha() or name in _ONE_LETTER_UNITS
-             or {name.lower(), name.lower().removesuffix("s")} & _KNOWN_UNITS]
-    looks_like_factors = any(name not in known and (len(name) < 3 or not re.search("[aeiouyAEIOUY]", name)) for name in names)
-    if looks_like_factors:
-        return False
-    if words[0] != '"':  # without \text{}, a unit is a word of its own or a known unit
-        shortest = 3 if before.rstrip()[-1:].isdigit() else 4
-        own_word = before[-1] == " " and len(names[0]) >= shortest
-        if not own_word and (names[0].lower() not in _KNOWN_UNITS or before[-1] not in " 0123456789"):
-            return False
-    single_letters = {name for name in names if len(name) == 1 and name.isalpha()}
-    return not _NOT_UNITS.search(words) and single_letters <= _ONE_LETTER_UNITS and len(names) - len(known) <= 3
-
-
-def _one_spelling_of_unit(names: list[str]) -> str:
-    """The words of a unit as one text: ["square", "inches"] -> "in 2", ["miles", "per", "hour"] -> "mile / hr"."""
-    names = ["/" if name == "per" else name if len(name) <= 3 and not name.islower() and name not in ("AM", "PM") else name.lower()
-             for name in names]
-    singulars = [name.removesuffix("s") for name in names]
-    names = [_UNIT_SPELLINGS.get(name) or _UNIT_SPELLINGS.get(singular) or (singular if len(name) > 3 else name)
-             for name, singular in zip(names, singulars, strict=True)]
-    power = {"square": "2", "sq": "2", "cubic": "3"}.get(names[0])
-    return " ".join([*names[1:], power] if power and len(names) > 1 else names)

@@ -1,0 +1,217 @@
+"""Takes the unit off a number, and gives a unit one spelling. The tables are the place to add a unit.
+
+A word that is in no table counts as a unit only if it is a plural, as in "21 dogs": a word such as "reversed" or "opposite" changes the
+number. `CHANGING` has the words that never belong to a unit.
+"""
+from __future__ import annotations
+
+import re
+
+# one line for a unit: its one spelling, then the others. Plurals need no entry
+_TABLE = """
+    % percent percentage pct 百分之
+    deg degree deg. 度
+    m meter metre 米 メートル
+    cm centimeter centimetre 厘米 公分 センチ
+    mm millimeter millimetre 毫米
+    km kilometer kilometre kms 千米 公里 キロ
+    in inch inche in. 英寸
+    ft feet foot 英尺
+    yd yard
+    mi mile 英里
+    l liter litre L 升
+    ml milliliter millilitre mL 毫升
+    gal gallon
+    qt quart
+    pt pint
+    oz ounce
+    g gram gramme gm 克
+    mg milligram 毫克
+    kg kilogram kilo kgs 千克 公斤
+    t tonne 吨
+    ton
+    lb pound lbs
+    sec second s secs 秒
+    ms millisecond
+    min minute mins 分钟 分
+    hr hour h hrs 小时 时
+    day days 天 日
+    wk week 周 星期
+    mo month 月 个月
+    yr year yrs 年 岁
+    dollar usd buck 美元 $
+    cent ¢ 美分
+    euro eur 欧元
+    pound-sterling gbp
+    yen jpy 円 日元
+    yuan rmb 元 人民币
+    rupee rs inr
+    N newton
+    J joule
+    W watt
+    kW kilowatt
+    kWh
+    MW megawatt
+    mW milliwatt
+    V volt
+    A amp ampere
+    K kelvin
+    C
+    F
+    Pa pascal
+    kPa
+    Hz hertz
+    H henry henries
+    T tesla
+    ohm Ω
+    mol mole
+    rad radian 弧度
+    ha hectare
+    acre
+    people person 人 名
+    children child
+    men man
+    women woman
+    am
+    pm
+    mi/hr mph
+    km/hr kph kmh kmph
+    m/sec mps
+    cm^3 cc
+"""
+_SPELLINGS = {name: line.split()[0] for line in _TABLE.strip().splitlines() for name in line.split()}
+_FOLDED = {name.lower(): spelling for name, spelling in _SPELLINGS.items() if len(name) > 1}
+_CASE_MATTERS = frozenset("m g l h s t L N J W V K A C F T H mW MW".split())
+_CURRENCIES = frozenset({"dollar", "euro", "pound-sterling", "yen", "yuan", "rupee", "cent"})
+_GLUED = re.compile(r"^(?:%|[a-z]{2,}|\$)$")
+# nouns that are not known by an s: they count things
+_NOUNS = frozenset("""fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass dog cat apple orange
+    dozen-eggs pieces student way integer solution digit point coin page side cup marble ball card book step""".split())
+# words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
+DENYING_WORDS = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|"
+                 r"if|when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|"
+                 r"anything)\b|n't")
+# words behind a number that change its value
+CHANGING = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|sin|cos|tan|log|ln|exp|to|is|isn|are|choose|than|"
+                      r"where|for|times|the|more|less|plus|minus|(?:dozen|hundred|thousand)s?|[a-z]*illions?|lakh|crore|score|gross|"
+                      r"googol|thou|kilo|mega|micro|milli|giga|sinh|cosh|tanh|cosine|sine|reciprocals?|negatives?|inverses?|opposites?|"
+                      r"undefined|untrue|unlikely|probably|below|above|greater|fewer|larger|smaller|onwards?|upwards?|percentile|permille|"
+                      r"ppm|fails?|also|union|prime|(?:doubl|tripl|quadrupl|halv|negat|invert|reject|disprov|eliminat|revers)ed|"
+                      r"infinit[a-z]*|hal(?:fs?|ves)|quarters?|double|twice|divided|over|with|"
+                      r"which|that|from|by|at|as|factorials?|infinity|roots?|zeros?|tens|ones|hundreds|tenths|remainder|minimum|maximum|one|"
+                      r"two|three|four|five|six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|"
+                      r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs)\b|[不非或和与没无负倍万亿百十半]",
+                      re.IGNORECASE)
+_CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
+_WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}+|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])|(?<=/)[A-Za-z]+|'
+         r'(?<=\\cdot )[A-Za-z]{1,3}(?![A-Za-z]))(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[a-z])[23])?')
+# a unit at the end of a text, behind a number: (C or F of degrees), (%), (words)
+_UNIT = re.compile(r'(?:(?<=[\d)}!\]])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\degree(?:s|Celsius)?)\s*"?\s*([CF])?\s*"?|'
+                   rf'\\?(%)|(\(?\s*{_WORD}(?:\s*(?:/|\\cdot)?\s*{_WORD}){{0,4}}\s*\)?))$')
+_TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
+_SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")
+_TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot)\b|[+-](?![^(\[{]*[)\]}])")
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """A normalized text without its unit, and the unit in one spelling: "5 square inches" -> ("5", "in^2"). Without a unit: (text, "")."""
+    if text.isdecimal():
+        return text, ""
+    angle = _SEXAGESIMAL.fullmatch(text)
+    if angle:  # degrees, minutes and seconds of arc
+        return f"{angle[1]}+\\frac{{{angle[2]}}}{{60}}+\\frac{{{angle[3] or 0}}}{{3600}}", "deg"
+    found = _UNIT.search(text)
+    if not found:
+        return text, ""
+    degree, percent, words = found.groups()
+    number = text[:found.start()].strip()
+    if words is None:
+        if _TERM.search(number.lstrip("+-")):  # the sign belongs to the last number only: \sin 30^\circ, 1 + 5%
+            return text, ""
+        return number, "%" if percent else f"deg{degree or ''}"
+    if CHANGING.search(words):
+        return text, ""
+    unit = _read_unit(words, number, text[found.start(3) - 1])
+    return (number, unit) if unit else (text, "")
+
+
+def _read_unit(words: str, number: str, before: str) -> str | None:
+    """The unit in one spelling, or None if the words are factors of the number (2ab, \\frac12 mv^2) or change it."""
+    quoted, factors, others = words.strip().startswith(('"', "(")), [], []
+    sign, power_ahead = 1, 0
+    tokens = _TOKEN.findall(words.replace("\\cdot", " "))
+    for place, token in enumerate(tokens):
+        lower = token.lower()
+        if token == "/" or lower == "per":
+            sign = -1
+        elif lower in ("square", "sq", "cubic"):
+            power_ahead = 3 if lower == "cubic" else 2
+        elif token.lstrip("-").isdigit() or lower in ("squared", "cubed"):
+            power = {"squared": 2, "cubed": 3}.get(lower) or int(token)
+            if not factors:
+                return None
+            factors[-1] = (factors[-1][0], sign * power)
+        elif lower == "of" and (factors or others):
+            break  # gallons of water
+        elif lower in ("a", "an", "each", "in", "(", ")") and len(tokens) > 1 and not (lower == "in" and place == 0 and not quoted):
+            sign = -1 if lower in ("a", "an") and factors else sign
+        elif spelling := _known(token):
+            if not quoted and place == 0 and not _may_stand_alone(token, before):
+                return None
+            base, _, below = spelling.partition("/")
+            base, _, cube = base.partition("^")
+            factors.append((base, sign * (power_ahead or int(cube or 1))))
+            factors += [(below, -1)] if below else []
+            power_ahead = 0
+        else:
+            others.append(token)
+    if power_ahead and others:
+        others[-1] += f"^{power_ahead}"  # square units
+    elif power_ahead:
+        return None
+    if others and not _are_nouns(others, number, quoted, before):
+        return None
+    return _one_spelling(factors, others) or None
+
+
+def _known(token: str) -> str | None:
+    """The one spelling of a unit that the table has. Single letters keep their case, longer words do not."""
+    if token in _CASE_MATTERS or len(token) == 1 or not token.isascii():
+        return _SPELLINGS.get(token)
+    exact = _SPELLINGS.get(token) or _FOLDED.get(token.lower())
+    return exact or (_FOLDED.get(token.lower().removesuffix("s")) if len(token) > 2 else None)
+
+
+def _may_stand_alone(token: str, before: str) -> bool:
+    """Whether a unit may stand without \\text behind this character: 5 cm, 5cm and 5 m, but not 5m."""
+    return not token.isascii() or (before in " 0123456789" and (len(token) > 1 or before == " "))
+
+
+def _are_nouns(words: list[str], number: str, quoted: bool, before: str) -> bool:
+    """Whether words that the table does not have count things: the last one is a plural, or there is one thing."""
+    if len(words) > 4 or any(len(word) < 3 or not re.search("[aeiouyAEIOUY]", word) for word in words if word.isascii()):
+        return False
+    if not quoted and not (before == " " and len(words[0]) >= (3 if number[-1:].isdigit() else 4)):
+        return False
+    head = words[-1].partition("^")[0].lower()
+    return not head.isascii() or head in _NOUNS or number.lstrip("+-") == "1" or bool(re.search(r"(?<![su])s$", head))
+
+
+def _one_spelling(factors: list[tuple[str, int]], others: list[str]) -> str:
+    """The factors with their powers in one order, then the other words."""
+    powers: dict[str, int] = {}
+    for name, power in factors:
+        powers[name] = powers.get(name, 0) + power
+    spelled = sorted(f"{name}^{power}" if power != 1 else name for name, power in powers.items() if power)
+    return " ".join([*spelled, *(word.lower().removesuffix("s") for word in others)])
+
+
+def units_agree(x: str, y: str) -> bool:
+    """Whether two units may be the same. A unit may be left out; so may the hour of a wage and the colour of a marble."""
+    if x == y or not x or not y:
+        return True
+    words_x, words_y = set(x.split()), set(y.split())
+    if words_x & words_y & _CURRENCIES:  # $18 and $18 per hour
+        return words_x <= words_y or words_y <= words_x
+    are_things = not any(_known(word.partition("^")[0]) for word in words_x | words_y)
+    return are_things and (words_x <= words_y or words_y <= words_x)
