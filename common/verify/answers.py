@@ -13,6 +13,7 @@ from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
 from common.verify.forms import FLIPPED, Form, is_expression, read_forms
 from common.verify.latex import Node, Unsupported
+from common.verify.real_sets import number, same_sets
 from common.verify.trees import variables
 from common.verify.units import units_agree
 
@@ -102,6 +103,11 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
         work.spend(4 * len(x[2]))
         return _equal_relations(x, y, work) if y[0] == "relation" else _relation_states(x, y, work)
     kinds = {x[0], y[0]}
+    if "labelled" in kinds and len(kinds) == 2:
+        labelled, other = (x, y) if x[0] == "labelled" else (y, x)
+        if other[0] in ("bracketed", "matrix"):
+            return _equal(labelled[3], other, work)
+        return other[0] == "list" and _equal_in_order(labelled[3][2], other[1], work)
     if kinds <= {"list", "set"}:
         return _equal_in_any_order(x[1], y[1], work)
     if kinds == {"thousands", "list"}:  # 1,234 may mean 1, 234
@@ -112,15 +118,35 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
         return False
     if x[0] == "value":
         return units_agree(x[3], y[3]) and _equal_values(x, y, work)
+    if x[0] == "labelled":
+        return x[1] == y[1] and _equal_in_order(x[2], y[2], work)
+    if x[0] == "reals":
+        return same_sets(x[1], y[1], lambda a, b: _equal(a, b, work))
+    if x[0] == "congruence":
+        return _equal(x[2], y[2], work) and (_equal(x[1], y[1], work) or _differ_by_multiple(x[1], y[1], x[2]))
+    if x[0] == "dots":
+        shorter = min(len(x[2]), len(y[2]))
+        starts = (x[2], y[2]) if shorter < 2 else (x[2][:shorter], y[2][:shorter])
+        return x[1] == y[1] and _equal_in_order(*starts, work) and _equal_in_order(x[3], y[3], work)
     if x[0] in ("union", "and", "or"):
         return _equal_in_any_order(x[1], y[1], work)
     if x[0] == "bracketed":
         return x[1] == y[1] and _equal_in_order(x[2], y[2], work)
     if x[0] == "matrix":
+        if x[1] == y[1] == "cases":
+            return _equal_in_any_order(*(tuple(("bracketed", "", row) for row in form[2]) for form in (x, y)), work)
         return x[1] == y[1] and len(x[2]) == len(y[2]) and all(_equal_in_order(a, b, work) for a, b in zip(x[2], y[2], strict=True))
     if x[0] in ("ratio", "thousands"):
         return x[2:] == y[2:] and _equal_in_order(x[1], y[1], work)
     return x[1:] == y[1:]  # texts and numerals with a base
+
+
+def _differ_by_multiple(x: Form, y: Form, modulus: Form) -> bool:
+    """Whether two whole numbers differ by a multiple of the modulus."""
+    values = [number(form) for form in (x, y, modulus)]
+    if any(value is None or not value.is_integer() or abs(value) > 2**53 for value in values) or values[2] == 0:
+        return False
+    return (values[0] - values[1]) % values[2] == 0
 
 
 def _equal_values(x: Form, y: Form, work: Work) -> bool:

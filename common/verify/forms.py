@@ -12,6 +12,10 @@ A form is a tuple, its kind first. `items`, `parts` and `relations` are tuples o
     ("ratio", parts, zero_padded)             2:3 or 7:05; zero_padded: for each part but the first, whether it begins with a needless 0
     ("base", digits, base)                    2104_5
     ("thousands", parts)                      1,234 read as the list 1, 234
+    ("labelled", names, values, tuple)        x = 1, y = 2, sorted by name, and the tuple (1, 2) that it is without names
+    ("reals", pieces)                         a set of real numbers: real_sets.py
+    ("congruence", value, modulus)            3 mod 7
+    ("dots", sign, before, behind)            1 + 2 + ... + n
 """
 from __future__ import annotations
 
@@ -21,14 +25,12 @@ from typing import Any
 
 from common.verify.extract import MAX_ANSWER_LENGTH
 from common.verify.latex import Node, Unsupported, parse
-from common.verify.spelling import (
-    PUNCTUATION_AT_END,
-    bracket_depths,
-    closing_bracket,
-    normalize,
-    split_outside_brackets,
-)
-from common.verify.units import DENYING_WORDS, split_unit
+from common.verify.names import is_name, is_symbol
+from common.verify.phrases import approximation_behind, choice_letter, formula_in_a_sentence, phrase, without_qualifier, without_words_around
+from common.verify.real_sets import number, real_set, without
+from common.verify.spelling import PUNCTUATION_AT_END, bracket_depths, closing_bracket, normalize, split_outside_brackets
+from common.verify.trees import variables
+from common.verify.units import split_unit
 
 MAX_ITEMS = 64  # of a list, a set or a matrix; comparing two unordered lists takes up to the square of it
 MAX_DEPTH = 8  # of lists in lists
@@ -48,76 +50,57 @@ def is_variable(form: Form) -> bool:
 
 # ---- whole answers --------------------------------------------------------------------------------------------------
 
-# no word that changes or hedges the rest of the text
-_NO_CHANGING_WORDS = (r"(?!.*(?:" + DENYING_WORDS + r"|\b(?:or|squared?|cubed?|plus|minus|doubled?|tripled?|half|twice|reciprocal|opposite|"
-                      r"negative|mod|fails?|eliminated|untrue|union|also)\b))")
-# "The value of f(x) is": no number, one verb, no word that hedges
-_LEAD_IN = re.compile(_NO_CHANGING_WORDS + r"(?:so|thus|therefore|hence|then|the|this|our|its?|final|answer)\b"
-                      r"(?:(?!\b(?:is|are|equals)\b)[A-Za-z() '])*+"
-                      r"\b(?:is|are|equals)\b:?\s+(?=\S)(?!.*\b(?:is|are|equals)\b)|answers?\b:?\s+(?=\S)", re.IGNORECASE)
-_FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-# a sentence with one formula (\x00) that says nothing else: "We find that ... is our answer."
-_SENTENCE_AROUND_FORMULA = re.compile(
-    r"(?:(?:so|thus|therefore|hence|then|we|find|get|have|obtain|see|conclude|that|here|is|are|the|a|an|this|our|final|"
-    r"answer|solution|result|value|values|equation|inequality|matrix|zero|special|set|interval|expression|equals|it|must|be)[,:]?\s+)+\x00\s*"
-    r"(?:is\s+(?:the|our|a)\s+(?:final\s+)?(?:solution|answer|result))?[.!\s]*", re.IGNORECASE)
-# the letter of a multiple choice: "Option B", "(D) Alina"
-_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?[.:)]?|\(([A-Z])\)\s+" + _NO_CHANGING_WORDS +
-                     r"(?!and\b)(?:[A-Z]?[a-z]{2,}(?: [a-z]+)*|-?\d+)")
-
-
 @lru_cache(maxsize=8192)
 def read_forms(answer: str) -> tuple[Form, ...]:
     """The forms that an answer may have, mostly one. There is none for an answer without content. Raises Unsupported."""
     if len(answer) > MAX_ANSWER_LENGTH:
         return ()
-    text = normalize(_formula_in_a_sentence(answer))
+    text = normalize(formula_in_a_sentence(answer))
     if len(text) > 2 * MAX_ANSWER_LENGTH:
         return ()
     if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
         return ()
-    text = _without_lead_in(text)
-    letter = _choice_letter(text)
+    letter = choice_letter(text)
     if letter:
         return (read_value(letter),)
-    text = re.sub(r"^(?:=|\\approx)\s*", "", text)
-    forms = [read_form(text)]
+    text = re.sub(r"^(?:=|\\approx)\s*", "", without_words_around(text))
+    text = _without_near_approximation(text)
+    text = phrase(text) or text
+    letter = choice_letter(text)
+    if letter:
+        return (read_value(letter),)
+    form = read_form(text)
+    forms = [form]
     if _WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
         forms.append(("thousands", tuple(read_form(item) for item in text.split(","))))
-    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
-        forms.append(("bracketed", "()", (read_value("-\\infty"), read_value("\\infty"))))
-    interval = as_interval(forms[0])
-    return (*forms, interval) if interval else tuple(forms)
+    interval = as_interval(form)
+    forms += [interval] if interval else []
+    reals = real_set(form)
+    return (*forms, reals) if reals else tuple(forms)
 
 
-def _formula_in_a_sentence(answer: str) -> str:
-    """The formula, if the answer is a sentence that says nothing besides one formula. Else the whole answer."""
-    formulas = _FORMULA.findall(answer)
-    if len(formulas) == 1 and _SENTENCE_AROUND_FORMULA.fullmatch(_FORMULA.sub("\x00", answer)):
-        return next(filter(None, formulas[0]))
-    return answer
-
-
-def _without_lead_in(text: str) -> str:
-    """The text without words such as "The value of f(x) is" in front."""
-    unquoted = text.replace('"', "")
-    lead_in = _LEAD_IN.match(unquoted)
-    return unquoted[lead_in.end():] if lead_in and unquoted[lead_in.end():] else text
-
-
-def _choice_letter(text: str) -> str | None:
-    """The letter, if the text is one choice of a multiple-choice question."""
-    found = re.fullmatch(r'"?\s*(.+?)\s*"?', text)
-    choice = _CHOICE.fullmatch(found[1].replace('"', "").strip()) if found else None
-    return (choice[1] or choice[2]) if choice else None
+def _without_near_approximation(text: str) -> str:
+    """The text without the approximation behind it, if this is right to 5 %: 13/7 (about 1.86) is 13/7."""
+    found = approximation_behind(text)
+    if found is None:
+        return text
+    value, approximation = number(read_form(found[0])), float(found[1])
+    return found[0] if value is not None and abs(value - approximation) <= 0.05 * abs(value) else text
 
 
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
 _WITH_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+_DOTS = re.compile(r"\\cdots|\.\.\.")
+_TRANSPOSED = r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\mathsf\s*\{?T\}?|\"T\"|\\prime)\s*\}?"
+_CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*)?(.+?)\s*,?\s*"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
 _CONJUNCTION = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
-_NUMERAL_WITH_BASE = re.compile(r"(-?)\(?0*(\d[\dA-F]*)\)?_(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
-_MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
+_NUMERAL_WITH_BASE = re.compile(r"(-?)\(?\s*0*((?=[A-F]*\d|[A-F]{2})[\dA-F]+)\s*\)?\s*_\s*(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
+_NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+                   "twelve": "12", "sixteen": "16"}
+_MATRIX = re.compile(r"(?:[(\[]|\\?\{)?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
+_SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?\s*([(\[]?\s*\\begin\{{[pbvBV]?(?:matrix|array|smallmatrix)\}}.*\\end\{{\w+\}}\s*[)\]]?)({_TRANSPOSED})?",
+                            re.DOTALL)
 
 
 def read_form(text: str, depth: int = 0) -> Form:
@@ -128,27 +111,75 @@ def read_form(text: str, depth: int = 0) -> Form:
     if depth > MAX_DEPTH:
         raise Unsupported("too deep")
     text = PUNCTUATION_AT_END.sub("", text).strip()
-    form = _read_list(text, depth) or _read_relation(text, depth) or _read_matrix(text, depth)
+    if text == "\\mathbb{R}":
+        return ("bracketed", "()", (read_value("-\\infty"), read_value("\\infty")))
+    form = (_read_congruence(text, depth) or _read_list(text, depth) or _read_relation(text, depth) or _read_matrix(text, depth)
+            or _read_union(text, depth))
     if form:
         return form
-    sets = re.split(r"\\cup(?![a-z])|(?<=[)\]])\s*U\s*(?=[(\[])", text)
-    if len(sets) > 1:
-        return ("union", _read_each(sets, depth))
-    form = _read_set(text, depth) or _read_bracketed(text, depth)
+    if "\\pm" in text or "\\mp" in text:
+        return _read_plus_minus(text, depth)
+    form = _read_set(text, depth) or _read_bracketed(text, depth) or _read_sum_with_dots(text, depth)
     if form:
         return form
-    base = _NUMERAL_WITH_BASE.fullmatch(text)
+    base = _NUMERAL_WITH_BASE.fullmatch(text.replace('"', "")) if "_" in text else None
     if base:
-        return ("base", base[1] + base[2], base[3] or base[4])
+        return ("base", base[1] + base[2], _NAMES_OF_BASES.get(base[3], base[3]) or base[4])
     if ":" in text and len(parts := split_outside_brackets(text, ":")) > 1 and all(part.strip() for part in parts):
         zero_padded = tuple(bool(re.match(r"\s*0\d", part)) for part in parts[1:])  # 1:03 is not 1:3
         return ("ratio", tuple(read_form(part, depth + 1) for part in parts), zero_padded)
-    if "\\pm" in text or "\\mp" in text:
-        if text.count("\\pm") > 1 and "\\mp" not in text:  # the text does not say whether it means two values or four
-            return ("text", text.replace(" ", ""))
-        upper, lower = text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+")
-        return ("list", (read_value(upper), read_value(lower)))
     return read_value(text)
+
+
+def _read_plus_minus(text: str, depth: int) -> Form:
+    """The list of the two values of a \\pm b, or of the two points of (\\pm a, b)."""
+    if text.count("\\pm") > 1 and "\\mp" not in text:  # the text does not say whether it means two values or four
+        return ("text", text.replace(" ", ""))
+    upper, lower = text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+")
+    both = (read_form(upper, depth + 1), read_form(lower, depth + 1))
+    return _flattened("set" if both[0][0] == both[1][0] == "set" else "list", tuple(
+        item for form in both for item in (form[1] if form[0] in ("set", "list") else (form,))))
+
+
+def _read_union(text: str, depth: int) -> Form | None:
+    """A union or a difference of sets. A union of finite sets is a set."""
+    sides = re.split(r"\\(?:setminus|backslash)(?![a-z])|(?<=\})\s*-\s*(?=\\\{)", text)
+    if len(sides) == 2:
+        return without(read_form(sides[0], depth + 1), read_form(sides[1], depth + 1))
+    sets = re.split(r"\\cup(?![a-z])|(?<=[)\]])\s*U\s*(?=[(\[])", text)
+    if len(sets) == 1:
+        return None
+    parts = _read_each(sets, depth)
+    if all(part[0] == "set" for part in parts):
+        return _distinct(("set", tuple(item for part in parts for item in part[1])))
+    return ("union", parts)
+
+
+def _distinct(form: Form) -> Form:
+    """A set without items that are written twice."""
+    return ("set", tuple(dict.fromkeys(form[1]))) if all(isinstance(item[-1], str) and item[0] != "value" for item in form[1]) else form
+
+
+def _read_congruence(text: str, depth: int) -> Form | None:
+    """x \\equiv 3 mod 7, or 3 mod 7."""
+    found = _CONGRUENCE.fullmatch(text) if "mod" in text else None
+    if found is None or "\\equiv" in found[1]:
+        return None
+    return ("congruence", read_form(found[1], depth + 1), read_value(found[2]))
+
+
+def _read_sum_with_dots(text: str, depth: int) -> Form | None:
+    """1 + 2 + \\cdots + n: the terms before the dots and those behind."""
+    if not _DOTS.search(text):
+        return None
+    for sign, pattern in (("+", r"\+"), ("*", r"\\cdot(?!s)|\\times")):
+        masked = re.sub(pattern, "\x00", text)
+        parts = [part.replace("\x00", "\\cdot ").strip() for part in split_outside_brackets(masked, "\x00")]
+        dots = [place for place, part in enumerate(parts) if _DOTS.fullmatch(part)]
+        if len(dots) == 1 and 0 < dots[0] < len(parts) - 1:
+            before, behind = parts[:dots[0]], parts[dots[0] + 1:]
+            return ("dots", sign, _read_each(before, depth), _read_each(behind, depth))
+    return None
 
 
 def _read_each(pieces: list[str], depth: int) -> tuple[Form, ...]:
@@ -174,7 +205,8 @@ def _split_at_commas(text: str) -> list[str]:
 
 def _flattened(kind: str, items: tuple[Form, ...]) -> Form:
     """A list or set. A list among its items is replaced by its items: 1, 2 \\pm 3 has three items. Raises Unsupported for too many."""
-    flat = tuple(part for item in items for part in (item[1] if item[0] == "list" else (item,)))
+    named = [item[2][1] if item[0] == "relation" and item[3] and item[2][1][0] == "list" else item for item in items]
+    flat = tuple(part for item in named for part in (item[1] if item[0] == "list" else (item,)))
     if len(flat) > MAX_ITEMS:
         raise Unsupported("items")
     return (kind, flat)
@@ -188,24 +220,74 @@ def _read_list(text: str, depth: int) -> Form | None:
         separated = text
     if len(split_outside_brackets(separated, ";")) == 1 and len(_split_at_commas(separated)) == 1:
         return None
+    if words == {"or"} and "," in text and len(solutions := _CONJUNCTION.split(text)) > 1:  # x=1, y=2 or x=3, y=4
+        read = [_read_list(solution, depth) for solution in solutions]
+        if all(form and form[0] == "labelled" for form in read):
+            return ("list", tuple(form for form in read if form))
     items = _read_items(separated, True, depth)
-    return _join_relations(items, words) if separated != text else _flattened("list", items)
+    labelled = _labelled(items) if "or" not in words else None
+    return labelled or (_join_relations(items, words) if separated != text else _flattened("list", items))
+
+
+def _labelled(items: tuple[Form, ...]) -> Form | None:
+    """Values with different names, sorted by name: ("labelled", names, values, values as a tuple). None for other items."""
+    names = [item[2][0][2] if item[0] == "relation" and item[1] == ("=",) and is_variable(item[2][0]) else "" for item in items]
+    if len(items) < 2 or "" in names or len(set(names)) < len(names):
+        return None
+    order = sorted(range(len(items)), key=lambda place: names[place])
+    values = tuple(items[place][2][1] for place in order)
+    if {name for value in values if is_expression(value) for name in variables(value[1])} & set(names):
+        return None  # x = y + 1 says more than the value of x
+    return ("labelled", tuple(names[place] for place in order), values, ("bracketed", "()", values))
 
 
 def _read_matrix(text: str, depth: int) -> Form | None:
-    """A matrix, a vector, a determinant, a norm, or a function by cases."""
+    """A matrix, a vector, a determinant, a norm, or a function by cases. A system of equations is the list of its equations."""
+    if "\\begin" not in text:
+        transposed = re.fullmatch(rf"(\(.*\)){_TRANSPOSED}", text) if "^" in text and text[0] == "(" else None
+        row = _read_bracketed(transposed[1], depth) if transposed else None
+        return ("matrix", "matrix", tuple((item,) for item in row[2])) if row else None
     found = _MATRIX.fullmatch(text)
-    if not found or "\\begin" in found[3]:
+    if not found:
+        return _read_scaled_matrix(text, depth)
+    if "\\begin" in found[3]:
         return None
     fence, environment, content = found.groups()
     separator = "&" if "&" in content or environment == "cases" else ","
-    rows = [split_outside_brackets(row, separator) for row in re.sub(r"\\hline", "", content).split("\\\\")]
+    content = re.sub(r"\\hline", "", content)
+    rows = [split_outside_brackets(row, separator) for row in content.split("\\\\")]
     rows = rows[:-1] if not "".join(rows[-1]).strip() else rows
     if sum(map(len, rows)) > MAX_ITEMS:
         raise Unsupported("entries")
-    kind = "cases" if environment == "cases" else {"v": "determinant", "V": "norm"}.get(fence, "matrix")
-    rows = [[re.sub(r'"\s*,?\s*(?:if|for|when)\s*"', "", entry) for entry in row] for row in rows]
+    is_open = environment == "cases" or text.startswith(("{", "\\{")) or (environment == "array" and text[0] == "\\")
+    if is_open and all(_RELATION_SIGN.search(entry.replace("&", "")) for entry in [content.split("\\\\")[0], *map("".join, rows)]) \
+            and not re.search(r'"\s*,?\s*(?:if|for|when|otherwise|else)|&.*[<>]|&.*\\[lg]e', content):
+        return _read_list(", ".join("".join(row) for row in rows), depth) or read_form("".join(rows[0]), depth + 1)
+    is_cases = environment == "cases" or (is_open and "&" in content)
+    kind = "cases" if is_cases else {"v": "determinant", "V": "norm"}.get(fence, "matrix")
+    rows = [[re.sub(r'"?\s*,?\s*\b(?:if|for|when)\b\s*"?|,\s*$', "", entry) for entry in row] for row in rows]
     return ("matrix", kind, tuple(tuple(read_form(entry, depth + 1) for entry in row) for row in rows))
+
+
+def _read_scaled_matrix(text: str, depth: int) -> Form | None:
+    """A matrix with a factor in front or a T behind it: its entries are multiplied, its rows are columns."""
+    found = _SCALED_MATRIX.fullmatch(text)
+    if not found or not (found[1].strip() or found[3]):
+        return None
+    matrix = _read_matrix(found[2].strip(), depth + 1)
+    if matrix is None or matrix[0] != "matrix" or matrix[1] != "matrix":
+        return None
+    rows = matrix[2]
+    if found[1].strip():
+        factor = read_value({"-": "-1", "+": "1"}.get(found[1].strip(), found[1].strip()))
+        if not is_expression(factor) or not all(is_expression(entry) for row in rows for entry in row):
+            return None
+        rows = tuple(tuple(("value", ("mul", factor[1], entry[1]), "", entry[3]) for entry in row) for row in rows)
+    if found[3]:
+        if len({len(row) for row in rows}) > 1:
+            return None
+        rows = tuple(zip(*rows, strict=True))
+    return ("matrix", "matrix", rows)
 
 
 def _read_set(text: str, depth: int) -> Form | None:
@@ -217,16 +299,33 @@ def _read_set(text: str, depth: int) -> Form | None:
     is_set = text[0] == "\\" or len(split_outside_brackets(content, ",;")) > 1
     if not is_set or closing_bracket(text.replace("\\{", "{").replace("\\}", "}"), 0) < 0:
         return None
-    condition = re.fullmatch(r"\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|:|\||\\vert)\s*(.+)", content)
+    condition = re.fullmatch(r"\s*(.+?)\s*(?:\\mid|:|\||\\vert|\\;?\\middle\s*\|)\s*(.+)", content, re.DOTALL)
     if condition:
-        form = read_form(condition[2], depth + 1)
-        if form[0] == "relation" and any(part[0] == "value" and part[2] == condition[1] for part in form[2]):
-            return as_interval(form) or form
-        return ("text", text)
+        return _read_builder(condition[1], condition[2], depth) or ("text", text)
     if not content.strip():
         return ("text", "\\emptyset")
     with_thousands = ", " in content  # {5,100} has two items: 5 and 100. {1,000, 2} also has two: 1000 and 2
     return _flattened("set", _read_items(content, with_thousands, depth))
+
+
+def _read_builder(element: str, condition: str, depth: int) -> Form | None:
+    """The set of a condition, as in \\{x \\mid x > 5\\}; \\{k\\pi \\mid k \\in \\mathbb{Z}\\} is the family k\\pi."""
+    name = re.sub(r"\s*\\in\s*\\mathbb\s*\{?R\}?\s*", "", element)
+    if not is_symbol(name):
+        family = without_qualifier(f"{element}, {condition}")
+        return read_form(element, depth + 1) if family == element else None
+    parts = [part for part in split_outside_brackets(condition, ",")
+             if not re.fullmatch(rf"\s*{re.escape(name)}\s*\\in\s*\\mathbb\s*\{{?R\}}?\s*", part)]
+    if not parts:
+        return read_form("\\mathbb{R}")
+    form = read_form('" and "'.join(parts), depth + 1)
+    said = form[1] if form[0] in ("and", "or", "union", "list") else (form,)
+    names = {part[2] for item in said if item[0] == "relation" for part in item[2] if is_variable(part)}
+    if form[0] in ("bracketed", "union", "reals"):
+        return form if name in condition and names <= {name} else None
+    if form[0] == "relation" and names == {name}:
+        return as_interval(form) or real_set(form) or form
+    return real_set(form) if names == {name} else None
 
 
 def _read_bracketed(text: str, depth: int) -> Form | None:
@@ -242,24 +341,6 @@ def _read_bracketed(text: str, depth: int) -> Form | None:
 # ---- equations and inequalities -------------------------------------------------------------------------------------
 
 _RELATION_SIGN = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
-# the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
-_NAME_OF_VALUE = re.compile(
-    r"""\\(?:sin|cos|tan)\s*\\?[A-Za-z]+|\\(?:int|sum|prod|lim)(?![a-z]).*|[a-dk-np-s](?:\s*\+\s*[a-dk-np-s])+|\\sigma\^2|"""
-    r"""\\frac\{d\^2 ?[a-z]\}\{d[a-z]\^2\}|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
-    r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma)|[A-Za-z|{}: ".'/]|"""
-    r"""_\{[^{}]*\}|_\w|(?<=[fghPE])\([^()]*\)|(?<=[EP])\[[^\[\]]*\]|(?<=[A-Za-z'}])\(\s*-?(?:[A-Za-z]|\d+)(?:\s*,\s*-?(?:[A-Za-z]|\d+))*\s*\)|"""
-    r"""\^\{?-1\}?(?=\())++""")
-# no name: a text with a denial, an operation in words or a product of variables
-_NOT_A_NAME = re.compile(
-    DENYING_WORDS + r"|(?i:\b(?:half|twice|double|triple|squared?|cubed?|minus|plus|times|opposite|reciprocal|negative|bound|"
-    r"fake)\b)|(?<![A-Za-z_\\])(?!max|min|gcd|lcm|sum|avg|d[a-z](?![a-z]))[a-z]{2,3}(?![A-Za-z])|"
-    r"(?<![A-Za-z\\])[a-z] [a-z](?![A-Za-z])")
-
-
-def _is_name(text: str) -> bool:
-    """Whether the text names a value, as x and f(5) do."""
-    return bool(_NAME_OF_VALUE.fullmatch(text)) and not _NOT_A_NAME.search(text)
-
 
 def _read_relation(text: str, depth: int) -> Form | None:
     """An equation, an inequality, or a chain of them. For x \\in S it is the form of S."""
@@ -270,13 +351,26 @@ def _read_relation(text: str, depth: int) -> Form | None:
         return None
     edges = [0, *(edge for match in found for edge in match.span()), len(text)]
     texts = [text[edges[i]:edges[i + 1]].strip() for i in range(0, len(edges), 2)]
-    if operators == ["\\in"] and _is_name(texts[0]):
+    if operators == ["\\in"] and is_name(texts[0]):
         form = read_form(texts[1], depth + 1)
-        if form[0] in ("bracketed", "set", "union", "list") or "mathbb" in texts[1]:
+        if form[0] in ("bracketed", "set", "union", "list", "reals") or "mathbb" in texts[1]:
             return form
+    if operators == ["="] and (point := _labelled_point(*texts, depth)):
+        return point
     parts = tuple(read_form(part, depth + 1) if part else ("text", "") for part in texts)
-    is_named = bool(texts[0]) and _is_name(texts[0]) and set(operators) <= {"=", "\\approx"}
+    is_named = bool(texts[0]) and is_name(texts[0]) and set(operators) <= {"=", "\\approx"}
     return ("relation", tuple(operators), parts, is_named)
+
+
+def _labelled_point(names: str, values: str, depth: int) -> Form | None:
+    """(x, y) = (1, 2) as labelled values."""
+    if names[:1] != "(" or values[:1] != "(" or "\\pm" in values:
+        return None
+    left, right = _read_bracketed(names, depth), _read_bracketed(values, depth)
+    if not left or not right or len(left[2]) != len(right[2]) or right[1] != "()" or not all(map(is_variable, left[2])):
+        return None
+    pairs = sorted((name[2], place) for place, name in enumerate(left[2]))
+    return ("labelled", tuple(name for name, _ in pairs), tuple(right[2][place] for _, place in pairs), right)
 
 
 def _join_relations(items: tuple[Form, ...], words: set[str]) -> Form:
@@ -284,11 +378,15 @@ def _join_relations(items: tuple[Form, ...], words: set[str]) -> Form:
 
     Inequalities in one variable are the union of their intervals for "or", and the common part of their intervals for "and".
     """
-    if len(words) != 1 or not all(item[0] == "relation" and set(item[1]) <= set(FLIPPED) for item in items):
-        return _flattened("list", items)
+    are_relations = len(words) == 1 and all(item[0] == "relation" for item in items)
+    if not are_relations or not any(set(item[1]) & {*FLIPPED, "\\neq"} for item in items):
+        names = {item[2][0][2] for item in items if are_relations and is_variable(item[2][0])}
+        return ("or", items) if words == {"or"} and len(names) > 1 else _flattened("list", items)
     names = {part[2] for item in items for part in item[2] if is_variable(part)}
     if len(names) != 1:
         return (next(iter(words)), items)
+    if any(not set(item[1]) <= set(FLIPPED) for item in items):
+        return real_set((next(iter(words)), items)) or (next(iter(words)), items)
     intervals = tuple(as_interval(item) for item in items)
     if words == {"or"}:
         return ("union", tuple(interval or item for interval, item in zip(intervals, items, strict=True)))
@@ -334,6 +432,8 @@ def read_value(text: str) -> Form:
     text = _WITH_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     text = re.sub(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed_number_as_sum, text)
     unquoted = text.replace('"', "").strip()
+    if spelled := phrase(unquoted):
+        return ("text", spelled)
     if _is_words(unquoted):
         words = " ".join(unquoted.rstrip(".").split())
         is_abbreviation = words.isupper() and len(words) < 4
@@ -344,6 +444,8 @@ def read_value(text: str) -> Form:
         tree: Node | None = None if _WORDS_OR_HEXADECIMAL.search(unquoted) else parse(text)
     except Unsupported:
         tree = None
+    if tree is None and re.search(r"(?<![A-Za-z\\])[^\W\d_]{3,}", unquoted) and not unit:
+        return ("text", " ".join(unquoted.lower().replace(",", " ").split()))  # March 14
     return ("value", tree, spelled, unit)
 
 

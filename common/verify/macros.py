@@ -40,7 +40,9 @@ def without_styles(text: str) -> str:
         elif groups and (name in _UNWRAPPED or name in _WORDS):
             start, position = groups[-1][0] + 1, groups[-1][1] + 1
             content = text[start:position - 1]
-            done.append(f" {without_styles(content)} " if name in _UNWRAPPED else _words(content))
+            is_number_set = name == "mathbf" and content.strip() in ("R", "Z", "N", "Q")
+            done.append(f"\\mathbb{{{content.strip()}}}" if is_number_set else
+                        f" {without_styles(content)} " if name in _UNWRAPPED else _words(content))
         else:
             done.append(found[0])
     return "".join([*done, text[position:]])

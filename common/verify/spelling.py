@@ -81,7 +81,9 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\", r"\\(?:varnothing|oslash)", r"\\emptyset "),
     ("varphi", r"\\varphi", r"\\phi"),
     ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
-    ("\\R", r"\\R(?![a-z])", r"\\mathbb{R}"),
+    ("\\R", r"\\(?:R|Reals|reals)(?![a-z])", r"\\mathbb{R}"),
+    ("\\Z", r"\\Z(?![a-z])", r"\\mathbb{Z}"),
+    ("\\", r"\\(?:mathbb|mathds|Bbb)\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}"),
     ("infinity", r"\binfinity\b", r"\\infty "),
     ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
     # numbers: repeating decimals, money, thousands separators

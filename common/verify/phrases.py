@@ -1,0 +1,139 @@
+"""Words around an answer: what says nothing is taken away, and phrases that mean the same get one spelling.
+
+All functions take and return normalized text, in which words may stand in double quotes. The tables are the place for more phrases.
+"""
+from __future__ import annotations
+
+import re
+
+from common.verify.units import DENYING_WORDS
+
+# one line for a meaning; the first phrase is its one spelling
+_PHRASES = """
+    yes
+    no
+    none
+    true
+    false
+    \\emptyset; empty set; the empty set; no solution; no solutions; there is no solution; there are no solutions; no solution exists;
+        no solutions exist; has no solution; has no solutions; no such solution
+    no real solution; no real solutions; there are no real solutions; no real roots
+    infinitely many; infinitely many solutions; there are infinitely many; there are infinitely many solutions; infinite solutions;
+        an infinite number of solutions; infinite number of solutions; an infinite number
+    does not exist; dne; d.n.e; doesn't exist; the limit does not exist; limit does not exist
+    undefined; not defined; is undefined
+    \\mathbb{R}; all real numbers; all reals; all real number; any real number; every real number; the real numbers; real numbers; all real values;
+        the set of all real numbers; the set of real numbers; set of all real numbers; all real x; all real numbers x; the reals
+    impossible; it is impossible; not possible; it is not possible
+    no such number; no such number exists; no such integer exists; there is no such number
+"""
+_SPELLINGS = {phrase.strip(): group.partition(";")[0].strip()
+              for group in re.sub(r";\s*\n", ";", _PHRASES).strip().split("\n") for phrase in group.split(";")}
+
+# no word that changes or hedges the rest of the text
+_NO_CHANGING_WORDS = (r"(?!.*(?:" + DENYING_WORDS + r"|\b(?:or|squared?|cubed?|plus|minus|doubled?|tripled?|half|twice|reciprocal|opposite|"
+                      r"negative|mod|fails?|eliminated|untrue|union|also)\b))")
+# "The value of f(x) is": no number, one verb, no word that hedges
+_LEAD_IN = re.compile(_NO_CHANGING_WORDS + r"(?:so|thus|therefore|hence|then|the|this|our|its?|final|answer)\b"
+                      r"(?:(?!\b(?:is|are|equals)\b)[A-Za-z() '])*+"
+                      r"\b(?:is|are|equals)\b:?\s+(?=\S)(?!.*\b(?:is|are|equals)\b)|(?:the )?(?:final )?answers?\b:?\s+(?=\S)", re.IGNORECASE)
+_FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# a sentence with one formula (\x00) that says nothing else: "We find that ... is our answer."
+_SENTENCE_AROUND_FORMULA = re.compile(
+    r"(?:(?:so|thus|therefore|hence|then|we|find|get|have|obtain|see|conclude|that|here|is|are|the|a|an|this|our|final|"
+    r"answer|solution|result|value|values|equation|inequality|matrix|zero|special|set|interval|expression|equals|it|must|be)[,:]?\s+)*\x00\s*"
+    r"(?:is\s+(?:the|our|a)\s+(?:final\s+)?(?:solution|answer|result))?[.!\s]*", re.IGNORECASE)
+# the letter of a multiple choice, alone or with its text: "Option B", "(D) Alina", "B) 12"
+_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?[.:)]?")
+_CHOICE_WITH_TEXT = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|([A-J])[).:]|([A-J])(?=\x00))[\s\x00]*" + _NO_CHANGING_WORDS +
+                               r"(?!and\b)(?!.*(?:\([A-J]\)|(?<![A-Za-z])[A-J][).]))(?:[A-Za-z]+(?:[ ,'-]+[A-Za-z0-9%]+)*\.?|[-$]?\d.*|-?\\(?:frac|sqrt|pi).*)",
+                               re.DOTALL)
+_IN_FRONT = re.compile(r'["\s]*(?:approximately|approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+(?=[-\d\\$.(])', re.IGNORECASE)
+_BEHIND = re.compile(r'(?<=\S)[\s",]+(?:respectively|in total|total|altogether|exactly|approximately|approx\.?)["\s.]*$', re.IGNORECASE)
+_APPROXIMATION = re.compile(r'(?<=[\w)}])[\s",;]*(?:"?\s*or\b)?[\s"(,]*(?:\\approx|(?:which is )?(?:about|approximately|approx\.?|roughly))[\s"]*'
+                            r'(-?\d*\.?\d+)(?:[\s"]*(?:[A-Za-z]+|\\?%))?[\s")]*$', re.IGNORECASE)
+_QUALIFIER = re.compile(r'[\s,;("]*(?:(?<![A-Za-z\\])(?:for|where|with)\b|\\forall)|[,;(][\s"]*(?:and[\s"]+)?(?=[A-Za-z](?:_\w)?[\s,]*(?:[A-Za-z][\s,]*)?'
+                        r'(?:\\in(?![a-z])|"?\s*(?:is|an|any|are)\b))|\s(?=[A-Za-z]\s*\\in(?![a-z]))')
+_QUALIFIER_WORDS = frozenset("for all any every each some where with is are an integer integers real reals number numbers constant constants "
+                             "arbitrary value values of and being the integration in".split())
+_QUALIFIER_SIGNS = re.compile(r'(?:[A-Za-z](?:_\w)?|\\in|\\forall|\\mathbb\{[ZR]\}|[\s,"();])*')
+_WITH_BASE = re.compile(r'(-?[\dA-F]+)["\s]*[(]?["\s]*(?:in\s+)?base["\s]*\{?(\d+)\}?["\s)]*', re.IGNORECASE)
+_RATIO_IN_WORDS = re.compile(r'(\d[\d.]*)["\s]+to["\s]+(\d[\d.]*)')
+_MAPPING = re.compile(r'(?:([A-Za-z])\s*:\s*)?([a-z])\s*\\mapsto\s*(.+)', re.DOTALL)
+_REALS_BUT = re.compile(r'(?:x[\s"]*(?:\\in|is|can be)[\s"]*)?(?:\\mathbb\{R\}|(?:all|any|the|every) real (?:numbers?|values?)|all reals)'
+                        r'(?:[\s"]*x)?[\s",(]*(?:except|other than|excluding|but not|where|with|such that|,)(?:[\s"]*for)?[\s"]*(.+?)["\s)]*', re.IGNORECASE)
+
+
+def formula_in_a_sentence(answer: str) -> str:
+    """The formula, if the answer is a sentence that says nothing besides one formula. Else the whole answer."""
+    formulas = _FORMULA.findall(answer) if "$" in answer or "\\" in answer else []
+    if len(formulas) == 1 and _SENTENCE_AROUND_FORMULA.fullmatch(_FORMULA.sub("\x00", answer)):
+        return next(filter(None, formulas[0]))
+    return answer
+
+
+def phrase(text: str) -> str | None:
+    """The one spelling of a phrase, or None for a text that is in no table."""
+    if not text[:1].isalpha() and text[:1] != '"':
+        return None
+    return _SPELLINGS.get(" ".join(text.replace('"', " ").lower().rstrip(". ").split()))
+
+
+def choice_letter(text: str) -> str | None:
+    """The letter, if the text is one choice of a multiple-choice question."""
+    if len(text) > 1 and not text.startswith(("(", '"', "O", "o", "C", "c")) and text[1] not in ").: ":
+        return None
+    marked = re.sub(r'^"\s*([A-J])\s*"\s+(?=[\d\\"])', "\\1\x00", text)  # \text{B} \quad 12
+    plain = " ".join(marked.replace('"', " ").replace("\x00", " \x00 ").split()).replace(" \x00 ", "\x00")
+    choice = _CHOICE.fullmatch(plain) or _CHOICE_WITH_TEXT.fullmatch(plain)
+    return next(filter(None, choice.groups())) if choice else None
+
+
+def without_words_around(text: str) -> str:
+    """The text without words that say nothing about its value: "The answer is", "approximately", "for all x", "(base 2)" as _2."""
+    unquoted = text.replace('"', "")
+    lead_in = _LEAD_IN.match(unquoted)
+    if lead_in and unquoted[lead_in.end():]:
+        text = unquoted[lead_in.end():]
+    if text.isascii() and not re.search(r"[A-Za-z]", text):
+        return text
+    text = _BEHIND.sub("", _IN_FRONT.sub("", text, count=1)) if " " in text else text
+    text = without_qualifier(text)
+    if found := _WITH_BASE.fullmatch(text):
+        return f"{found[1]}_{{{found[2]}}}"
+    if found := _RATIO_IN_WORDS.fullmatch(text):
+        return f"{found[1]}:{found[2]}"
+    if found := _REALS_BUT.fullmatch(text):
+        kept = found[1].replace("\\neq", "=") if re.search("where|with|such|,", text[:found.start(1)]) else found[1]
+        is_condition = "\\neq" in found[1] or kept is found[1] and not re.search("where|with|such", text[:found.start(1)])
+        if is_condition and not re.search(r"[<>]|\\[lg]e", kept):
+            values = re.sub(r'(?<![A-Za-z\\])[a-z]\s*=|"?\b(?:and|or)\b"?', lambda m: "" if "=" in m[0] else ",", kept)
+            return f"\\mathbb{{R}}\\setminus\\{{{values}\\}}"
+    if "\\mapsto" in text and (found := _MAPPING.fullmatch(text)):
+        return f"{found[1] or 'f'}({found[2]})={found[3]}"
+    if "\\equiv" in text and "mod" not in text:
+        text = text.replace("\\equiv", "=")
+    return text
+
+
+def without_qualifier(text: str) -> str:
+    """The text without "for all x", ", k \\in \\mathbb{Z}", "where C is a constant" and the like behind it."""
+    if "\\in" not in text and "\\forall" not in text and not re.search(r"\b(?:for|where|with|is|are)\b", text):
+        return text
+    for found in _QUALIFIER.finditer(text):
+        head, tail = text[:found.start()].rstrip(' ",;'), text[found.start():]
+        words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![^{]*\})", tail)
+        if head.replace('"', "") and {word.lower() for word in words} <= _QUALIFIER_WORDS:
+            signs = re.sub(r"(?<![\\A-Za-z{])[A-Za-z]{2,}", " ", tail)
+            if len(tail.replace('"', "").split()) > 1 and _QUALIFIER_SIGNS.fullmatch(signs):
+                return head + '"' * (head.count('"') % 2)
+    return text
+
+
+def approximation_behind(text: str) -> tuple[str, str] | None:
+    """The text in front of an approximation, and the approximation: "\\frac{13}{7} (about 1.86)" is two."""
+    found = _APPROXIMATION.search(text) if "a" in text or "r" in text else None
+    if not found or not text[:found.start()].strip():
+        return None
+    head = text[:found.start()]
+    return head + '"' * (head.count('"') % 2), found[1]
