@@ -11,9 +11,10 @@ from functools import lru_cache
 
 from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
-from common.verify.forms import FLIPPED, Form, is_expression, read_forms
+from common.verify.forms import read_forms
 from common.verify.latex import Node, Unsupported
 from common.verify.real_sets import number, same_sets
+from common.verify.relations import FLIPPED, Form, is_expression
 from common.verify.trees import variables
 from common.verify.units import units_agree
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 MAX_ANSWER_LENGTH = 500  # characters; a longer text is no final answer, and the limit bounds the work of a comparison
 MAX_BOXES = 12  # that are read together
@@ -13,8 +14,10 @@ _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
 # \boxed 9 or \boxed x, but not the first digit of \boxed 9/2
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?!\s*[\w/^!+*\\(-]|[.,]\d)")
 # between two boxes: "or" leaves the choice to the reader, the others only list
-_ALTERNATIVE = re.compile(r"[\s$,;]*(?:\\[()\[\]]|\\text\{)?\s*\b(?:or|either)\b\s*\}?[\s$]*(?:[A-Za-z]\s*=\s*)?(?:\\[(\[])?[\s$]*", re.IGNORECASE)
-_LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*and\s*\}|\band\b|\([a-h0-9]\)|\b(?:part|answer)\s+[a-h0-9]\b|"
+_ALTERNATIVE = re.compile(r"[\s$,;]*(?:\\[()\[\]]|\\text\{)?\s*\b(?:or"
+                          r"|either)\b\s*\}?[\s$]*(?:[A-Za-z]\s*=\s*)?(?:\\[(\[])?[\s$]*", re.IGNORECASE)
+_LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*and\s*\}|\band\b|\([a-h0-9]\)|\b(?:part"
+                      r"|answer)\s+[a-h0-9]\b|"
                       r"\\?[A-Za-z]+(?:_\{?\w\}?)?\s*=)*", re.IGNORECASE)
 
 # "answer is", "answer:" or "answer $", unless "not" follows
@@ -32,16 +35,19 @@ _END_OF_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:beca
 # a mark at the start of a line or within it: ####, or a heading that says "answer"
 _MARK = re.compile(r"#{4,}|(?:^|(?<=\n))[ \t]*(?:#{1,3}|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b", re.IGNORECASE)
 _ANSWER_HEADING = re.compile(r"[ \t*_]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b[ \t]*(?:is\b)?[ \t]*:?[ \t*_]*:?[ \t]*", re.IGNORECASE)
-_OTHER_HEADING = re.compile(r"[ \t*_]*(?:\d+[.)][ \t]+)?(?:step|part|case|solution|explanation|conclusion|summary|verif|check|note|problem|question|"
+_OTHER_HEADING = re.compile(r"[ \t*_]*(?:\d+[.)][ \t]+)?(?:step|part|case|solution|explanation|conclusion|summary|verif|check|note"
+                            r"|problem|question|"
                             r"approach|method|analysis|introduction|example|proof|calculat|given|find|comput|understand|set|solv|"
-                            r"substitut|simplif|apply|determin|identif|us(?:e|ing)\b|let\b|why\b|how\b|combin|final[ \t]+(?!answer))", re.IGNORECASE)
+                            r"substitut|simplif|apply|determin|identif|us(?:e|ing)\b|let\b|why\b|how\b|combin"
+                            r"|final[ \t]+(?!answer))", re.IGNORECASE)
 
 
 def find_answer(completion: str) -> tuple[str | None, str | None]:
     """The final answer of a completion, and the box that is offered beside it. The time is linear in the length.
 
     If there is a closing </think>, only the text behind the last one counts; a <think> that never ends, and what follows, does not count.
-    The answer is the content of the last balanced \\boxed{} or \\fbox{}; `\\boxed{1} or \\boxed{2}` offers 1 beside 2. Without a box it is the
+    The answer is the content of the last balanced \\boxed{} or \\fbox{}; `\\boxed{1} or \\boxed{2}` offers 1 beside 2. Without a box it
+    is the
     content of the last <answer> tag, or the line after the last #### or heading "Answer". Without that it is the rest of the sentence
     after the last "answer is" or "answer:" that is not negated. An empty answer, or one of more than 500 characters, counts as None.
     """
@@ -65,7 +71,7 @@ def joined_boxes(completion: str, count: int) -> str | None:
     boxes = _boxes(text)[-count:] if "box" in text and 2 <= count <= MAX_BOXES else []
     if len(boxes) < count or count < 2:
         return None
-    if not all(_LISTING.fullmatch(_between(text, *pair)) for pair in zip(boxes, boxes[1:], strict=False)):
+    if not all(_LISTING.fullmatch(_between(text, *pair)) for pair in pairwise(boxes)):
         return None
     return _bounded(", ".join(text[slice(*box)] for box in boxes))
 
@@ -137,7 +143,7 @@ def _marked(text: str) -> str | None:
         return _stated(stated) if stated is not None else content
     if "####" not in text and "nswer" not in text and "NSWER" not in text:
         return None
-    marks = [found for found in _MARK.finditer(text)][-MAX_MARKS:]
+    marks = list(_MARK.finditer(text))[-MAX_MARKS:]
     for mark in reversed(marks):
         start = mark.end() if mark[0][0] == "#" and mark[0].strip("#") == "" else mark.start()
         rest = text[start:start + 4 * MAX_ANSWER_LENGTH].lstrip("# \t" if start != mark.end() else " \t")

@@ -21,31 +21,25 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any
 
 from common.verify.extract import MAX_ANSWER_LENGTH
-from common.verify.latex import Node, Unsupported, parse
+from common.verify.latex import Unsupported
 from common.verify.names import is_name, is_symbol
-from common.verify.phrases import approximation_behind, choice_letter, formula_in_a_sentence, phrase, without_qualifier, without_words_around
-from common.verify.real_sets import number, real_set, without
+from common.verify.phrases import (
+    approximation_behind,
+    choice_letter,
+    formula_in_a_sentence,
+    phrase,
+    without_qualifier,
+    without_words_around,
+)
+from common.verify.real_sets import HIGHEST, LOWEST, number, real_set, without
+from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_expression, is_variable, join_relations, labelled_values
 from common.verify.spelling import PUNCTUATION_AT_END, bracket_depths, closing_bracket, normalize, split_outside_brackets
-from common.verify.trees import variables
-from common.verify.units import split_unit
+from common.verify.values import WITH_THOUSANDS, read_value
 
-MAX_ITEMS = 64  # of a list, a set or a matrix; comparing two unordered lists takes up to the square of it
 MAX_DEPTH = 8  # of lists in lists
-Form = tuple[Any, ...]
-FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}  # the operator when the sides change places
 
-
-def is_expression(form: Form) -> bool:
-    """Whether the form is a value with a tree."""
-    return form[0] == "value" and form[1] is not None
-
-
-def is_variable(form: Form) -> bool:
-    """Whether the form is a single variable."""
-    return is_expression(form) and form[1][0] == "sym"
 
 
 # ---- whole answers --------------------------------------------------------------------------------------------------
@@ -71,7 +65,7 @@ def read_forms(answer: str) -> tuple[Form, ...]:
         return (read_value(letter),)
     form = read_form(text)
     forms = [form]
-    if _WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
+    if WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
         forms.append(("thousands", tuple(read_form(item) for item in text.split(","))))
     interval = as_interval(form)
     forms += [interval] if interval else []
@@ -90,7 +84,6 @@ def _without_near_approximation(text: str) -> str:
 
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
-_WITH_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _DOTS = re.compile(r"\\cdots|\.\.\.")
 _TRANSPOSED = r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\mathsf\s*\{?T\}?|\"T\"|\\prime)\s*\}?"
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*)?(.+?)\s*,?\s*"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
@@ -98,8 +91,10 @@ _CONJUNCTION = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s
 _NUMERAL_WITH_BASE = re.compile(r"(-?)\(?\s*0*((?=[A-F]*\d|[A-F]{2})[\dA-F]+)\s*\)?\s*_\s*(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
 _NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
                    "twelve": "12", "sixteen": "16"}
-_MATRIX = re.compile(r"(?:[(\[]|\\?\{)?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
-_SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?\s*([(\[]?\s*\\begin\{{[pbvBV]?(?:matrix|array|smallmatrix)\}}.*\\end\{{\w+\}}\s*[)\]]?)({_TRANSPOSED})?",
+_MATRIX = re.compile(r"(?:[(\[]|\\?\{)?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix"
+                     r"|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
+_SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?\s*([(\[]?\s*\\begin\{{[pbvBV]?(?:matrix|array"
+                            rf"|smallmatrix)\}}.*\\end\{{\w+\}}\s*[)\]]?)({_TRANSPOSED})?",
                             re.DOTALL)
 
 
@@ -112,16 +107,19 @@ def read_form(text: str, depth: int = 0) -> Form:
         raise Unsupported("too deep")
     text = PUNCTUATION_AT_END.sub("", text).strip()
     if text == "\\mathbb{R}":
-        return ("bracketed", "()", (read_value("-\\infty"), read_value("\\infty")))
+        return ("bracketed", "()", (LOWEST[1], HIGHEST[1]))
     form = (_read_congruence(text, depth) or _read_list(text, depth) or _read_relation(text, depth) or _read_matrix(text, depth)
             or _read_union(text, depth))
     if form:
         return form
-    if "\\pm" in text or "\\mp" in text:
+    has_two_signs = "\\pm" in text or "\\mp" in text
+    if has_two_signs and text[0] == "(" and closing_bracket(text, 0) == len(text) - 1:
         return _read_plus_minus(text, depth)
     form = _read_set(text, depth) or _read_bracketed(text, depth) or _read_sum_with_dots(text, depth)
     if form:
         return form
+    if has_two_signs:
+        return _read_plus_minus(text, depth)
     base = _NUMERAL_WITH_BASE.fullmatch(text.replace('"', "")) if "_" in text else None
     if base:
         return ("base", base[1] + base[2], _NAMES_OF_BASES.get(base[3], base[3]) or base[4])
@@ -136,9 +134,7 @@ def _read_plus_minus(text: str, depth: int) -> Form:
     if text.count("\\pm") > 1 and "\\mp" not in text:  # the text does not say whether it means two values or four
         return ("text", text.replace(" ", ""))
     upper, lower = text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+")
-    both = (read_form(upper, depth + 1), read_form(lower, depth + 1))
-    return _flattened("set" if both[0][0] == both[1][0] == "set" else "list", tuple(
-        item for form in both for item in (form[1] if form[0] in ("set", "list") else (form,))))
+    return ("list", (read_form(upper, depth + 1), read_form(lower, depth + 1)))
 
 
 def _read_union(text: str, depth: int) -> Form | None:
@@ -151,13 +147,9 @@ def _read_union(text: str, depth: int) -> Form | None:
         return None
     parts = _read_each(sets, depth)
     if all(part[0] == "set" for part in parts):
-        return _distinct(("set", tuple(item for part in parts for item in part[1])))
+        items = {item[2] if item[0] == "value" else str(item): item for part in parts for item in part[1]}  # each once
+        return flattened("set", tuple(items.values()))
     return ("union", parts)
-
-
-def _distinct(form: Form) -> Form:
-    """A set without items that are written twice."""
-    return ("set", tuple(dict.fromkeys(form[1]))) if all(isinstance(item[-1], str) and item[0] != "value" for item in form[1]) else form
 
 
 def _read_congruence(text: str, depth: int) -> Form | None:
@@ -199,17 +191,8 @@ def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]
 
 def _split_at_commas(text: str) -> list[str]:
     """The pieces between commas. The comma of 1,234 does not separate. In 1,234,5 it does, because one more comma and digit follow."""
-    masked = _WITH_THOUSANDS.sub(lambda match: match[0].replace(",", "\x00"), text) if "," in text else text
+    masked = WITH_THOUSANDS.sub(lambda match: match[0].replace(",", "\x00"), text) if "," in text else text
     return [piece.replace("\x00", ",") for piece in split_outside_brackets(masked, ",")]
-
-
-def _flattened(kind: str, items: tuple[Form, ...]) -> Form:
-    """A list or set. A list among its items is replaced by its items: 1, 2 \\pm 3 has three items. Raises Unsupported for too many."""
-    named = [item[2][1] if item[0] == "relation" and item[3] and item[2][1][0] == "list" else item for item in items]
-    flat = tuple(part for item in named for part in (item[1] if item[0] == "list" else (item,)))
-    if len(flat) > MAX_ITEMS:
-        raise Unsupported("items")
-    return (kind, flat)
 
 
 def _read_list(text: str, depth: int) -> Form | None:
@@ -225,20 +208,8 @@ def _read_list(text: str, depth: int) -> Form | None:
         if all(form and form[0] == "labelled" for form in read):
             return ("list", tuple(form for form in read if form))
     items = _read_items(separated, True, depth)
-    labelled = _labelled(items) if "or" not in words else None
-    return labelled or (_join_relations(items, words) if separated != text else _flattened("list", items))
-
-
-def _labelled(items: tuple[Form, ...]) -> Form | None:
-    """Values with different names, sorted by name: ("labelled", names, values, values as a tuple). None for other items."""
-    names = [item[2][0][2] if item[0] == "relation" and item[1] == ("=",) and is_variable(item[2][0]) else "" for item in items]
-    if len(items) < 2 or "" in names or len(set(names)) < len(names):
-        return None
-    order = sorted(range(len(items)), key=lambda place: names[place])
-    values = tuple(items[place][2][1] for place in order)
-    if {name for value in values if is_expression(value) for name in variables(value[1])} & set(names):
-        return None  # x = y + 1 says more than the value of x
-    return ("labelled", tuple(names[place] for place in order), values, ("bracketed", "()", values))
+    labelled = labelled_values(items) if "or" not in words else None
+    return labelled or (join_relations(items, words) if separated != text else flattened("list", items))
 
 
 def _read_matrix(text: str, depth: int) -> Form | None:
@@ -305,7 +276,7 @@ def _read_set(text: str, depth: int) -> Form | None:
     if not content.strip():
         return ("text", "\\emptyset")
     with_thousands = ", " in content  # {5,100} has two items: 5 and 100. {1,000, 2} also has two: 1000 and 2
-    return _flattened("set", _read_items(content, with_thousands, depth))
+    return flattened("set", _read_items(content, with_thousands, depth))
 
 
 def _read_builder(element: str, condition: str, depth: int) -> Form | None:
@@ -371,91 +342,3 @@ def _labelled_point(names: str, values: str, depth: int) -> Form | None:
         return None
     pairs = sorted((name[2], place) for place, name in enumerate(left[2]))
     return ("labelled", tuple(name for name, _ in pairs), tuple(right[2][place] for _, place in pairs), right)
-
-
-def _join_relations(items: tuple[Form, ...], words: set[str]) -> Form:
-    """The form of items with "and" or "or" between them. For most items it is a list, but for inequalities the word matters.
-
-    Inequalities in one variable are the union of their intervals for "or", and the common part of their intervals for "and".
-    """
-    are_relations = len(words) == 1 and all(item[0] == "relation" for item in items)
-    if not are_relations or not any(set(item[1]) & {*FLIPPED, "\\neq"} for item in items):
-        names = {item[2][0][2] for item in items if are_relations and is_variable(item[2][0])}
-        return ("or", items) if words == {"or"} and len(names) > 1 else _flattened("list", items)
-    names = {part[2] for item in items for part in item[2] if is_variable(part)}
-    if len(names) != 1:
-        return (next(iter(words)), items)
-    if any(not set(item[1]) <= set(FLIPPED) for item in items):
-        return real_set((next(iter(words)), items)) or (next(iter(words)), items)
-    intervals = tuple(as_interval(item) for item in items)
-    if words == {"or"}:
-        return ("union", tuple(interval or item for interval, item in zip(intervals, items, strict=True)))
-    if len(items) == 2 and None not in intervals:
-        minus_infinity, infinity = read_value("-\\infty"), read_value("\\infty")
-        lower_bounds = [interval for interval in intervals if interval[2][1] == infinity]
-        upper_bounds = [interval for interval in intervals if interval[2][1] != infinity and interval[2][0] == minus_infinity]
-        if len(lower_bounds) == len(upper_bounds) == 1:
-            (_, left, low), (_, right, high) = lower_bounds[0], upper_bounds[0]
-            return ("bracketed", left[0] + right[1], (low[0], high[1]))
-    return ("and", items)
-
-
-def as_interval(form: Form) -> Form | None:
-    """The interval of an inequality in one variable: (1, 2] for 1 < x \\le 2, and (1, \\infty) for x > 1. None for any other form."""
-    if form[0] != "relation" or not set(form[1]) <= set(FLIPPED):
-        return None
-    operators, parts = form[1], form[2]
-    if operators[0] in (">", "\\ge"):
-        operators, parts = tuple(FLIPPED[operator] for operator in operators[::-1]), parts[::-1]
-    if not set(operators) <= {"<", "\\le"}:
-        return None
-    left, right = "(" if operators[0] == "<" else "[", ")" if operators[-1] == "<" else "]"
-    are_variables = [is_variable(part) for part in parts]
-    if are_variables == [True, False]:
-        return ("bracketed", "(" + right, (read_value("-\\infty"), parts[1]))
-    if are_variables == [False, True]:
-        return ("bracketed", left + ")", (parts[0], read_value("\\infty")))
-    if are_variables == [False, True, False]:
-        return ("bracketed", left + right, (parts[0], parts[2]))
-    return None
-
-
-# ---- values and texts -----------------------------------------------------------------------------------------------
-
-# not an expression: a sentence, a name, a hexadecimal number
-_WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
-
-
-def read_value(text: str) -> Form:
-    """A number or an expression with its unit, or a text."""
-    text, unit = split_unit(text)
-    text = _WITH_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
-    text = re.sub(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed_number_as_sum, text)
-    unquoted = text.replace('"', "").strip()
-    if spelled := phrase(unquoted):
-        return ("text", spelled)
-    if _is_words(unquoted):
-        words = " ".join(unquoted.rstrip(".").split())
-        is_abbreviation = words.isupper() and len(words) < 4
-        return ("text", re.sub(r"^(?:a|an|the) ", "", words if is_abbreviation else words.lower()))
-    spelled = re.sub(r"(?<=\d)\s+(?=\d)", "~", text)  # 2 3 is not 23
-    spelled = re.sub(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)\}(?!\d)", "", spelled)  # x^{2} is x^2
-    try:
-        tree: Node | None = None if _WORDS_OR_HEXADECIMAL.search(unquoted) else parse(text)
-    except Unsupported:
-        tree = None
-    if tree is None and re.search(r"(?<![A-Za-z\\])[^\W\d_]{3,}", unquoted) and not unit:
-        return ("text", " ".join(unquoted.lower().replace(",", " ").split()))  # March 14
-    return ("value", tree, spelled, unit)
-
-
-def _mixed_number_as_sum(match: re.Match[str]) -> str:
-    """(2+1/2) for 2 1/2. A fraction that is not below one is left as it is."""
-    return f"({match[1]}+{match[2]}/{match[3]})" if int(match[2]) < int(match[3]) else match[0]
-
-
-def _is_words(text: str) -> bool:
-    """Whether the text consists of words and is no Greek letter."""
-    only_letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", text)
-    has_a_word = re.search(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$", text)
-    return bool(only_letters and has_a_word) and not re.fullmatch(r"theta|alpha|beta", text)

@@ -4,18 +4,22 @@ from __future__ import annotations
 import re
 
 # macros without an argument, and macros that go with their argument
-_DROPPED = frozenset("""displaystyle textstyle scriptstyle limits nolimits tiny scriptsize footnotesize small normalsize large Large LARGE huge
-    Huge bf it rm sf tt bfseries itshape rmfamily normalfont boldmath strut mathstrut nonumber notag allowbreak centering relax""".split())
+_DROPPED = frozenset(re.findall(r"\S+", """displaystyle textstyle scriptstyle limits nolimits tiny scriptsize footnotesize small
+    normalsize large Large LARGE huge
+    Huge bf it rm sf tt bfseries itshape rmfamily normalfont boldmath strut mathstrut nonumber notag allowbreak centering relax"""))
 _DROPPED_WITH_ARGUMENT = frozenset({"color", "tag", "label", "hspace", "vspace", "phantom", "hphantom", "vphantom"})
 # macros around a formula, and macros around words; those with a colour have it as their first argument
-_UNWRAPPED = frozenset("""boxed fbox framebox underline uline mathsf mathtt mathop mathord mathrel mathbin ensuremath smash textcolor colorbox
-    fcolorbox mathnormal mathscr displaylines fbox enclose raisebox""".split())
-_WORDS = frozenset("""text textrm textbf textit textsf texttt textnormal textup textsc textmd textsl mathrm mathbf mathit mbox hbox operatorname
-    emph boldsymbol bm pmb bold""".split())
+_UNWRAPPED = frozenset(re.findall(r"\S+", """boxed fbox framebox underline uline mathsf mathtt mathop mathord mathrel mathbin ensuremath
+    smash textcolor colorbox
+    fcolorbox mathnormal mathscr displaylines fbox enclose raisebox"""))
+_WORDS = frozenset(re.findall(r"\S+", """text textrm textbf textit textsf texttt textnormal textup textsc textmd textsl mathrm mathbf
+    mathit mbox hbox operatorname
+    emph boldsymbol bm pmb bold"""))
 _NUM_FIRST_ARGUMENTS = {"textcolor": 1, "colorbox": 1, "fcolorbox": 2, "enclose": 1, "raisebox": 1}
 # functions whose name is sometimes written as words
-_OPERATORS = frozenset("""sin cos tan sec csc cot cosec arcsin arccos arctan sinh cosh tanh coth sech csch ln log lg exp gcd lcm max min det cis
-    arccot arcsec arccsc arsinh arcosh artanh arcsinh arccosh arctanh sup inf lim tr rank dim deg Pr Re Im Var Cov""".split())
+_OPERATORS = frozenset(re.findall(r"\S+", """sin cos tan sec csc cot cosec arcsin arccos arctan sinh cosh tanh coth sech csch ln log lg
+    exp gcd lcm max min det cis
+    arccot arcsec arccsc arsinh arcosh artanh arcsinh arccosh arctanh sup inf lim tr rank dim deg Pr Re Im Var Cov"""))
 _OTHER_CASE = {"GCD": "gcd", "LCM": "lcm", "MAX": "max", "MIN": "min"}
 _MACRO = re.compile(r"\\([A-Za-z]+)\*?(?:\s*(?=\{)|(?![A-Za-z]))")
 _OLD_FONT = re.compile(r"\{\s*\\(?:bf|rm|it|sf|tt|bfseries)\b\s*([^{}]*)\}")

@@ -9,19 +9,23 @@ _LETTER = r"(?:\\(?:mathbb|mathcal|vec|hat|bar|overline|overrightarrow|tilde|wid
 _MARKS = r"(?:'|_\{[^{}]*\}|_\w|_\\[a-z]+|\^\{?-1\}?(?=\()|\^\{?(?:\([n\d]\)|\*|\\ast|\\prime)\}?)*"
 # the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
 _NAME_OF_VALUE = re.compile(
-    r"""\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(?:\\angle\s*)?(?:\\?[A-Za-z]+|[A-Z]{2,3})(?:\s*\))?|\\(?:int|iint|oint|sum|prod|lim)(?![a-z]).*|"""
+    r"""\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(?:\\angle\s*)?(?:\\?[A-Za-z]+|[A-Z]{2,3})(?:\s*\))?|\\(?:int|iint|oint|sum|prod"""
+    r"""|lim)(?![a-z]).*|"""
     r"""[a-dk-np-s](?:\s*\+\s*[a-dk-np-s])+|\\sigma\^2|\\?[|]\s*\\?[|]?.+\\?[|]|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
     r"""\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\{?\d\}?)?\s*[A-Za-z]?\s*\}\s*\{[^{}]*(?:d|\\partial)[^{}]*\}\s*(?:\(.*\)|\[.*\])?|"""
     r"""D(?:_\{?[a-z]\}?)?\s*\(?\s*[a-z]\s*\)?|"""
-    r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma|rho|gamma|omega|tau|kappa|psi|eta|nu|xi|delta|"""
+    r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma|rho|gamma|omega|tau|kappa|psi|eta|nu|xi"""
+    r"""|delta|"""
     r"""epsilon|Omega|Sigma|Gamma|Phi|ell|zeta|chi)(?![a-z])|[A-Za-z|{}: ".'/]|"""
     r"""_\{[^{}]*\}|_\w|(?<=[fghFGHPE])\([^()]*\)|(?<=[EP])\[[^\[\]]*\]|"""
     r"""(?<=[A-Za-z'}])\(\s*-?(?:[A-Za-z]|\d+)(?:\s*,\s*-?(?:[A-Za-z]|\d+))*\s*\)|\^\{?-1\}?(?=\())++""")
 # an operator in front of anything: \det A, \mathbb{E}[X], \operatorname{tr}(A), \Pr(X \le 1), "rank"(A)
 _OPERATOR = re.compile(
     r"""(?:\\(?:det|dim|ker|deg|arg|gcd|lcm|max|min|sup|inf|Pr|tr|rank|Re|Im|Var|Cov)(?![A-Za-z])|\\mathbb\{?[EPVR]\}?|[EP](?=[(\[])|"""
-    r""""\s*(?:tr|rank|det|dim|adj|Var|Cov|E|P|Area|area|Vol|Volume|volume|Perimeter|ord|card|null|nullity|span|proj|comp|Re|Im|deg|arg|cov|var|"""
-    r"""SD|sd|length|slope|median|mean|mode)\s*")(?:_\{[^{}]*\}|_\w)?\s*(?:\(.*\)|\[.*\]|\{.*\}|\\?[|].*[|]|"?\s*\\?[A-Za-z]+\s*"?)""", re.DOTALL)
+    r""""\s*(?:tr|rank|det|dim|adj|Var|Cov|E|P|Area|area|Vol|Volume|volume|Perimeter|ord|card|null|nullity|span|proj|comp|Re|Im|deg|arg"""
+    r"""|cov|var|"""
+    r"""SD|sd|length|slope|median|mean|mode)\s*")(?:_\{[^{}]*\}|_\w)?\s*(?:\(.*\)|\[.*\]|\{.*\}|\\?[|].*[|]"""
+    r"""|"?\s*\\?[A-Za-z]+\s*"?)""", re.DOTALL)
 # no name: a text with a denial, an operation in words or a product of variables
 _NOT_A_NAME = re.compile(
     DENYING_WORDS + r"|(?i:\b(?:half|twice|double|triple|squared?|cubed?|minus|plus|times|opposite|reciprocal|negative|bound|"

@@ -22,7 +22,8 @@ _PHRASES = """
         an infinite number of solutions; infinite number of solutions; an infinite number
     does not exist; dne; d.n.e; doesn't exist; the limit does not exist; limit does not exist
     undefined; not defined; is undefined
-    \\mathbb{R}; all real numbers; all reals; all real number; any real number; every real number; the real numbers; real numbers; all real values;
+    \\mathbb{R}; all real numbers; all reals; all real number; any real number; every real number; the real numbers; real numbers; all
+    real values;
         the set of all real numbers; the set of real numbers; set of all real numbers; all real x; all real numbers x; the reals
     impossible; it is impossible; not possible; it is not possible
     no such number; no such number exists; no such integer exists; there is no such number
@@ -36,32 +37,41 @@ _NO_CHANGING_WORDS = (r"(?!.*(?:" + DENYING_WORDS + r"|\b(?:or|squared?|cubed?|p
 # "The value of f(x) is": no number, one verb, no word that hedges
 _LEAD_IN = re.compile(_NO_CHANGING_WORDS + r"(?:so|thus|therefore|hence|then|the|this|our|its?|final|answer)\b"
                       r"(?:(?!\b(?:is|are|equals)\b)[A-Za-z() '])*+"
-                      r"\b(?:is|are|equals)\b:?\s+(?=\S)(?!.*\b(?:is|are|equals)\b)|(?:the )?(?:final )?answers?\b:?\s+(?=\S)", re.IGNORECASE)
+                      r"\b(?:is|are|equals)\b:?\s+(?=\S)(?!.*\b(?:is|are|equals)\b)|(?:the )?(?:final"
+                      r" )?answers?\b:?\s+(?=\S)", re.IGNORECASE)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # a sentence with one formula (\x00) that says nothing else: "We find that ... is our answer."
 _SENTENCE_AROUND_FORMULA = re.compile(
     r"(?:(?:so|thus|therefore|hence|then|we|find|get|have|obtain|see|conclude|that|here|is|are|the|a|an|this|our|final|"
-    r"answer|solution|result|value|values|equation|inequality|matrix|zero|special|set|interval|expression|equals|it|must|be)[,:]?\s+)*\x00\s*"
+    r"answer|solution|result|value|values|equation|inequality|matrix|zero|special|set|interval|expression|equals|it|must"
+    r"|be)[,:]?\s+)*\x00\s*"
     r"(?:is\s+(?:the|our|a)\s+(?:final\s+)?(?:solution|answer|result))?[.!\s]*", re.IGNORECASE)
 # the letter of a multiple choice, alone or with its text: "Option B", "(D) Alina", "B) 12"
 _CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?[.:)]?")
-_CHOICE_WITH_TEXT = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|([A-J])[).:]|([A-J])(?=\x00))[\s\x00]*" + _NO_CHANGING_WORDS +
-                               r"(?!and\b)(?!.*(?:\([A-J]\)|(?<![A-Za-z])[A-J][).]))(?:[A-Za-z]+(?:[ ,'-]+[A-Za-z0-9%]+)*\.?|[-$]?\d.*|-?\\(?:frac|sqrt|pi).*)",
+_CHOICE_WITH_TEXT = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|([A-J])[).:]"
+                               r"|([A-J])(?=\x00))[\s\x00]*" + _NO_CHANGING_WORDS +
+                               r"(?!and\b)(?!.*(?:\([A-J]\)|(?<![A-Za-z])[A-J][).]))(?:[A-Za-z]+(?:[ ,'-]+[A-Za-z0-9%]+)*\.?|[-$]?\d.*"
+                               r"|-?\\(?:frac|sqrt|pi).*)",
                                re.DOTALL)
-_IN_FRONT = re.compile(r'["\s]*(?:approximately|approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+(?=[-\d\\$.(])', re.IGNORECASE)
+_IN_FRONT = re.compile(r'^["\s]*(?:approximately|approx\.?|about|roughly|around|exactly|only|\\approx'
+                       r'|\\sim)["\s]+(?=[-\d\\$.(])', re.IGNORECASE)
 _BEHIND = re.compile(r'(?<=\S)[\s",]+(?:respectively|in total|total|altogether|exactly|approximately|approx\.?)["\s.]*$', re.IGNORECASE)
-_APPROXIMATION = re.compile(r'(?<=[\w)}])[\s",;]*(?:"?\s*or\b)?[\s"(,]*(?:\\approx|(?:which is )?(?:about|approximately|approx\.?|roughly))[\s"]*'
+_APPROXIMATION = re.compile(r'(?<=[\w)}])[\s",;]*(?:"?\s*or\b)?[\s"(,]*(?:\\approx|(?:which is )?(?:about|approximately|approx\.?'
+                            r'|roughly))[\s"]*'
                             r'(-?\d*\.?\d+)(?:[\s"]*(?:[A-Za-z]+|\\?%))?[\s")]*$', re.IGNORECASE)
-_QUALIFIER = re.compile(r'[\s,;("]*(?:(?<![A-Za-z\\])(?:for|where|with)\b|\\forall)|[,;(][\s"]*(?:and[\s"]+)?(?=[A-Za-z](?:_\w)?[\s,]*(?:[A-Za-z][\s,]*)?'
+_QUALIFIER = re.compile(r'[\s,;("]*(?:(?<![A-Za-z\\])(?:for|where|with)\b|\\forall)'
+                        r'|[,;(][\s"]*(?:and[\s"]+)?(?=[A-Za-z](?:_\w)?[\s,]*(?:[A-Za-z][\s,]*)?'
                         r'(?:\\in(?![a-z])|"?\s*(?:is|an|any|are)\b))|\s(?=[A-Za-z]\s*\\in(?![a-z]))')
-_QUALIFIER_WORDS = frozenset("for all any every each some where with is are an integer integers real reals number numbers constant constants "
-                             "arbitrary value values of and being the integration in".split())
+_QUALIFIER_WORDS = frozenset(re.findall(r"\S+", "for all any every each some where with is are an integer integers real reals number"
+                                                " numbers constant constants "
+                             "arbitrary value values of and being the integration in"))
 _QUALIFIER_SIGNS = re.compile(r'(?:[A-Za-z](?:_\w)?|\\in|\\forall|\\mathbb\{[ZR]\}|[\s,"();])*')
 _WITH_BASE = re.compile(r'(-?[\dA-F]+)["\s]*[(]?["\s]*(?:in\s+)?base["\s]*\{?(\d+)\}?["\s)]*', re.IGNORECASE)
 _RATIO_IN_WORDS = re.compile(r'(\d[\d.]*)["\s]+to["\s]+(\d[\d.]*)')
 _MAPPING = re.compile(r'(?:([A-Za-z])\s*:\s*)?([a-z])\s*\\mapsto\s*(.+)', re.DOTALL)
 _REALS_BUT = re.compile(r'(?:x[\s"]*(?:\\in|is|can be)[\s"]*)?(?:\\mathbb\{R\}|(?:all|any|the|every) real (?:numbers?|values?)|all reals)'
-                        r'(?:[\s"]*x)?[\s",(]*(?:except|other than|excluding|but not|where|with|such that|,)(?:[\s"]*for)?[\s"]*(.+?)["\s)]*', re.IGNORECASE)
+                        r'(?:[\s"]*x)?[\s",(]*(?:except|other than|excluding|but not|where|with|such that'
+                        r'|,)(?:[\s"]*for)?[\s"]*(.+?)["\s)]*', re.IGNORECASE)
 
 
 def formula_in_a_sentence(answer: str) -> str:
@@ -105,7 +115,7 @@ def without_words_around(text: str) -> str:
         return f"{found[1]}:{found[2]}"
     if found := _REALS_BUT.fullmatch(text):
         kept = found[1].replace("\\neq", "=") if re.search("where|with|such|,", text[:found.start(1)]) else found[1]
-        is_condition = "\\neq" in found[1] or kept is found[1] and not re.search("where|with|such", text[:found.start(1)])
+        is_condition = "\\neq" in found[1] or (kept is found[1] and not re.search("where|with|such", text[:found.start(1)]))
         if is_condition and not re.search(r"[<>]|\\[lg]e", kept):
             values = re.sub(r'(?<![A-Za-z\\])[a-z]\s*=|"?\b(?:and|or)\b"?', lambda m: "" if "=" in m[0] else ",", kept)
             return f"\\mathbb{{R}}\\setminus\\{{{values}\\}}"

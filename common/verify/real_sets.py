@@ -115,7 +115,8 @@ def _pieces_of_relation(form: Form) -> list[Piece] | None:
         flip: dict[str, str] = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
         operators, parts = (flip.get(operators[0], operators[0]),), parts[::-1]
     elif len(parts) == 3 and is_variable == [False, True, False]:
-        sides = [_pieces_of_relation(("relation", (operator,), pair, False)) for operator, pair in zip(operators, (parts[:2], parts[1:]), strict=True)]
+        pairs = zip(operators, (parts[:2], parts[1:]), strict=True)
+        sides = [_pieces_of_relation(("relation", (operator,), pair, False)) for operator, pair in pairs]
         return None if None in sides else _common(*(_joined(side) for side in sides if side is not None))
     elif is_variable != [True, False]:
         return None

@@ -81,12 +81,13 @@ _TABLE = """
 """
 _SPELLINGS = {name: line.split()[0] for line in _TABLE.strip().splitlines() for name in line.split()}
 _FOLDED = {name.lower(): spelling for name, spelling in _SPELLINGS.items() if len(name) > 1}
-_CASE_MATTERS = frozenset("m g l h s t L N J W V K A C F T H mW MW".split())
+_CASE_MATTERS = frozenset(re.findall(r"\S+", "m g l h s t L N J W V K A C F T H mW MW"))
 _CURRENCIES = frozenset({"dollar", "euro", "pound-sterling", "yen", "yuan", "rupee", "cent"})
 _GLUED = re.compile(r"^(?:%|[a-z]{2,}|\$)$")
 # nouns that are not known by an s: they count things
-_NOUNS = frozenset("""fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass dog cat apple orange
-    dozen-eggs pieces student way integer solution digit point coin page side cup marble ball card book step""".split())
+_NOUNS = frozenset(re.findall(r"\S+", """fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass
+    dog cat apple orange
+    dozen-eggs pieces student way integer solution digit point coin page side cup marble ball card book step"""))
 # words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
 DENYING_WORDS = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|"
                  r"if|when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|"
@@ -98,15 +99,18 @@ CHANGING = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqr
                       r"undefined|untrue|unlikely|probably|below|above|greater|fewer|larger|smaller|onwards?|upwards?|percentile|permille|"
                       r"ppm|fails?|also|union|prime|(?:doubl|tripl|quadrupl|halv|negat|invert|reject|disprov|eliminat|revers)ed|"
                       r"infinit[a-z]*|hal(?:fs?|ves)|quarters?|double|twice|divided|over|with|"
-                      r"which|that|from|by|at|as|factorials?|infinity|roots?|zeros?|tens|ones|hundreds|tenths|remainder|minimum|maximum|one|"
+                      r"which|that|from|by|at|as|factorials?|infinity|roots?|zeros?|tens|ones|hundreds|tenths|remainder|minimum|maximum"
+                      r"|one|"
                       r"two|three|four|five|six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|"
                       r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs)\b|[不非或和与没无负倍万亿百十半]",
                       re.IGNORECASE)
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
-_WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}+|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])|(?<=/)[A-Za-z]+|'
+_WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}+|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
+         rf'|(?<=/)[A-Za-z]+|'
          r'(?<=\\cdot )[A-Za-z]{1,3}(?![A-Za-z]))(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[a-z])[23])?')
 # a unit at the end of a text, behind a number: (C or F of degrees), (%), (words)
-_UNIT = re.compile(r'(?:(?<=[\d)}!\]])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\degree(?:s|Celsius)?)\s*"?\s*([CF])?\s*"?|'
+_UNIT = re.compile(r'(?:(?<=[\d)}!\]])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\degree(?:s'
+                   r'|Celsius)?)\s*"?\s*([CF])?\s*"?|'
                    rf'\\?(%)|(\(?\s*{_WORD}(?:\s*(?:/|\\cdot)?\s*{_WORD}){{0,4}}\s*\)?))$')
 _TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
 _SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")

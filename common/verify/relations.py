@@ -1,0 +1,90 @@
+"""What several equations or inequalities say together: intervals, unions, values with names. All functions work on forms: forms.py."""
+from __future__ import annotations
+
+from typing import Any
+
+from common.verify.latex import Unsupported
+from common.verify.real_sets import HIGHEST, LOWEST, real_set
+from common.verify.trees import variables
+
+MAX_ITEMS = 64  # of a list, a set or a matrix; comparing two unordered lists takes up to the square of it
+Form = tuple[Any, ...]
+FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}  # the operator when the sides change places
+
+
+def is_expression(form: Form) -> bool:
+    """Whether the form is a value with a tree."""
+    return form[0] == "value" and form[1] is not None
+
+
+def is_variable(form: Form) -> bool:
+    """Whether the form is a single variable."""
+    return is_expression(form) and form[1][0] == "sym"
+
+
+def flattened(kind: str, items: tuple[Form, ...]) -> Form:
+    """A list or set. A list among its items is replaced by its items: 1, 2 \\pm 3 has three items. Raises Unsupported for too many."""
+    named = [item[2][1] if item[0] == "relation" and item[3] and item[2][1][0] == "list" else item for item in items]
+    flat = tuple(part for item in named for part in (item[1] if item[0] == "list" else (item,)))
+    if len(flat) > MAX_ITEMS:
+        raise Unsupported("items")
+    return (kind, flat)
+
+
+def labelled_values(items: tuple[Form, ...]) -> Form | None:
+    """Values with different names, sorted by name: ("labelled", names, values, values as a tuple). None for other items."""
+    names = [item[2][0][2] if item[0] == "relation" and item[1] == ("=",) and is_variable(item[2][0]) else "" for item in items]
+    if len(items) < 2 or "" in names or len(set(names)) < len(names):
+        return None
+    order = sorted(range(len(items)), key=lambda place: names[place])
+    values = tuple(items[place][2][1] for place in order)
+    if {name for value in values if is_expression(value) for name in variables(value[1])} & set(names):
+        return None  # x = y + 1 says more than the value of x
+    return ("labelled", tuple(names[place] for place in order), values, ("bracketed", "()", values))
+
+
+def join_relations(items: tuple[Form, ...], words: set[str]) -> Form:
+    """The form of items with "and" or "or" between them. For most items it is a list, but for inequalities the word matters.
+
+    Inequalities in one variable are the union of their intervals for "or", and the common part of their intervals for "and".
+    """
+    are_relations = len(words) == 1 and all(item[0] == "relation" for item in items)
+    if not are_relations or not any(set(item[1]) & {*FLIPPED, "\\neq"} for item in items):
+        names = {item[2][0][2] for item in items if are_relations and is_variable(item[2][0])}
+        return ("or", items) if words == {"or"} and len(names) > 1 else flattened("list", items)
+    names = {part[2] for item in items for part in item[2] if is_variable(part)}
+    if len(names) != 1:
+        return (next(iter(words)), items)
+    if any(not set(item[1]) <= set(FLIPPED) for item in items):
+        return real_set((next(iter(words)), items)) or (next(iter(words)), items)
+    intervals = tuple(as_interval(item) for item in items)
+    if words == {"or"}:
+        return ("union", tuple(interval or item for interval, item in zip(intervals, items, strict=True)))
+    if len(items) == 2 and None not in intervals:
+        minus_infinity, infinity = LOWEST[1], HIGHEST[1]
+        lower_bounds = [interval for interval in intervals if interval[2][1] == infinity]
+        upper_bounds = [interval for interval in intervals if interval[2][1] != infinity and interval[2][0] == minus_infinity]
+        if len(lower_bounds) == len(upper_bounds) == 1:
+            (_, left, low), (_, right, high) = lower_bounds[0], upper_bounds[0]
+            return ("bracketed", left[0] + right[1], (low[0], high[1]))
+    return ("and", items)
+
+
+def as_interval(form: Form) -> Form | None:
+    """The interval of an inequality in one variable: (1, 2] for 1 < x \\le 2, and (1, \\infty) for x > 1. None for any other form."""
+    if form[0] != "relation" or not set(form[1]) <= set(FLIPPED):
+        return None
+    operators, parts = form[1], form[2]
+    if operators[0] in (">", "\\ge"):
+        operators, parts = tuple(FLIPPED[operator] for operator in operators[::-1]), parts[::-1]
+    if not set(operators) <= {"<", "\\le"}:
+        return None
+    left, right = "(" if operators[0] == "<" else "[", ")" if operators[-1] == "<" else "]"
+    are_variables = [is_variable(part) for part in parts]
+    if are_variables == [True, False]:
+        return ("bracketed", "(" + right, (LOWEST[1], parts[1]))
+    if are_variables == [False, True]:
+        return ("bracketed", left + ")", (parts[0], HIGHEST[1]))
+    if are_variables == [False, True, False]:
+        return ("bracketed", left + right, (parts[0], parts[2]))
+    return None

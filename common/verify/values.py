@@ -1,0 +1,49 @@
+"""Reads a number or an expression with its unit, or a text, into a form: ("value", tree, text, unit) or ("text", text)."""
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from common.verify.latex import Node, Unsupported, parse
+from common.verify.phrases import phrase
+from common.verify.units import split_unit
+
+Form = tuple[Any, ...]
+WITH_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+# not an expression: a sentence, a name, a hexadecimal number
+_WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
+
+
+def read_value(text: str) -> Form:
+    """A number or an expression with its unit, or a text."""
+    text, unit = split_unit(text)
+    text = WITH_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+    text = re.sub(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed_number_as_sum, text)
+    unquoted = text.replace('"', "").strip()
+    if spelled := phrase(unquoted):
+        return ("text", spelled)
+    if _is_words(unquoted):
+        words = " ".join(unquoted.rstrip(".").split())
+        is_abbreviation = words.isupper() and len(words) < 4
+        return ("text", re.sub(r"^(?:a|an|the) ", "", words if is_abbreviation else words.lower()))
+    spelled = re.sub(r"(?<=\d)\s+(?=\d)", "~", text)  # 2 3 is not 23
+    spelled = re.sub(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)\}(?!\d)", "", spelled)  # x^{2} is x^2
+    try:
+        tree: Node | None = None if _WORDS_OR_HEXADECIMAL.search(unquoted) else parse(text)
+    except Unsupported:
+        tree = None
+    if tree is None and re.search(r"(?<![A-Za-z\\])[^\W\d_]{3,}", unquoted) and not unit:
+        return ("text", " ".join(unquoted.lower().replace(",", " ").split()))  # March 14
+    return ("value", tree, spelled, unit)
+
+
+def _mixed_number_as_sum(match: re.Match[str]) -> str:
+    """(2+1/2) for 2 1/2. A fraction that is not below one is left as it is."""
+    return f"({match[1]}+{match[2]}/{match[3]})" if int(match[2]) < int(match[3]) else match[0]
+
+
+def _is_words(text: str) -> bool:
+    """Whether the text consists of words and is no Greek letter."""
+    only_letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", text)
+    has_a_word = re.search(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$", text)
+    return bool(only_letters and has_a_word) and not re.fullmatch(r"theta|alpha|beta", text)
