@@ -36,7 +36,7 @@ from common.verify.phrases import (
 from common.verify.real_sets import HIGHEST, LOWEST, number, real_set, without
 from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_expression, is_variable, join_relations, labelled_values
 from common.verify.spelling import PUNCTUATION_AT_END, bracket_depths, closing_bracket, normalize, split_outside_brackets
-from common.verify.values import WITH_THOUSANDS, read_value
+from common.verify.values import WITH_THOUSANDS, read_numeral_with_base, read_value, split_at_commas
 
 MAX_DEPTH = 8  # of lists in lists
 
@@ -88,9 +88,6 @@ _DOTS = re.compile(r"\\cdots|\.\.\.")
 _TRANSPOSED = r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\mathsf\s*\{?T\}?|\"T\"|\\prime)\s*\}?"
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*)?(.+?)\s*,?\s*"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
 _CONJUNCTION = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
-_NUMERAL_WITH_BASE = re.compile(r"(-?)\(?\s*0*((?=[A-F]*\d|[A-F]{2})[\dA-F]+)\s*\)?\s*_\s*(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
-_NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
-                   "twelve": "12", "sixteen": "16"}
 _MATRIX = re.compile(r"(?:[(\[]|\\?\{)?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix"
                      r"|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
 _SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?\s*([(\[]?\s*\\begin\{{[pbvBV]?(?:matrix|array"
@@ -120,9 +117,8 @@ def read_form(text: str, depth: int = 0) -> Form:
         return form
     if has_two_signs:
         return _read_plus_minus(text, depth)
-    base = _NUMERAL_WITH_BASE.fullmatch(text.replace('"', "")) if "_" in text else None
-    if base:
-        return ("base", base[1] + base[2], _NAMES_OF_BASES.get(base[3], base[3]) or base[4])
+    if "_" in text and (numeral := read_numeral_with_base(text)):
+        return numeral
     if ":" in text and len(parts := split_outside_brackets(text, ":")) > 1 and all(part.strip() for part in parts):
         zero_padded = tuple(bool(re.match(r"\s*0\d", part)) for part in parts[1:])  # 1:03 is not 1:3
         return ("ratio", tuple(read_form(part, depth + 1) for part in parts), zero_padded)
@@ -185,14 +181,8 @@ def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]
     """The forms between semicolons and commas. `with_thousands`: 5,100 may be one number."""
     pieces: list[str] = []
     for part in split_outside_brackets(text, ";"):
-        pieces += _split_at_commas(part) if with_thousands else split_outside_brackets(part, ",")
+        pieces += split_at_commas(part) if with_thousands else split_outside_brackets(part, ",")
     return _read_each(pieces, depth)
-
-
-def _split_at_commas(text: str) -> list[str]:
-    """The pieces between commas. The comma of 1,234 does not separate. In 1,234,5 it does, because one more comma and digit follow."""
-    masked = WITH_THOUSANDS.sub(lambda match: match[0].replace(",", "\x00"), text) if "," in text else text
-    return [piece.replace("\x00", ",") for piece in split_outside_brackets(masked, ",")]
 
 
 def _read_list(text: str, depth: int) -> Form | None:
@@ -201,7 +191,7 @@ def _read_list(text: str, depth: int) -> Form | None:
     separated = _CONJUNCTION.sub(";", text) if words else text
     if not all(piece.strip(' "') for piece in separated.split(";")):
         separated = text
-    if len(split_outside_brackets(separated, ";")) == 1 and len(_split_at_commas(separated)) == 1:
+    if len(split_outside_brackets(separated, ";")) == 1 and len(split_at_commas(separated)) == 1:
         return None
     if words == {"or"} and "," in text and len(solutions := _CONJUNCTION.split(text)) > 1:  # x=1, y=2 or x=3, y=4
         read = [_read_list(solution, depth) for solution in solutions]
@@ -305,7 +295,7 @@ def _read_bracketed(text: str, depth: int) -> Form | None:
         return None
     pieces = split_outside_brackets(text[1:-1], ";")
     if len(pieces) == 1:
-        pieces = _split_at_commas(text[1:-1]) if ", " in text else split_outside_brackets(text[1:-1], ",")
+        pieces = split_at_commas(text[1:-1]) if ", " in text else split_outside_brackets(text[1:-1], ",")
     return ("bracketed", text[0] + text[-1], tuple(read_form(piece, depth + 1) for piece in pieces))
 
 

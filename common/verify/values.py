@@ -6,10 +6,14 @@ from typing import Any
 
 from common.verify.latex import Node, Unsupported, parse
 from common.verify.phrases import phrase
+from common.verify.spelling import split_outside_brackets
 from common.verify.units import split_unit
 
 Form = tuple[Any, ...]
 WITH_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+_NUMERAL_WITH_BASE = re.compile(r"(-?)\(?\s*0*((?=[A-F]*\d|[A-F]{2})[\dA-F]+)\s*\)?\s*_\s*(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
+_NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+                   "twelve": "12", "sixteen": "16"}
 # not an expression: a sentence, a name, a hexadecimal number
 _WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
 
@@ -47,3 +51,15 @@ def _is_words(text: str) -> bool:
     only_letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", text)
     has_a_word = re.search(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$", text)
     return bool(only_letters and has_a_word) and not re.fullmatch(r"theta|alpha|beta", text)
+
+
+def split_at_commas(text: str) -> list[str]:
+    """The pieces between commas. The comma of 1,234 does not separate. In 1,234,5 it does, because one more comma and digit follow."""
+    masked = WITH_THOUSANDS.sub(lambda match: match[0].replace(",", "\x00"), text) if "," in text else text
+    return [piece.replace("\x00", ",") for piece in split_outside_brackets(masked, ",")]
+
+
+def read_numeral_with_base(text: str) -> Form | None:
+    """2104_5 as ("base", digits, base)."""
+    found = _NUMERAL_WITH_BASE.fullmatch(text.replace('"', ""))
+    return ("base", found[1] + found[2], _NAMES_OF_BASES.get(found[3], found[3]) or found[4]) if found else None
