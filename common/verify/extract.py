@@ -24,7 +24,7 @@ _LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*
 _ANSWER_IS = re.compile(r"(?:answers?\b[*_]*+\s*+(?:(?:is|are)\b\s*+:?+|:|(?=[$\\]))|\u7b54\u6848(?:\u662f|\u4e3a)?\s*+[:\uff1a]?)[*_]*+"
                         r"(?!\s*+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
 # the end of the text before "answer": a word that denies or doubts what follows, or a letter of a longer word
-_DENIAL_BEFORE = re.compile(r"(?:\w|\b(?:wrong|incorrect|false|if (?:the|our|my)|"
+_DENIAL_BEFORE = re.compile(r"(?:[A-Za-z0-9_]|\b(?:wrong|incorrect|false|if (?:the|our|my)|"
                             r"(?:not|cannot|whether|suppose|assume|nobody|doubt)\b[^.\n]{0,30}) |n't\b[^.\n]{0,30} )$", re.IGNORECASE)
 # the start of a stated answer: words without content
 _FILLER_WORDS = re.compile(r"\s*(?:(?:therefore|thus|simply|just|then|hence|clearly|exactly),?\s+)?", re.IGNORECASE)

@@ -24,7 +24,7 @@ from functools import lru_cache
 
 from common.verify.extract import MAX_ANSWER_LENGTH
 from common.verify.latex import Unsupported
-from common.verify.names import is_name, is_symbol
+from common.verify.names import is_name, is_name_of_matrix, is_symbol
 from common.verify.phrases import (
     approximation_behind,
     choice_letter,
@@ -54,14 +54,10 @@ def read_forms(answer: str) -> tuple[Form, ...]:
         return ()
     if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
         return ()
-    letter = choice_letter(text)
-    if letter:
-        return (read_value(letter),)
-    text = re.sub(r"^(?:=|\\approx)\s*", "", without_words_around(text))
-    text = _without_near_approximation(text)
-    text = phrase(text) or text
-    letter = choice_letter(text)
-    if letter:
+    if not (letter := choice_letter(text)):
+        text = _without_near_approximation(re.sub(r"^(?:=|\\approx)\s*", "", without_words_around(text)))
+        text = phrase(text) or text
+    if letter := letter or choice_letter(text):
         return (read_value(letter),)
     form = read_form(text)
     forms = [form]
@@ -199,6 +195,8 @@ def _read_list(text: str, depth: int) -> Form | None:
             return ("list", tuple(form for form in read if form))
     items = _read_items(separated, True, depth)
     labelled = labelled_values(items) if "or" not in words else None
+    if not words and (conditions := join_relations(items, {"and"}))[0] in ("and", "bracketed", "reals"):
+        return conditions  # x > 1, x < 4
     return labelled or (join_relations(items, words) if separated != text else flattened("list", items))
 
 
@@ -223,7 +221,8 @@ def _read_matrix(text: str, depth: int) -> Form | None:
     is_open = environment == "cases" or text.startswith(("{", "\\{")) or (environment == "array" and text[0] == "\\")
     if is_open and all(_RELATION_SIGN.search(entry.replace("&", "")) for entry in [content.split("\\\\")[0], *map("".join, rows)]) \
             and not re.search(r'"\s*,?\s*(?:if|for|when|otherwise|else)|&.*[<>]|&.*\\[lg]e', content):
-        return _read_list(", ".join("".join(row) for row in rows), depth) or read_form("".join(rows[0]), depth + 1)
+        rows = [["".join(row).strip(" ,;.")] for row in rows]
+        return _read_list(", ".join(row[0] for row in rows), depth) or read_form("".join(rows[0]), depth + 1)
     is_cases = environment == "cases" or (is_open and "&" in content)
     kind = "cases" if is_cases else {"v": "determinant", "V": "norm"}.get(fence, "matrix")
     rows = [[re.sub(r'"?\s*,?\s*\b(?:if|for|when)\b\s*"?|,\s*$', "", entry) for entry in row] for row in rows]
@@ -319,7 +318,8 @@ def _read_relation(text: str, depth: int) -> Form | None:
     if operators == ["="] and (point := _labelled_point(*texts, depth)):
         return point
     parts = tuple(read_form(part, depth + 1) if part else ("text", "") for part in texts)
-    is_named = bool(texts[0]) and is_name(texts[0]) and set(operators) <= {"=", "\\approx"}
+    named = is_name(texts[0]) or (len(parts) == 2 and parts[1][0] == "matrix" and is_name_of_matrix(texts[0]))
+    is_named = bool(texts[0]) and named and set(operators) <= {"=", "\\approx"}
     return ("relation", tuple(operators), parts, is_named)
 
 

@@ -5,7 +5,7 @@ import re
 
 from common.verify.units import DENYING_WORDS
 
-_LETTER = r"(?:\\(?:mathbb|mathcal|vec|hat|bar|overline|overrightarrow|tilde|widehat)\s*\{?\s*[A-Za-z]+\s*\}?|\\[A-Za-z]+|[A-Za-z])"
+_LETTER = r"(?:\\(?:mathbb|mathcal|vec|d?dot|hat|bar|overline|overrightarrow|tilde|widehat)\s*\{?\s*[A-Za-z]+\s*\}?|\\[A-Za-z]+|[A-Za-z])"
 _MARKS = r"(?:'|_\{[^{}]*\}|_\w|_\\[a-z]+|\^\{?-1\}?(?=\()|\^\{?(?:\([n\d]\)|\*|\\ast|\\prime)\}?)*"
 # the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
 _NAME_OF_VALUE = re.compile(
@@ -13,7 +13,7 @@ _NAME_OF_VALUE = re.compile(
     r"""|lim)(?![a-z]).*|"""
     r"""[a-dk-np-s](?:\s*\+\s*[a-dk-np-s])+|\\sigma\^2|\\?[|]\s*\\?[|]?.+\\?[|]|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
     r"""\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\{?\d\}?)?\s*[A-Za-z]?\s*\}\s*\{[^{}]*(?:d|\\partial)[^{}]*\}\s*(?:\(.*\)|\[.*\])?|"""
-    r"""D(?:_\{?[a-z]\}?)?\s*\(?\s*[a-z]\s*\)?|"""
+    r"""\\d?dot\s*\{?\s*[a-z]\s*\}?|D(?:_\{?[a-z]\}?)?\s*\(?\s*[a-z]\s*\)?|"""
     r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma|rho|gamma|omega|tau|kappa|psi|eta|nu|xi"""
     r"""|delta|"""
     r"""epsilon|Omega|Sigma|Gamma|Phi|ell|zeta|chi)(?![a-z])|[A-Za-z|{}: ".'/]|"""
@@ -40,6 +40,11 @@ def is_name(text: str) -> bool:
         return True
     found = _NAME_OF_VALUE.fullmatch(text)
     return bool(found) and (text.startswith(("\\frac{d", "\\frac{\\partial", "D_", "\\|", "|")) or not _NOT_A_NAME.search(text))
+
+
+def is_name_of_matrix(text: str) -> bool:
+    """Whether the text names a matrix: A^{-1}, M^T, A^3."""
+    return bool(re.fullmatch(r'"?[A-Z]"?(?:_\w)?\s*\^\s*\{?(?:-?\w|\\top)\}?', text))
 
 
 def is_symbol(text: str) -> bool:

@@ -22,8 +22,8 @@ _PHRASES = """
         an infinite number of solutions; infinite number of solutions; an infinite number
     does not exist; dne; d.n.e; doesn't exist; the limit does not exist; limit does not exist
     undefined; not defined; is undefined
-    \\mathbb{R}; all real numbers; all reals; all real number; any real number; every real number; the real numbers; real numbers; all
-    real values;
+    \\mathbb{R}; all real numbers; all reals; all real number; any real number; every real number; the real numbers; real numbers;
+        all real values;
         the set of all real numbers; the set of real numbers; set of all real numbers; all real x; all real numbers x; the reals
     impossible; it is impossible; not possible; it is not possible
     no such number; no such number exists; no such integer exists; there is no such number
@@ -69,7 +69,8 @@ _QUALIFIER_SIGNS = re.compile(r'(?:[A-Za-z](?:_\w)?|\\in|\\forall|\\mathbb\{[ZR]
 _WITH_BASE = re.compile(r'(-?[\dA-F]+)["\s]*[(]?["\s]*(?:in\s+)?base["\s]*\{?(\d+)\}?["\s)]*', re.IGNORECASE)
 _RATIO_IN_WORDS = re.compile(r'(\d[\d.]*)["\s]+to["\s]+(\d[\d.]*)')
 _MAPPING = re.compile(r'(?:([A-Za-z])\s*:\s*)?([a-z])\s*\\mapsto\s*(.+)', re.DOTALL)
-_REALS_BUT = re.compile(r'(?:x[\s"]*(?:\\in|is|can be)[\s"]*)?(?:\\mathbb\{R\}|(?:all|any|the|every) real (?:numbers?|values?)|all reals)'
+_REALS_BUT = re.compile(r'["\s]*(?:x[\s"]*(?:\\in|is|can be)[\s"]*)?(?:\\mathbb\{R\}|(?:all|any|the|every) real (?:numbers?|values?)|all'
+                        r' reals)'
                         r'(?:[\s"]*x)?[\s",(]*(?:except|other than|excluding|but not|where|with|such that'
                         r'|,)(?:[\s"]*for)?[\s"]*(.+?)["\s)]*', re.IGNORECASE)
 
@@ -135,7 +136,7 @@ def without_qualifier(text: str) -> str:
         words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![^{]*\})", tail)
         if head.replace('"', "") and {word.lower() for word in words} <= _QUALIFIER_WORDS:
             signs = re.sub(r"(?<![\\A-Za-z{])[A-Za-z]{2,}", " ", tail)
-            if len(tail.replace('"', "").split()) > 1 and _QUALIFIER_SIGNS.fullmatch(signs):
+            if ("\\in" in tail or len(tail.replace('"', "").split()) > 1) and _QUALIFIER_SIGNS.fullmatch(signs):
                 return head + '"' * (head.count('"') % 2)
     return text
 

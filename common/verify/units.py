@@ -11,6 +11,8 @@ import re
 _TABLE = """
     % percent percentage pct 百分之
     deg degree deg. 度
+    degC celsius
+    degF fahrenheit
     m meter metre 米 メートル
     cm centimeter centimetre 厘米 公分 センチ
     mm millimeter millimetre 毫米
@@ -102,7 +104,7 @@ CHANGING = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqr
                       r"which|that|from|by|at|as|factorials?|infinity|roots?|zeros?|tens|ones|hundreds|tenths|remainder|minimum|maximum"
                       r"|one|"
                       r"two|three|four|five|six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|"
-                      r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs)\b|[不非或和与没无负倍万亿百十半]",
+                      r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs|[a-z]+wards?|others|always|sometimes|perhaps|[a-z]*less)\b|[不非或和与没无负倍万亿百十半]",
                       re.IGNORECASE)
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
 _WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}+|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
@@ -143,7 +145,8 @@ def _read_unit(words: str, number: str, before: str) -> str | None:
     """The unit in one spelling, or None if the words are factors of the number (2ab, \\frac12 mv^2) or change it."""
     quoted, factors, others = words.strip().startswith(('"', "(")), [], []
     sign, power_ahead = 1, 0
-    tokens = _TOKEN.findall(words.replace("\\cdot", " "))
+    words = words.replace("\\cdot", " ").replace("平方", "square ").replace("立方", "cubic ")
+    tokens = _TOKEN.findall(re.sub(r"(?i)degrees? (?=celsius|fahrenheit)", "", words))
     for place, token in enumerate(tokens):
         lower = token.lower()
         if token == "/" or lower == "per":
