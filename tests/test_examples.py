@@ -10,13 +10,15 @@ import torch
 from helpers import ROOT, assert_same_checkpoint, completions, metrics, run
 from torch.testing import assert_close
 
-from common.policy.loss import aggregate
+from common.errors import UserError
+from common.policy.loss import aggregate, selected_logps
 
 sys.path.append(str(ROOT / "tools"))  # the folder of tools is no package
 import list_examples as catalogue
 
 EXAMPLES = [path.stem for path in catalogue.examples()]
 # two optimiser steps a batch, since some methods are their base with one; a length that cuts no solution off
+FURTHER = {"entropy_target": ("--target_entropy", "5")}  # flags without which three steps would not show the method
 THREE_STEPS = ("--max_steps", "3", "--num_minibatches", "2", "--eval_steps", "0")
 
 
@@ -57,10 +59,12 @@ def test_the_table_of_the_examples_is_that_of_the_files():
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_three_steps_and_exact_resume_where_there_is_more_to_save(name, finished, tmp_path, monkeypatch):
-    whole = finished(f"examples.{name}", *THREE_STEPS)
+    whole = finished(f"examples.{name}", *THREE_STEPS, *FURTHER.get(name, ()))
     rows = metrics(whole)
     assert [row["step"] for row in rows] == [1, 2, 3] and any(row["grad_norm"] > 0 for row in rows)
     text, base, _ = both(name)
+    if name == "entropy_target":
+        assert [row["entropy_coef"] for row in rows] == pytest.approx([0.01, 0.02, 0.03])
     started = [line for line in text.splitlines() if "run.start(" in line]
     if started[0] in base:  # it saves what its base saves, whose resume is tested
         return
@@ -108,3 +112,131 @@ def test_cispo_caps_the_weight_and_keeps_every_gradient(cap, loss, gradient):
     token_loss.mean().backward()
     assert_close(token_loss.mean().detach(), torch.tensor(loss), atol=1e-6, rtol=0)
     assert_close(logps.grad, torch.tensor([gradient]), atol=1e-6, rtol=0)
+
+
+def close(found, wanted):
+    assert_close(found.float(), torch.tensor(wanted, dtype=torch.float32), atol=1.5e-6, rtol=0)
+
+
+def masks(*lengths):
+    return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+
+
+def test_opo_weights_the_baseline_with_lengths():
+    opo = importlib.import_module("examples.opo")
+    lengths, zeros = torch.tensor([100, 300, 400, 200]), torch.zeros(4, dtype=torch.long)
+    advantages = opo.opo_advantages(torch.tensor([1.0, 0, 0, 1]), lengths, zeros)
+    close(advantages, [0.7, -0.3, -0.3, 0.7])
+    assert abs((lengths * advantages).sum()) < 1e-3
+    assert opo.opo_advantages(torch.full((4,), 0.1), lengths, zeros).tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("greedy, wanted", [(1.0, [0, -1, -1, 0]), (0.0, [1, 0, 0, 1])])
+def test_remax_subtracts_the_reward_of_the_greedy_completion(greedy, wanted):
+    remax = importlib.import_module("examples.remax")
+    rewards, groups = torch.tensor([0.5, 1.0, 0, 0, 1]), torch.tensor([0, 1, 1, 1, 1])
+    assert remax.remax_advantages(rewards, torch.tensor([0.5, greedy]), groups).tolist() == [0, *wanted]
+
+
+@pytest.mark.parametrize(
+    "ratio, positive, negative",
+    [
+        (1.0, (2, 1), (1.904762, 1)),
+        (1.5, (2.489837, 1.410022), (2.393585, 1.401210)),
+        (0.5, (1.510163, 0.470007), (1.415938, 0.467070)),
+    ],
+)
+def test_sapo_has_a_soft_gate(ratio, positive, negative):
+    sapo = importlib.import_module("examples.sapo")
+    logps = torch.full((2, 1), ratio).log().requires_grad_()
+    loss = sapo.sapo_token_loss(logps, torch.zeros(2, 1), torch.tensor([1.0, -1.0]), tau_positive=1.0, tau_negative=1.05)
+    loss.sum().backward()
+    close(loss.detach()[:, 0], [-positive[0], negative[0]])
+    close(logps.grad[:, 0], [-positive[1], negative[1]])
+
+
+def test_gmpo_is_a_geometric_mean_clipped_on_one_side():
+    gmpo = importlib.import_module("examples.gmpo")
+    differences, mask = torch.tensor([[0.5, 0, -0.8, 9.0]] * 2), masks(3, 4)[:1].expand(2, 4)
+    logps, advantages = differences.clone().requires_grad_(), torch.tensor([1.0, -1.0])
+    x = gmpo.clipped_differences(logps, torch.zeros(2, 4), advantages, clip=0.4)
+    close(x.detach()[:, :3], [[0.4, 0, -0.8], [0.5, 0, -0.4]])
+    loss = gmpo.gmpo_token_loss(logps, torch.zeros(2, 4), advantages, mask, clip=0.4)
+    close(loss.detach()[:, 0], [-0.875173, 1.033895])
+    aggregate(loss, mask, "seq-mean-token-mean", 2.0).backward()
+    # the gradient of -A exp(mean x) itself, by autograd
+    again = differences.clone().requires_grad_()
+    mean = gmpo.clipped_differences(again, torch.zeros(2, 4), advantages, clip=0.4)[:, :3].mean(dim=1)
+    (-advantages * mean.exp()).mean().backward()
+    assert_close(logps.grad, again.grad)
+
+
+def test_reinforce_pp_whitens_over_tokens():
+    module = importlib.import_module("examples.reinforce_pp")
+    rewards, groups = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0]), torch.tensor([0] * 4 + [1] * 4)
+    found = module.whitened_advantages(rewards, groups, masks(4, 2, 2, 2, 1, 1, 1, 7), group_baseline=True)
+    close(found, [1.562964, *[-0.173663] * 3, *[0.694651] * 3, -1.041976])
+    solved = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 1])  # a group with equal rewards gets an advantage
+    found = module.whitened_advantages(solved, groups, masks(1, 3, 3, 3, 2, 2, 2, 2), group_baseline=True)
+    close(found, [3.435921, *[-0.687184] * 3, *[0.343592] * 4])
+    alone = module.whitened_advantages(torch.tensor([1.0, 0, 0, 1]), torch.arange(4), masks(2, 2, 2, 2), group_baseline=False)
+    close(alone, [0.935414, -0.935414, -0.935414, 0.935414])  # 0.5 / sqrt(2 / 7)
+
+
+@pytest.mark.parametrize("share, kept", [(0.2, [1, 4]), (0.5, [1, 4, 5, 8, 9]), (1.0, list(range(10)))])
+def test_top_entropy_tokens_are_those_of_the_whole_batch(share, kept):
+    module = importlib.import_module("examples.top_entropy")
+    entropies = torch.tensor([[0.02, 1.3, 0.4, 0, 2.1, 9.0], [0.7, 0.05, 0.3, 1.1, 0.6, 9.0]])
+    mask = torch.tensor([[True] * 5 + [False]] * 2)
+    found = module.top_entropy(entropies, mask, share)
+    assert not found[:, 5].any() and found[:, :5].flatten().nonzero()[:, 0].tolist() == kept
+
+
+def test_kl_cov_and_clip_cov_hold_back_the_tokens_of_highest_covariance():
+    module = importlib.import_module("examples.kl_cov")
+    advantages, mask = torch.tensor([1.0, -1.0]), torch.tensor([[True] * 3 + [False]] * 2)
+    logps = torch.tensor([[-0.1, -2.3, -0.7, 5], [-4, -0.05, -1.2, 5]])
+    cov = module.covariances(advantages, logps, mask)
+    close(cov[:, :3], [[1.291667, -0.908333, 0.691667], [2.608333, -1.341667, -0.191667]])
+    chosen = module.held_back(cov, mask, "kl", 1 / 3, 0)
+    assert chosen.nonzero().tolist() == [[0, 0], [1, 0]]
+    assert module.held_back(cov, mask, "clip", 0.9, 0).nonzero().tolist() == [[0, 0], [1, 0]]  # no more than the candidates
+    drawn = {tuple(module.held_back(cov, mask, "clip", 1e-3, seed).nonzero()[0].tolist()) for seed in range(20)}
+    assert drawn == {(0, 0), (1, 0)}
+    now = (logps + torch.tensor([[0.1, -0.2, 0, 0], [0.3, 0, -0.1, 0]])).requires_grad_()
+    loss = aggregate(module.kl_cov_token_loss(now, logps, advantages, chosen, 1.0), mask, "token-mean", 6.0)
+    loss.backward()
+    close(loss.detach(), 0.121799)
+    close(now.grad[:, :3], [[-0.017528, -0.136455, -0.166667], [0.391643, 0.166667, 0.150806]])
+    with pytest.raises(UserError, match="num_minibatches 2 or more"):
+        module.Config(num_minibatches=1).check()
+    module.Config().check()
+
+
+def test_the_weight_of_the_entropy_bonus_follows_the_target():
+    module = importlib.import_module("examples.entropy_target")
+    bonus = module.EntropyBonus(target=0.2, delta=0.005, largest=0.008)
+    assert bonus.weight == 0
+    for entropy, coef, weight in ((0.1, 0.005, 0.005), (0.2, 0.008, 0.008), (0.3, 0.003, 0), (None, 0.003, 0), (0.3, 0, 0)):
+        bonus.update(entropy)
+        assert abs(bonus.coef - coef) < 1e-12 and abs(bonus.weight - weight) < 1e-12
+    bonus.update(0.1)
+    again = module.EntropyBonus(target=0.2, delta=0.005, largest=0.008)
+    again.load_state_dict(bonus.state_dict())
+    assert again == bonus
+
+
+def test_the_gradient_of_the_entropy_bonus_is_exact():
+    """Both examples take it from here; the score form, whose expectation is this, is not needed."""
+    logits = torch.tensor([[1, 0.2, -0.5, 2]], requires_grad=True)
+    _, entropy = selected_logps(logits, torch.eye(4), torch.tensor([0]), temperature=1.0, entropy=True)
+    entropy.sum().backward()
+    close(entropy.detach(), [1.018500])
+    close(logits.grad, [[0.104993, 0.129045, 0.099655, -0.333693]])
+
+
+def test_an_entropy_bonus_of_weight_zero_is_the_base(finished):
+    flags = ("--max_steps", "2", "--num_minibatches", "2", "--eval_steps", "0")
+    base, none = metrics(finished("train_grpo", *flags)), metrics(finished("examples.entropy_bonus", *flags, "--entropy_coef", "0"))
+    for name in ("reward", "grad_norm"):
+        assert [row[name] for row in none] == pytest.approx([row[name] for row in base], rel=1e-3)
