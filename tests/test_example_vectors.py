@@ -1,0 +1,146 @@
+"""The functions of examples/ that compare completions or steps, against numbers that were worked out apart from them."""
+
+from itertools import combinations
+from statistics import mean, pstdev
+
+import pytest
+import torch
+from helpers import metrics
+from torch.testing import assert_close
+
+from common.errors import UserError
+from examples import pairs, pass_at_k
+from train_grpo import group_advantages
+
+NEAR = {"atol": 2e-6, "rtol": 0}
+
+
+def close(actual, expected):
+    assert_close(torch.as_tensor(actual).double(), torch.as_tensor(expected).double(), **NEAR)
+
+
+def group_of(right, n):
+    return torch.tensor([1.0] * right + [0.0] * (n - right)), torch.zeros(n, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("k", "right", "expected"),
+    [
+        (4, 1, (1, -0.142857)),
+        (4, 2, (0.522233, -0.174078)),
+        (4, 3, (0.277350, -0.166410)),
+        (4, 4, (0.120386, -0.120386)),
+        (2, 2, (1.074172, -0.358057)),
+        (1, 2, (1.732051, -0.577350)),
+    ],
+)
+def test_pass_at_k_advantages(k, right, expected):
+    advantages = pass_at_k.pass_at_k_advantages(*group_of(right, 8), k)
+    close(advantages[[0, -1]], expected)
+
+
+def test_pass_at_k_is_the_mean_over_the_sets_that_hold_a_completion_and_grpo_with_k_1():
+    rewards, groups = torch.tensor([0.0, 1, 0, 1, 0, 0, 1]), torch.tensor([5, 2, 2, 5, 2, 2, 5])
+    expected = torch.zeros(7)
+    for number in (2, 5):
+        rows = [i for i in range(7) if groups[i] == number]
+        sets = [(chosen, max(rewards[list(chosen)]).item()) for chosen in combinations(rows, 2)]
+        middle, spread = mean(score for _, score in sets), pstdev(score for _, score in sets)
+        for i in rows:
+            expected[i] = mean((score - middle) / spread for chosen, score in sets if i in chosen) if spread else 0
+    close(pass_at_k.pass_at_k_advantages(rewards, groups, 2), expected)
+    assert expected[groups == 5].eq(0).all()  # two of three are right: every set of two is
+    assert_close(pass_at_k.pass_at_k_advantages(rewards, groups, 1), group_advantages(rewards, groups), atol=1e-5, rtol=0)
+    assert pass_at_k.pass_at_k_advantages(rewards, groups, 5).eq(0).all()  # fewer completions than k
+
+
+def test_a_k_that_leaves_one_set_is_refused():
+    with pytest.raises(UserError, match="below num_generations"):
+        pass_at_k.Config(model="m", dataset="d", k=8, num_generations=8).check()
+
+
+LOGPS, REF, OLD = ([-10.0, -12, -9, -15], [-11, -12.5, -9, -14], [-10.2, -12.1, -9.1, -14.6])
+
+
+def loss_and_coefficients(loss, beta=0.1, old=OLD, logps=LOGPS, ref=REF, rewards=(1.0, 0, 1, 0), levels=(1, 2, 1, 4)):
+    logps = torch.tensor(logps, dtype=torch.float64, requires_grad=True)
+    others = [torch.tensor(x, dtype=torch.float64) for x in (ref, old, rewards)]
+    lengths = torch.tensor([5, 6, 4, 8])[: len(logps)]
+    value = pairs.group_loss(loss, logps, *others, torch.tensor(levels), lengths, beta=beta, eta=2.0, epsilon=0.2)
+    return value.item(), torch.autograd.grad(value, logps)[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "value", "coefficients"),
+    [
+        ("copg", 1.162500, [-0.11, 0.143333, -0.136667, 0.103333]),
+        ("dpo", 0.657364, [-0.023442, 0.025, -0.024688, 0.023130]),
+        ("ipo", 18.875, [-3.75, 5, -4.75, 3.5]),
+        ("lipo", 1.047371, [-0.062932, 0.035638, -0.014431, 0.041726]),
+        ("trpa", 0.679213, [-0.009724, 0.006667, -0.012467, 0.007311]),
+    ],
+)
+def test_losses_of_whole_completions(loss, value, coefficients):
+    found, gradient = loss_and_coefficients(loss)
+    close(found, value)
+    close(gradient, coefficients)
+
+
+def test_inpo_has_the_old_policy_in_its_reference():
+    value, gradient = loss_and_coefficients("inpo", beta=0.5)
+    close(value, 0.240313)
+    close(gradient, [0.325, 0.391667, -0.108333, -0.608333])
+
+
+def test_on_policy_p3o_and_copg_are_reinforce_with_the_others_as_baseline():
+    _, gradient = loss_and_coefficients("p3o", old=LOGPS)
+    close(-gradient, [0.166667, -0.166667, 0.166667, -0.166667])
+    others = group_advantages(torch.tensor([1.0, 0, 1, 0]), torch.zeros(4, dtype=torch.long), scale_rewards=False, leave_one_out=True)
+    close(-gradient, others / 4)
+    _, gradient = loss_and_coefficients("copg", beta=1e-7)
+    close(-gradient / 2e-7, others)
+
+
+def test_p3o_clips_the_ratio_of_a_completion():
+    _, gradient = loss_and_coefficients("p3o", old=[-10.5, -12, -9, -14])  # ratios 1.65 of a right one, 0.37 of a wrong one
+    close(-gradient, [0, -0.166667, 0.166667, 0])
+
+
+def test_lipo_weights_pairs_alike_while_all_ranks_are_tied():
+    value, gradient = loss_and_coefficients("lipo", ref=LOGPS)
+    close(value, 4 * 0.442162 * torch.log(torch.tensor(2.0)))
+    assert gradient.unique().numel() == 2
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "lipo", "trpa", "p3o"])
+def test_without_a_pair_there_is_no_gradient(loss):
+    same = {"rewards": (1.0, 1, 1, 1), "levels": (1, 1, 1, 1)}
+    assert loss_and_coefficients(loss, **same)[1].eq(0).all()
+    alone = {"logps": [-3.0], "ref": [-4.0], "old": [-3.0], "rewards": (1.0,), "levels": (1,)}
+    value, gradient = loss_and_coefficients(loss, **alone)
+    assert value == 0 and gradient.eq(0).all()
+
+
+@pytest.mark.parametrize("flags", [{"beta": 0.0}, {"importance_cap": 2.0}, {"loss_aggregation": "constant"}, {"num_minibatches": 17}])
+def test_flags_that_a_loss_of_completions_cannot_use_are_refused(flags):
+    with pytest.raises(UserError):
+        pairs.Config(model="m", dataset="d", **flags).check()
+    pairs.Config(model="m", dataset="d").check()
+
+
+def test_a_step_of_p3o_is_the_step_of_the_base_with_the_gradient_that_it_should_have(finished):
+    """The coefficients reach the gradient: with one update per batch P3O is REINFORCE with leave-one-out, which the base has by flags."""
+    steps = ("--max_steps", "3", "--eval_steps", "0", "--importance_cap", "0", "--max_tokens_per_microbatch", "200")
+    flags = ("--scale_rewards", "false", "--leave_one_out", "true", "--loss_aggregation", "seq-mean-token-sum")
+    base = metrics(finished("train_grpo", *steps, *flags))
+    rows = metrics(finished("examples.pairs", *steps, "--loss", "p3o"))
+    for row, expected in zip(rows, base, strict=True):
+        assert row["reward"] == expected["reward"] and row["num_tokens"] == expected["num_tokens"]
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+    assert max(row["grad_norm"] for row in rows) > 0
+
+
+@pytest.mark.parametrize("loss", ["copg", "inpo", "trpa"])  # copg and inpo have a gradient where all rewards are equal, trpa has levels
+def test_other_losses_of_whole_completions_run(loss, finished):
+    (row,) = metrics(finished("examples.pairs", "--max_steps", "1", "--eval_steps", "0", "--loss", loss, "--num_minibatches", "2"))
+    assert row["grad_norm"] > 0 and row["loss"] > 0
