@@ -93,15 +93,17 @@ from common.verify.rewards import make_reward
 
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
-def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: bool = True, leave_one_out: bool = False) -> Tensor:
+def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: str = "group", leave_one_out: bool = False) -> Tensor:
     """Advantages (B,): (reward - mean of the group) / (standard deviation of the group + 1e-6). GRPO (arXiv 2402.03300) 4.1.2.
 
     rewards (B,). group_ids (B,) int64, any numbers: rows with equal numbers are one group. Groups may differ in size, and their rows
     may be mixed. The standard deviation is that of the population.
-    scale_rewards False: reward - mean, without the division. Dr. GRPO (2503.20783).
+    scale_rewards "none": reward - mean, without the division. Dr. GRPO (2503.20783). "batch": the standard deviation of all rewards,
+    as in Lite PPO (2508.08221) and ScaleRL (2510.13786). "mean": divided by the group's mean, for rewards of 0 and 1 alone, else
+    UserError. MaxRL (2602.02710).
     leave_one_out: the mean is that of the other completions of the group, which multiplies by G / (G - 1). RLOO (2402.14740).
     A group with equal rewards, or with one completion, gets exactly 0.
-    Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]. Without the division: [0.75, -0.25, -0.25, -0.25].
+    Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]. "none": [0.75, -0.25, -0.25, -0.25]. "mean": [3, -1, -1, -1].
     """
     _, group = group_ids.unique(return_inverse=True)
     size = torch.bincount(group).to(rewards)  # (groups,)
@@ -112,7 +114,13 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: bool 
     advantages = torch.where((low == high)[group], 0.0, centred)  # the mean of equal rewards may differ by rounding
     if leave_one_out:
         advantages = advantages * (size / (size - 1).clamp(min=1))[group]
-    if scale_rewards:
+    if scale_rewards == "mean":
+        if not ((rewards == 0) | (rewards == 1)).all():
+            raise UserError("--scale_rewards mean is for rewards of 0 and 1; this reward gave others: use group, batch or none")
+        advantages = advantages / torch.where(mean > 0, mean, 1.0)[group]
+    elif scale_rewards == "batch":
+        advantages = advantages / (rewards.std(correction=0) + 1e-6)
+    elif scale_rewards == "group":
         variance = torch.zeros_like(size).index_add(0, group, centred.square()) / size
         advantages = advantages / (variance.sqrt() + 1e-6)[group]
     return advantages
@@ -195,7 +203,7 @@ def train(config: Config) -> None:
 
         # 4 advantages
         # whole completions are compared in phase 6; the advantages here, reward minus mean reward of the problem, are for the log alone
-        advantages = group_advantages(rewards, batch.group_ids, scale_rewards=False)
+        advantages = group_advantages(rewards, batch.group_ids, scale_rewards="none")
         levels = torch.tensor([  # (B,) of TRPA: right, wrong, without an answer, cut off
             1 if score > SUCCESS_ABOVE else 4 if c.finish_reason == "length" else 3 if extract_answer(c.text) is None else 2
             for score, c in zip(rewards.tolist(), batch.completions, strict=True)])

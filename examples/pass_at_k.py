@@ -66,7 +66,7 @@ import torch
 from torch import Tensor
 
 from common.policy.load import load_policy
-from common.policy.loss import aggregate, kl_estimate, loss_divisor, truncated_importance_weights
+from common.policy.loss import aggregate, importance_weights, kl_estimate, loss_divisor
 from common.policy.micro_batches import MicroBatch, microbatches, minibatches
 from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
 from common.policy.policy import all_logps
@@ -186,7 +186,7 @@ def train(config: Config) -> None:
             old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
             token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
             if config.importance_cap > 0:
-                token_loss = token_loss * truncated_importance_weights(old, micro.sampling_logps, config.importance_cap)
+                token_loss = token_loss * importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)
             kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
             loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
             return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),

@@ -95,7 +95,7 @@ def test_inpo_has_the_old_policy_in_its_reference():
 def test_on_policy_p3o_and_copg_are_reinforce_with_the_others_as_baseline():
     _, gradient = loss_and_coefficients("p3o", old=LOGPS)
     close(-gradient, [0.166667, -0.166667, 0.166667, -0.166667])
-    others = group_advantages(torch.tensor([1.0, 0, 1, 0]), torch.zeros(4, dtype=torch.long), scale_rewards=False, leave_one_out=True)
+    others = group_advantages(torch.tensor([1.0, 0, 1, 0]), torch.zeros(4, dtype=torch.long), scale_rewards="none", leave_one_out=True)
     close(-gradient, others / 4)
     _, gradient = loss_and_coefficients("copg", beta=1e-7)
     close(-gradient / 2e-7, others)
@@ -131,7 +131,7 @@ def test_flags_that_a_loss_of_completions_cannot_use_are_refused(flags):
 def test_a_step_of_p3o_is_the_step_of_the_base_with_the_gradient_that_it_should_have(finished):
     """The coefficients reach the gradient: with one update per batch P3O is REINFORCE with leave-one-out, which the base has by flags."""
     steps = ("--max_steps", "3", "--eval_steps", "0", "--importance_cap", "0", "--max_tokens_per_microbatch", "200")
-    flags = ("--scale_rewards", "false", "--leave_one_out", "true", "--loss_aggregation", "seq-mean-token-sum")
+    flags = ("--scale_rewards", "none", "--leave_one_out", "true", "--loss_aggregation", "seq-mean-token-sum")
     base = metrics(finished("train_grpo", *steps, *flags))
     rows = metrics(finished("examples.pairs", *steps, "--loss", "p3o"))
     for row, expected in zip(rows, base, strict=True):
