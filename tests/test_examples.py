@@ -240,3 +240,24 @@ def test_an_entropy_bonus_of_weight_zero_is_the_base(finished):
     base, none = metrics(finished("train_grpo", *flags)), metrics(finished("examples.entropy_bonus", *flags, "--entropy_coef", "0"))
     for name in ("reward", "grad_norm"):
         assert [row[name] for row in none] == pytest.approx([row[name] for row in base], rel=1e-3)
+
+
+def test_copo_weighs_group_and_batch_by_the_entropy_of_the_answers():
+    copo = importlib.import_module("examples.copo")
+    for answers, bits, weight in (
+        (["1", "1", "1.0", "2", "2", None], 1.459148, 0.908524),
+        (["1/2", "0.5"], 0, 0.006693),
+        ([None, None], 0, 0.006693),
+        (["1", "2", "3", "4", "5", "6"], 2.584963, 0.999638),
+        (["1", "1", "1", "1", "2", "2"], 0.918296, 0.399267),
+    ):
+        entropy = copo.answer_entropy(answers)
+        assert entropy == pytest.approx(bits, abs=1e-6)
+        assert torch.sigmoid(torch.tensor(5.0 * (entropy - 1))).item() == pytest.approx(weight, abs=1e-6)
+    rewards, groups = torch.tensor([0.0] * 6 + [1, 1, 1, 0, 0, 0] + [1, 0, 0, 0, 0, 0]), torch.arange(3).repeat_interleave(6)
+    of_group, of_batch = copo.copo_advantages(rewards, groups, torch.full((3,), 9.0), k=20.0, b=1.5)
+    close(of_group[6:9], [0.912869] * 3)  # w is 1, and 0 where the reward is 0
+    assert not of_group[:6].any() and not of_group[9:12].any() and of_batch[6:9].abs().max() < 1e-6
+    close(of_batch[[0, 9, 13]], [-0.872868, 1.091085, -0.218217])
+    one, alone = copo.copo_advantages(rewards[:6], groups[:6], torch.zeros(1), k=5.0, b=1.0)
+    assert not one.any() and not alone.any()

@@ -1,0 +1,272 @@
+"""COPO: where the answers of a group agree, a completion is compared with the whole batch in place of its group.
+
+Base: train_grpo.py, changed in phases 4 and 6
+Paper: arXiv 2508.04138
+Changes: loss = w x clipped loss of the group's advantage + (1 - w) x that of the batch's; w = sigmoid(k (H - b)), H the entropy of the
+      group's answers in bits; completions with reward 0 have w = 0
+Cost: groups with equal rewards get a forward and backward pass as well; the answers of a group are compared with each other
+When: many groups are all right or all wrong, and teach nothing to GRPO
+
+The advantage of the batch is (mean of the group - mean of these over the problems) / their standard deviation, the same for all completions
+of a problem. Both standard deviations are those of the sample.
+
+Deviations: those of train_grpo.py, and no dual clip. k and b are those of the released script (the paper: 20 and 1.5). Answers that the
+verifier takes as equal are one kind, and missing answers are one kind.
+What to know: an all-wrong problem is pushed down on every completion, and an all-right one up. Watch `entropy`.
+
+    python examples/copo.py
+"""
+from __future__ import annotations
+
+import sys
+
+sys.path.insert(0, __file__.rpartition("/examples/")[0])  # finds common/ from anywhere
+
+from common.interrupt import end_quietly
+
+end_quietly(__name__)  # a signal during the imports, which take seconds, is no stack trace
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from common.config import CommonConfig, flag
+from common.errors import UserError
+from common.launch import for_programs, parse_command_line, run_script
+
+
+@dataclass
+class Config(CommonConfig):
+    consistency_k: float = flag(5.0, "algorithm", "Steepness of the weight w of the group's advantage.")
+    consistency_b: float = flag(1.0, "algorithm", "Entropy of the answers, in bits, at which w is 1/2.")
+    loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"] = flag(
+        "seq-mean-token-mean", "update", "How the token losses become one number.")
+    epsilon: float = flag(0.2, "algorithm", "Lower clip of the ratio: 1 - epsilon.")
+    epsilon_high: float | None = flag(None, "algorithm", "Upper clip of the ratio: 1 + epsilon_high. DAPO: 0.28. Default: epsilon.")
+    overlong_buffer: int = flag(
+        0, "algorithm", "The reward falls over this many tokens before the length limit (DAPO section 3.4). 0: it does not fall.")
+    overlong_factor: float = flag(1.0, "algorithm", "How far the reward falls within --overlong_buffer.")
+
+    def check(self) -> None:
+        """Raises UserError for values that cannot work with this algorithm."""
+        super().check()
+        if self.num_generations < 2:
+            raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
+        if self.overlong_factor < 0:
+            raise UserError(f"--overlong_factor {self.overlong_factor}: give 0 or more; it is subtracted from the reward")
+        if not 0 <= self.overlong_buffer < self.max_completion_length:
+            raise UserError(f"--overlong_buffer {self.overlong_buffer}: give 0, or less than the {self.max_completion_length} tokens of "
+                            "--max_completion_length")
+        if not 0 <= self.epsilon < 1 or (self.epsilon_high or 0) < 0:
+            raise UserError(f"--epsilon {self.epsilon} --epsilon_high {self.epsilon_high}: give 0 <= epsilon < 1 and epsilon_high >= 0, "
+                            "as 0.2 and 0.28")
+
+
+if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
+    CONFIG = parse_command_line(Config, __file__)
+
+import math
+
+import torch
+from torch import Tensor
+
+from common.policy.load import load_policy
+from common.policy.loss import aggregate, importance_weights, kl_estimate, loss_divisor
+from common.policy.micro_batches import MicroBatch, microbatches, minibatches
+from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
+from common.policy.policy import all_logps
+from common.policy.pretrained import context_length, load_tokenizer
+from common.policy.skipped import check_skipped
+from common.problems.choose import ProblemSampler
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.records import make_batch
+from common.rollout.choose_engine import connect, make_engine
+from common.rollout.rounds import evaluate, sample, verify
+from common.run.metrics import TokenMeans, batch_metrics
+from common.run.preflight import preflight
+from common.run.run import Run
+from common.verify.answers import answers_equal, extract_answer
+from common.verify.rewards import make_reward
+
+# ---- the algorithm --------------------------------------------------------------------------------------------------
+
+def answer_entropy(answers: list[str | None]) -> float:
+    """Entropy in bits of the kinds of answers. Answers that the verifier takes as equal are one kind, and so are missing answers (None).
+
+    Three of one kind, two of another and one of a third: 1.459148.
+    """
+    kinds: list[list[str | None]] = []
+    for answer in answers:
+        for kind in kinds:
+            if kind[0] == answer or (kind[0] is not None and answer is not None and answers_equal(kind[0], answer)):
+                kind.append(answer)
+                break
+        else:
+            kinds.append([answer])
+    return sum(len(kind) / len(answers) * math.log2(len(answers) / len(kind)) for kind in kinds)
+
+
+def copo_advantages(rewards: Tensor, group_ids: Tensor, entropies: Tensor, *, k: float, b: float) -> tuple[Tensor, Tensor]:
+    """w A of the group (B,) and (1 - w) A of the batch (B,). COPO (arXiv 2508.04138), "soft with zero" of the released script.
+
+    rewards (B,). group_ids (B,) int64: 0, 1, ... entropies (groups,) of the groups' answers, bits. w = sigmoid(k (entropy - b)), and 0
+    where the reward is 0 or less. Rewards [1, 1, 1, 0, 0, 0]: +-0.912869 within the group. Means [0, 0.5, 1/6] of three groups:
+    [-0.872868, 1.091085, -0.218217] within the batch. One problem, or equal means: 0.
+    """
+    groups = [rewards[group_ids == group] for group in range(len(entropies))]
+    means = torch.stack([group.mean() for group in groups])
+    of_group = torch.cat([standardised(group) for group in groups])
+    weights = torch.sigmoid(k * (entropies - b))[group_ids] * (rewards > 0)
+    return weights * of_group, (1 - weights) * standardised(means)[group_ids]
+
+
+def standardised(x: Tensor) -> Tensor:
+    """(x - mean) / (standard deviation of the sample + 1e-6), (N,). Equal values, or one value: exactly 0."""
+    return torch.zeros_like(x) if x.min() == x.max() else (x - x.mean()) / (x.std() + 1e-6)
+
+
+def grpo_token_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """Loss of each token (B, T): -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A). GRPO equation 3.
+
+    ratio = exp(logps - old_logps); logps, old_logps (B, T) nats. A: advantages (B,).
+    Ratio 1.25 and A 1: with epsilon_high 0.2 the loss is -1.2 and has no gradient. With epsilon_high 0.28 it is -1.25.
+    """
+    ratio = torch.exp(logps - old_logps)  # (B, T)
+    advantages = advantages[:, None]
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantages)
+
+
+def clipped_tokens(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """(B, T) bool: True on tokens without gradient, because their ratio is beyond the clip. Arguments as in `grpo_token_loss`."""
+    ratio, advantages = torch.exp(logps - old_logps), advantages[:, None]
+    return ((ratio > 1 + epsilon_high) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
+
+
+def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+    """The penalty (B,) <= 0 that is added to the reward. DAPO (arXiv 2503.14476) equation 13.
+
+    It is 0 for up to max_length - buffer tokens, and then falls in a straight line to -factor at max_length.
+    lengths (B,) in tokens. With max_length 1024 and buffer 256: 768 -> 0, 800 -> -0.125, 1024 -> -1.
+    """
+    if buffer <= 0:
+        return torch.zeros(lengths.shape)
+    return -factor * ((lengths - (max_length - buffer)) / buffer).clamp(min=0.0)
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(config: Config) -> None:
+    """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
+    run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step
+    reward = make_reward(config)  # everything that can fail without a model comes before the model
+    rows = load_rows(config)  # (training rows, held-out rows): questions and reference answers as text
+    tokenizer, model_config = load_tokenizer(config)
+    template = load_template(config, tokenizer)  # turns a question into a prompt
+    config.derive(stop=config.stop or list(template.stop))  # strings that end a completion
+    problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
+    run.identify(tokenizer, template.render("?"), problems, held_out)  # a resumed run must be made of the same as before
+    engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
+    policy = load_policy(config, tokenizer, model_config, engine)  # the frozen base, and the LoRA adapter "default" that is trained
+    optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
+    fill = partial(sample, engine=engine, config=config)  # samples the completions that groups still lack
+    sampler = ProblemSampler(problems, config, fill, reward, run)  # chooses the problems of each step
+    preflight(engine, policy, config, problems + held_out)  # on a GPU: does the largest micro-batch fit?
+    run.start(policy, {"optimizer": optimizer, "sampler": sampler, "reward": reward})
+    connect(engine, policy)  # the engine now samples from the policy; a check compares their log-probs
+    if config.eval_steps and run.step == 0:  # step 0: the model before training
+        run.log(evaluate(fill, held_out, config, reward))
+
+    for step in run.steps():
+        # 1 choose problems
+        chosen = sampler.choose(step)  # one Group per problem; some ways of --sampling have already sampled and scored completions
+
+        # 2 sample completions
+        with run.timer("sample"):
+            run.count(fill(chosen))  # samples the completions that the groups still lack
+            batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])  # B completions
+
+        # 3 verify
+        with run.timer("verify"):
+            rewards = verify(chosen, reward)  # (B,) float32: one reward per completion, in the order of the batch
+            sampler.record()  # remembers how often each problem was solved
+
+        # 4 advantages
+        # a completion is compared with its group and with the batch, and all its tokens get the same two advantages
+        rewards += overlong_penalty(batch.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_factor)
+        answers = [extract_answer(completion.text) for completion in batch.completions]
+        kinds = [[answers[row] for row in (batch.group_ids == group).nonzero()[:, 0]] for group in range(len(chosen))]
+        entropies = torch.tensor([answer_entropy(group) for group in kinds])  # (groups,) bits
+        of_group, of_batch = copo_advantages(rewards, batch.group_ids, entropies, k=config.consistency_k, b=config.consistency_b)
+        advantages = of_group + of_batch
+        run.log_completions(batch, rewards, advantages)  # rewards (B,), advantages (B,)
+        mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T): tokens in the loss
+        # without a KL term a completion with advantage 0 has gradient 0: it gets no forward pass, but it counts in the loss divisor
+        needs_pass = mask.any(dim=1) & ((of_group != 0) | (of_batch != 0) | (config.beta > 0))  # (B,)
+
+        # 5 log-probs before the update
+        engine.sleep()  # gives up memory that only sampling needs, until it samples again
+        old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
+        with run.timer("update"):
+            trained = needs_pass.nonzero()[:, 0]  # numbers of the rows that get a pass
+            if config.num_iterations * config.num_minibatches > 1:  # with a single update, its own forward pass gives the old log-probs
+                old_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
+            if config.beta > 0:
+                with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
+                    ref_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
+
+        # 6 update
+        clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
+
+        def loss_of(micro: MicroBatch, divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
+            """The loss of b completions, and numbers (b, T) to log. It may use all of phase 4, and entropy and kl with their gradients."""
+            logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, both with a gradient
+            old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
+            token_loss = grpo_token_loss(logps, old, micro.take(of_group), **clip)  # (b, T)
+            token_loss = token_loss + grpo_token_loss(logps, old, micro.take(of_batch), **clip)
+            if config.importance_cap > 0:
+                token_loss = token_loss * importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)
+            kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
+            loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
+            return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),
+                          "clipped": clipped_tokens(logps, old, micro.take(advantages), **clip)}
+
+        with run.timer("update"):
+            check_skipped(loss_of, policy, batch, mask, needs_pass, step)
+            means, norms = TokenMeans(), []
+            # one optimiser step per minibatch; a minibatch is cut into micro-batches of b completions that fit in memory
+            for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
+                divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)  # of all micro-batches
+                losses = []
+                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy, mask):
+                    loss, numbers = loss_of(micro, divisor)
+                    loss.backward()  # gradients of the micro-batches add up
+                    losses.append((micro.rows, loss.detach()))
+                    means.add(micro.mask, **numbers)
+                norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
+                run.stop_if_not_finite(losses, norms[-1], batch)  # ends the run before NaN can reach the weights
+                take_step(optimizer, learning_rate_at(step, config))
+            metrics = {
+                "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
+                "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item(),
+                "learning_rate": learning_rate_at(step, config),
+                "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                "sampling/sampling_logp_difference/max": means.max("difference")}
+
+        # 7 sync the sampler
+        with run.timer("sync"):
+            engine.sync()  # from now on the engine samples with the updated adapter
+
+        # 8 evaluate, log, save
+        with run.timer("evaluate"):  # every --eval_steps and after the last step, on held-out problems
+            evaluation = evaluate(fill, held_out, config, reward) if run.due_for_evaluation else {}
+        run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
+        run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
+
+
+train = for_programs(train)  # also after an error its folder is given free
+
+
+if __name__ == "__main__":
+    run_script(train, CONFIG)
