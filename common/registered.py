@@ -1,4 +1,4 @@
-"""The data sets that --dataset knows by a short name."""
+"""The data sets and models that --dataset and --model know by a short name."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ class Source:
     benchmark: bool = False  # no set to train on: evaluations take every row, also if the hub has them under "train"
 
 
+MADE = ("arithmetic", "sums")  # data sets that are made by a rule: no file, no download
 REGISTERED = {
     "gsm8k": Source("openai/gsm8k", "main"),
     "math": Source("DigitalLearningGmbH/MATH-lighteval"),

@@ -16,8 +16,9 @@ from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.problems.references import kind_of, reference_of
+from common.problems.sums import sums
 from common.problems.tables import READERS, read_tables, split_in_name
-from common.registered import REGISTERED, Source
+from common.registered import MADE, REGISTERED, Source
 from common.run.folder import CONFIG
 from common.run.saved_config import read_record
 from common.tiny.task import Arithmetic, Generator
@@ -159,8 +160,8 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
     any_answer: no row has the answer None, and the data may have no answer column.
     """
     base, _, settings = name.partition(":")
-    if base == "arithmetic":
-        train, test = Generator(Arithmetic.parse(settings)).problems()
+    if base in MADE and (base == "arithmetic" or not settings and local_path(name) is None):
+        train, test = Generator(Arithmetic.parse(settings)).problems() if base == "arithmetic" else sums()
         tables = pick({"train": train, "test": test})
         questions, answer_column, columns = (question or "question",), answer or "answer", ["question", "answer"]
     else:
@@ -180,7 +181,7 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
         raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
     called = called or name
     base = called.partition(":")[0]
-    label = base if base in (*REGISTERED, "arithmetic") else Path(called).name or Path(called).resolve().name
+    label = base if base in (*REGISTERED, *MADE) else Path(called).name or Path(called).resolve().name
     return {split: [_make_row(f"{label}/{split}/{i}", table, i, raw, questions, answer_column, any_answer) for i, raw in enumerate(table)]
             for split, table in tables.items()}
 
@@ -193,9 +194,9 @@ def _load_tables(name: str) -> dict[str, Table]:
     if name.lower().endswith(tuple(READERS)) or name.startswith((".", "/", "~")):
         raise UserError(f"--dataset {name}: no such file or folder; give a path that exists, a registered name or a hub id")
     if name not in REGISTERED and "/" not in name:
-        near = difflib.get_close_matches(name, [*REGISTERED, "arithmetic"], n=1)
-        raise UserError(f"--dataset {name} is not known; {f'did you mean {near[0]}? ' if near else ''}registered: arithmetic, "
-                        f"{', '.join(REGISTERED)}; or give a {'/'.join(READERS)} file, a folder, or a hub id (owner/name)")
+        near = difflib.get_close_matches(name, [*REGISTERED, *MADE], n=1)
+        raise UserError(f"--dataset {name} is not known; {f'did you mean {near[0]}? ' if near else ''}registered: "
+                        f"{', '.join((*MADE, *REGISTERED))}; or give a {'/'.join(READERS)} file, a folder, or a hub id (owner/name)")
     source = REGISTERED.get(name, Source(name))
     try:
         import datasets  # imported only here: it takes a second and 100 MB, and only the hub needs it

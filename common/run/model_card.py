@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from common.config import CommonConfig
-from common.registered import REGISTERED
+from common.registered import MADE, REGISTERED
 from common.run.folder import EVALUATIONS, evaluation_names
 from common.run.saved_config import resolve
 
@@ -28,7 +28,7 @@ def model_card(config: CommonConfig, script: Path, record: dict[str, Any], evalu
     local = {name for name in (config.model, config.dataset) if folderless(name) != name or Path(name).exists()}
     base, data = folderless(config.model), folderless(config.dataset)
     tiny = config.model == "tiny"
-    on_hub = config.dataset not in local and data.partition(":")[0] != "arithmetic"
+    on_hub = config.dataset not in local and data.partition(":")[0] not in MADE
     head = ModelCardData(base_model=None if tiny or config.model in local else base,
                          datasets=(REGISTERED[data].path if data in REGISTERED else data) if on_hub else None,
                          library_name="peft", pipeline_tag="text-generation",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -16,14 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
-from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from common.cache import cached_folder
 from common.console import bar, say
-from common.errors import UserError
-from common.files import MANIFEST, damage, new_folder, probe, write_file, write_manifest
+from common.files import MANIFEST, damage, new_folder, write_file, write_manifest
 from common.tiny.task import ITEMS, NAMES, VERBS, WORDS, Arithmetic, Generator
 
 RECIPE = 2  # raise this number whenever a change of the code changes the model; it is part of the name of the folder
@@ -152,34 +149,13 @@ def folder_name(settings: Arithmetic) -> str:
 def tiny_model(settings: Arithmetic) -> Path:
     """The folder of the model and its tokenizer: the shipped folder if it has these settings, else a folder in the cache.
 
-    A model that is not in the cache yet is made first. The cache is $VINERY_CACHE, else vinery/ in the user's cache folder. A folder
-    in the cache is always complete: it is written under a temporary name, by one process at a time, and then renamed.
-    Raises UserError if the cache cannot be written.
+    A model that is not in the cache yet is made first. A folder in the cache is always complete: it is written under a temporary name,
+    by one process at a time, and then renamed. Raises UserError if the cache cannot be written.
     """
     name = folder_name(settings)
     if (SHIPPED / name).exists():
         return SHIPPED / name
-    home = os.environ.get("VINERY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vinery"
-    if str(home).startswith("~"):
-        raise UserError("there is no home folder for the cache of models: name a folder in VINERY_CACHE")
-    folder = Path(home) / name
-    if _is_whole(folder):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")  # of two runs that start at the same time, one makes the model and the other waits
-        lock.acquire()
-    except OSError as error:
-        raise UserError(f"the cache {folder.parent} cannot be written ({error.strerror}): name another folder in VINERY_CACHE") from error
-    with lock:
-        if not _is_whole(folder):
-            try:
-                probe(folder.parent, SIZE)  # the work takes minutes, so there must be room for its result
-                make_model(settings, folder)
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"the cache {folder.parent} cannot be written ({getattr(error, 'strerror', None) or error}): free some "
-                                "space there, or name another folder in VINERY_CACHE") from error
-    return folder
+    return cached_folder(name, SIZE, _is_whole, lambda folder: make_model(settings, folder))
 
 
 def _is_whole(folder: Path) -> bool:
