@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.policy.adapters import check_adapter, linear_layers
 from common.policy.chat import end_of_turn
 from common.policy.model_files import check_texts, check_tokenizer_files, check_weights, words
+from common.policy.smollm2 import smollm2
 from common.tiny.model import SHIPPED, tiny_model
 from common.tiny.task import Arithmetic
 
@@ -31,7 +32,9 @@ BY_LENGTH = ("longrope", "dynamic")  # kinds of rotary positions that transforme
 
 
 def model_folder(config: SamplingConfig) -> str:
-    """The argument for from_pretrained: `--model`, or the folder of the embedded model, which is made now if it is not there."""
+    """The argument for from_pretrained: `--model`, or the folder of a registered model, which is made now if it is not there."""
+    if config.model == "smollm2":
+        return str(smollm2())
     if config.model != "tiny":
         return config.model
     disable_progress_bar()  # the embedded model loads in milliseconds
@@ -51,11 +54,11 @@ def load_tokenizer(config: SamplingConfig) -> tuple[PreTrainedTokenizerBase, Pre
     """
     model_config = load_model_config(config)
     if config.model != "tiny":
-        check_tokenizer_files(config.model)
+        check_tokenizer_files(model_folder(config))
     tokenizer = _loaded(config, AutoTokenizer)
     skeleton = check_against_shapes(config, model_config)
     if config.model != "tiny":
-        check_weights(config.model, skeleton)
+        check_weights(model_folder(config), skeleton)
     check_tokens(config, tokenizer, load_generation_config(config, model_config), skeleton.get_input_embeddings().weight.shape[0])
     whole = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 0
     if context_length(model_config) < whole:
@@ -67,7 +70,7 @@ def load_tokenizer(config: SamplingConfig) -> tuple[PreTrainedTokenizerBase, Pre
 def load_model_config(config: SamplingConfig) -> PretrainedConfig:
     """The model's config alone. Raises UserError if the model is not there, or is no language model."""
     if config.model != "tiny":
-        check_texts(config.model)
+        check_texts(model_folder(config))
     model_config = _loaded(config, AutoConfig)
     check_decoder(config.model, model_config)
     return model_config
