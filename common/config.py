@@ -20,7 +20,7 @@ from common.tiny.task import Arithmetic, Generator
 class SamplingConfig:
     """The flags that `eval.py` shares with the training scripts: model, data set, sampling of completions, run folder."""
 
-    model: str = flag("tiny", "model", "Hub id or folder of a causal language model, smollm2 (of a package), or tiny, which ships with the project.")
+    model: str = flag("tiny", "model", "Hub id or folder of a causal language model; smollm2, of a package; or tiny, which ships here.")
     adapter: str | None = flag(
         None, "model", "Folder of a PEFT LoRA adapter to start from. The same adapter, frozen, is then the reference policy.")
     dtype: Literal["auto", "float32", "bfloat16"] = flag(

@@ -68,10 +68,12 @@ def test_several(tmp_path, monkeypatch):
     assert train(tmp_path / "run", monkeypatch, f"{FOLDER}/several.py:several")[0]["eval/reward_greedy"] > 0.1
 
 
-@pytest.mark.parametrize("said, answer, score", [("18 - 15 = 3", "3", 1), ("It is 3.", "3", 1), ("3 or 4", "3", 0), ("none", "3", 0), ("", "3", 0),
-                                                 ("\\boxed{3}, as 18 - 15", "3", 1), ("15 - 18 = -3", "3", 0), ("1.50", "3/2", 1)])  # fmt: skip
-def test_last_number(said, answer, score):
-    assert recipe("last_number").last_number(said, SimpleNamespace(answer=answer)) == score
+SAID = [("18 - 15 = 3", 1), ("It is 3.", 1), ("3 or 4", 0), ("none", 0), ("", 0), ("\\boxed{3}, not 4", 1), ("-3", 0), ("3.0", 1)]
+
+
+@pytest.mark.parametrize("said, score", SAID)
+def test_last_number(said, score):
+    assert recipe("last_number").last_number(said, SimpleNamespace(answer="3")) == score
 
 
 def test_the_functions_on_the_page(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
     any_answer: no row has the answer None, and the data may have no answer column.
     """
     base, _, settings = name.partition(":")
-    if base in MADE and (base == "arithmetic" or not settings and local_path(name) is None):
+    if base in MADE and (base == "arithmetic" or (not settings and local_path(name) is None)):
         train, test = Generator(Arithmetic.parse(settings)).problems() if base == "arithmetic" else sums()
         tables = pick({"train": train, "test": test})
         questions, answer_column, columns = (question or "question",), answer or "answer", ["question", "answer"]

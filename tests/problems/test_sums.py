@@ -15,7 +15,7 @@ def test_every_answer_is_right_and_no_test_question_is_for_training():
     for row in train + test:
         a, op, b = re.fullmatch(r"What is (\d+) ([+-]) (\d+)\? Answer with the number only\.", row.question).groups()
         value = int(a) + int(b) if op == "+" else int(a) - int(b)
-        assert SMALLEST <= min(int(a), int(b)) and max(int(a), int(b)) <= LARGEST and value >= 0
+        assert min(int(a), int(b)) >= SMALLEST and max(int(a), int(b)) <= LARGEST and value >= 0
         assert row.answer == str(value) and is_correct(f"\\boxed{{{value}}}", row.answer)
     for rows in (train, test):
         assert sum(" + " in row.question for row in rows) == len(rows) / 2
