@@ -151,7 +151,7 @@ class TransformersEngine:
 
     def _sample(self, hidden: Tensor, seeds: np.ndarray, position: int, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
         """Next tokens (R,) and their log-probs (R,), a bounded number of rows at a time."""
-        u = uniforms(seeds, position).to(self.device)
+        u = uniforms(seeds, position, self.policy.vocabulary).to(self.device)
         size = max(1, LOGITS_BYTES // (8 * self.policy.vocabulary))
         parts = [draw_tokens(self.policy.logits(hidden[i:i + size]), u[i:i + size], temperature[i:i + size], top_p[i:i + size])
                  for i in range(0, len(hidden), size)]
