@@ -5,7 +5,8 @@
 
 The first command draws from random logits. It prints CPU microseconds a draw, of the two ways in turns, and the probability that a draw
 gives another token when every logit moves by about 1e-6: exact, over all uniform numbers. The second one samples from a model on the CPU in
-float32, all requests together and then one by one, and counts the completions that differ. Both ways start from the same seeds.
+float32, all requests together and then one by one. It prints how far this moves the logits of the first requests and how probable another
+token is with these logits (exact again), and then counts the completions that differ.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -36,7 +38,7 @@ RACE, CDF = "race", "inverted CDF"
 
 def invert_cdf(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
     """As draw_tokens at top_p 1 and a temperature above 0, by inverting the CDF at u[:, 0] in float64."""
-    scaled = logits.double() / temperature.double()[:, None]
+    scaled = logits.double().div_(temperature.double()[:, None])
     scaled -= scaled.amax(-1, keepdim=True)
     cdf = scaled.exp().cumsum(-1)
     tokens = torch.searchsorted(cdf, u[:, :1] * cdf[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
@@ -54,7 +56,7 @@ def cdf_flips(before: Tensor, after: Tensor) -> float:
 
 
 def race_keeps(before: Tensor, after: Tensor) -> Tensor:
-    """(V,) the probability that i wins the race with the same times under both weights: 1 / sum_j max(before_j/before_i, after_j/after_i)."""
+    """(V,) the probability that i wins with the same times under both weights: 1 / sum_j max(before_j/before_i, after_j/after_i)."""
     order = (after / before).argsort()
     a, b = before[order], after[order]  # where a ratio is larger than that of i, the second argument is the maximum
     kept = 1 / (a.cumsum(0) / a + (b.sum() - b.cumsum(0)) / b)
@@ -102,6 +104,32 @@ def on_random_logits(vocabularies: list[int], rounds: int) -> None:
                 "one race over all tokens", "draw_tokens"], rows))
 
 
+def recorded(engine: TransformersEngine, requests: list[Request], logits: dict[tuple[int, int], Tensor]) -> list[list[int]]:
+    """The completions of requests with n = 1. `logits` gets the float64 logits (V,) of each row's seed and position."""
+    sample = engine._sample
+
+    def recording(hidden: Tensor, seeds: np.ndarray, position: int, *others: Tensor) -> tuple[Tensor, Tensor]:
+        logits.update({(int(seed), position): row for seed, row in zip(seeds, engine.policy.logits(hidden).double(), strict=True)})
+        return sample(hidden, seeds, position, *others)
+
+    with mock.patch.object(engine, "_sample", recording):
+        return [group[0].ids for group in engine.generate(requests)]
+
+
+def moved_logits(engine: TransformersEngine, requests: list[Request]) -> str:
+    """What sampling all of them together or one by one does to the logits, and to the tokens that a draw gives."""
+    together: dict[tuple[int, int], Tensor] = {}
+    alone: dict[tuple[int, int], Tensor] = {}
+    whole = recorded(engine, requests, together)
+    single = [recorded(engine, [request], alone)[0] for request in requests]
+    assert whole == single, "a completion changed: its later logits are not those of the same text"
+    pairs = [(together[key], alone[key]) for key in together]
+    moved = statistics.mean((a - b).std().item() for a, b in pairs)
+    cdf, race = (statistics.mean(flips(a.softmax(-1), b.softmax(-1)) for a, b in pairs) for flips in (cdf_flips, draw_flips))
+    return (f"{len(pairs)} draws: logits move by {moved:.1e} (standard deviation); another token in one of {1 / cdf:,.0f} draws ({CDF}), "
+            f"of {1 / race:,.0f} ({RACE})")
+
+
 def on_a_model(folder: str, count: int, n: int, tokens: int) -> None:
     """Prints for both ways how many completions differ when each request is sampled by itself."""
     config = CommonConfig(model=folder, lora_r=1, lora_alpha=1, dtype="float32")
@@ -113,6 +141,7 @@ def on_a_model(folder: str, count: int, n: int, tokens: int) -> None:
         question = [{"role": "user", "content": f"What is {17 + i} - {(7 * i) % 16}? Think step by step."}]
         prompt = tokenizer(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True), add_special_tokens=False)
         requests.append(Request(tuple(prompt["input_ids"]), derive_seed(0, "batch invariance", i), n, tokens))
+    say(moved_logits(engine, [replace(request, n=1) for request in requests[:8]]))
     for name, draw in DRAWS.items():
         with mock.patch.object(transformers_engine, "draw_tokens", draw):
             together = [c.ids for group in engine.generate(requests) for c in group]

@@ -1,13 +1,13 @@
 """Drawing tokens: the uniform numbers of each sample and position, and the token that they select.
 
-The token is the winner of a race: of independent exponential times E_i / w_i the first is i with probability w_i / sum(w). (This is the
-Gumbel-max trick, without its logarithm of the weights.) The vocabulary is laid out as a square. A first race is between its rows, with the
-sums of their weights, and a second one within the row that won. By the rule above the two give each token its probability exactly:
-W_b / sum(W) times w_i / W_b. They need two numbers for each row of the square, in place of one for each token.
+The token is the winner of a race: of independent exponential times E_i / w_i, that of i is the first with probability w_i / sum(w).
+(This is the Gumbel-max trick without logarithms.) The vocabulary is laid out as a square. One race is between the rows of the square,
+with the sums of their weights, and one within the row that won. So each token has exactly its probability, W_r / sum(W) times w_i / W_r,
+and a draw needs two numbers for each row of the square, not one for each token.
 
-Rounding depends on the other rows of a batch. It moves logits by about 1e-6, and then a race has another winner once in a million
-tokens, whatever the size of the vocabulary. Inverting the CDF would give another token once in 100 to 200, because every rounding error
-moves all later boundaries.
+Rounding depends on what else is in a batch. It moves logits by about 1e-6, and then a race has another winner once in a million draws,
+whatever the size of the vocabulary. Inverting the CDF gives another token once in some hundreds of draws from a large vocabulary, because
+every weight moves all boundaries after it (benchmarks/batch_invariance.py).
 """
 from __future__ import annotations
 

