@@ -1,4 +1,4 @@
-"""How often rounding changes a sampled token: the draw of common/rollout/draw.py beside inverting the CDF at one uniform number.
+"""How often rounding changes a sampled token: the two ways of common/rollout/draw.py, a race and inverting the CDF, on any vocabulary.
 
     python benchmarks/batch_invariance.py [--vocabularies 200 49152 152064] [--rounds 7]
     python benchmarks/batch_invariance.py --model FOLDER [--requests 50] [--n 8] [--tokens 20]
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from unittest import mock
 
@@ -28,24 +29,16 @@ from common.config import CommonConfig
 from common.console import say
 from common.policy.load import load_policy
 from common.records import Request, derive_seed
-from common.rollout import transformers_engine
-from common.rollout.draw import draw_tokens, uniforms
+from common.rollout import draw
 from common.rollout.transformers_engine import LOGITS_BYTES, TransformersEngine
 
 MOVED = 1e-6  # standard deviation of the change of a logit: what another shape of the batch did to SmolLM2's logits in float32
 RACE, CDF = "race", "inverted CDF"
 
 
-def invert_cdf(logits: Tensor, u: Tensor, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """As draw_tokens at top_p 1 and a temperature above 0, by inverting the CDF at u[:, 0] in float64."""
-    scaled = logits.double().div_(temperature.double()[:, None])
-    scaled -= scaled.amax(-1, keepdim=True)
-    cdf = scaled.exp().cumsum(-1)
-    tokens = torch.searchsorted(cdf, u[:, :1] * cdf[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
-    return tokens[:, 0], (scaled.gather(-1, tokens) - cdf[:, -1:].log())[:, 0].float()
-
-
-DRAWS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {RACE: draw_tokens, CDF: invert_cdf}
+def drawn_by(way: str) -> AbstractContextManager[int]:
+    """Within this context draw.py draws in this way, whatever the vocabulary."""
+    return mock.patch.object(draw, "RACE_VOCABULARY", 1 if way == RACE else sys.maxsize)
 
 
 def cdf_flips(before: Tensor, after: Tensor) -> float:
@@ -63,8 +56,8 @@ def race_keeps(before: Tensor, after: Tensor) -> Tensor:
     return torch.empty_like(kept).index_copy_(0, order, kept)
 
 
-def draw_flips(before: Tensor, after: Tensor) -> float:
-    """The probability that draw_tokens gives another token: the winner of the first race, or of the one within, is another."""
+def race_flips(before: Tensor, after: Tensor) -> float:
+    """The probability that the two races give another token: the winner of the first race, or of the one within, is another."""
     side = math.isqrt(len(before) - 1) + 1
     rows = zip(before.split(side), after.split(side), strict=True)
     within = torch.stack([race_keeps(a, b).sum() for a, b in rows])
@@ -72,17 +65,18 @@ def draw_flips(before: Tensor, after: Tensor) -> float:
     return 1 - (race_keeps(*sums) * within).sum().item()
 
 
-def microseconds(draw: Callable[..., tuple[Tensor, Tensor]], logits: Tensor) -> float:
+def microseconds(way: str, logits: Tensor) -> float:
     """CPU time of one draw, a bounded number of rows at a time as in the engine."""
     rows, vocabulary = logits.shape
     size, repeats = max(1, LOGITS_BYTES // (8 * vocabulary)), max(1, 2**21 // logits.numel())
     seeds, ones = np.arange(rows, dtype=np.uint64), torch.ones(rows)
-    began = time.process_time()
-    for position in range(repeats):
-        u = uniforms(seeds, position, 1 if draw is invert_cdf else vocabulary)
-        for i in range(0, rows, size):
-            draw(logits[i:i + size], u[i:i + size], ones[i:i + size], ones[i:i + size])
-    return (time.process_time() - began) / rows / repeats * 1e6
+    with drawn_by(way):
+        began = time.process_time()
+        for position in range(repeats):
+            u = draw.uniforms(seeds, position, vocabulary)
+            for i in range(0, rows, size):
+                draw.draw_tokens(logits[i:i + size], u[i:i + size], ones[i:i + size], ones[i:i + size])
+        return (time.process_time() - began) / rows / repeats * 1e6
 
 
 def on_random_logits(vocabularies: list[int], rounds: int) -> None:
@@ -91,17 +85,17 @@ def on_random_logits(vocabularies: list[int], rounds: int) -> None:
     for vocabulary in vocabularies:
         torch.manual_seed(0)
         logits = 3 * torch.randn(32 if vocabulary > 10_000 else 256, vocabulary)
-        pairs = [(microseconds(invert_cdf, logits), microseconds(draw_tokens, logits)) for _ in range(rounds)]
+        pairs = [(microseconds(CDF, logits), microseconds(RACE, logits)) for _ in range(rounds)]
         flips = []
         for row in logits[:8].double():
             before, after = row.exp(), (row + MOVED * torch.randn(vocabulary)).exp()
-            flips.append((cdf_flips(before, after), 1 - race_keeps(before, after).sum().item(), draw_flips(before, after)))
+            flips.append((cdf_flips(before, after), 1 - race_keeps(before, after).sum().item(), race_flips(before, after)))
         once = [f"{1 / statistics.mean(way):,.0f}" for way in zip(*flips, strict=True)]
         cdf, race = zip(*pairs, strict=True)
         rows.append([f"{vocabulary:,}", spread(list(cdf), ".1f"), spread(list(race), ".1f"),
                      f"{statistics.median(a / b for a, b in pairs):.2f}", *once])
     show(table(["vocabulary", "inverted CDF, us a draw", "race, us a draw", "times faster", "CDF: one draw changes in",
-                "one race over all tokens", "draw_tokens"], rows))
+                "one race over all tokens", "the two races"], rows))
 
 
 def recorded(engine: TransformersEngine, requests: list[Request], logits: dict[tuple[int, int], Tensor]) -> list[list[int]]:
@@ -125,7 +119,7 @@ def moved_logits(engine: TransformersEngine, requests: list[Request]) -> str:
     assert whole == single, "a completion changed: its later logits are not those of the same text"
     pairs = [(together[key], alone[key]) for key in together]
     moved = statistics.mean((a - b).std().item() for a, b in pairs)
-    cdf, race = (statistics.mean(flips(a.softmax(-1), b.softmax(-1)) for a, b in pairs) for flips in (cdf_flips, draw_flips))
+    cdf, race = (statistics.mean(flips(a.softmax(-1), b.softmax(-1)) for a, b in pairs) for flips in (cdf_flips, race_flips))
     return (f"{len(pairs)} draws: logits move by {moved:.1e} (standard deviation); another token in one of {1 / cdf:,.0f} draws ({CDF}), "
             f"of {1 / race:,.0f} ({RACE})")
 
@@ -142,18 +136,18 @@ def on_a_model(folder: str, count: int, n: int, tokens: int) -> None:
         prompt = tokenizer(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True), add_special_tokens=False)
         requests.append(Request(tuple(prompt["input_ids"]), derive_seed(0, "batch invariance", i), n, tokens))
     say(moved_logits(engine, [replace(request, n=1) for request in requests[:8]]))
-    for name, draw in DRAWS.items():
-        with mock.patch.object(transformers_engine, "draw_tokens", draw):
+    for way in (CDF, RACE):
+        with drawn_by(way):
             together = [c.ids for group in engine.generate(requests) for c in group]
             alone = [c.ids for request in requests for c in engine.generate([request])[0]]
         differ = sum(a != b for a, b in zip(together, alone, strict=True))
-        say(f"{name}: {differ} of {len(together)} completions differ; {sum(map(len, together)):,} tokens")
+        say(f"{way}: {differ} of {len(together)} completions differ; {sum(map(len, together)):,} tokens")
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model")
-    options.add_argument("--vocabularies", type=int, nargs="+", default=[200, 49_152, 152_064])
+    options.add_argument("--vocabularies", type=int, nargs="+", default=[200, 1024, 4096, 16_384, 49_152, 152_064])
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--requests", type=int, default=50)
     options.add_argument("--n", type=int, default=8)

@@ -8,7 +8,7 @@ from helpers import ARCHITECTURES, make_policy
 import common.rollout.transformers_engine as rollout
 from common.policy.micro_batches import microbatches
 from common.records import Problem, Request, derive_seed, make_batch
-from common.rollout.parity import ALLOWED
+from common.rollout import draw
 from common.rollout.prefill import Prompts, window_of
 from common.rollout.transformers_engine import TransformersEngine
 
@@ -42,7 +42,9 @@ def ids_of(groups):
     return [[completion.ids for completion in group] for group in groups]
 
 
-def test_rollouts_do_not_depend_on_order_or_batching(engine, tokenizer, monkeypatch):
+@pytest.mark.parametrize("race_from", [draw.RACE_VOCABULARY, 1])
+def test_rollouts_do_not_depend_on_order_or_batching(race_from, engine, tokenizer, monkeypatch):
+    monkeypatch.setattr(draw, "RACE_VOCABULARY", race_from)
     requests = make_requests(30, len(tokenizer))
     whole = engine.generate(requests)
     order = list(range(30))
@@ -190,7 +192,7 @@ def test_prompts_that_begin_others_are_taken_from_their_cache(architecture, rand
     assert ids_of(together) == ids_of(alone)
     for ours, theirs in zip(together, alone, strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            assert a.logps == pytest.approx(b.logps, abs=ALLOWED["float32"])  # rounding: other draws of these tests had 3.4e-5
+            assert a.logps == pytest.approx(b.logps, abs=2e-5)
     windowed = architecture.startswith("gemma")  # layers that keep 16 tokens; Mistral's keep 4,096
     assert window_of(engine.policy) == {"gemma2": 16, "gemma3_text": 16, "mistral": 4096}.get(architecture, sys.maxsize)
     assert prefilled[0] == sum(map(len, set(prompts) if windowed else trajectories))
