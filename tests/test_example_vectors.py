@@ -5,11 +5,11 @@ from statistics import mean, pstdev
 
 import pytest
 import torch
-from helpers import metrics
+from helpers import metrics, run
 from torch.testing import assert_close
 
 from common.errors import UserError
-from examples import pairs, pass_at_k
+from examples import pairs, pass_at_k, roll_in
 from train_grpo import group_advantages
 
 NEAR = {"atol": 2e-6, "rtol": 0}
@@ -144,3 +144,32 @@ def test_a_step_of_p3o_is_the_step_of_the_base_with_the_gradient_that_it_should_
 def test_other_losses_of_whole_completions_run(loss, finished):
     (row,) = metrics(finished("examples.pairs", "--max_steps", "1", "--eval_steps", "0", "--loss", loss, "--num_minibatches", "2"))
     assert row["grad_norm"] > 0 and row["loss"] > 0
+
+
+@pytest.mark.parametrize(("solution", "share", "most"), [(9, 1.0, 8), (9, 0.0, 0), (1, 1.0, 0), (0, 1.0, 0)])
+def test_roll_in_gives_less_than_the_solution(solution, share, most):
+    drawn = [roll_in.given_length(solution, share, seed) for seed in range(300)]
+    assert min(drawn) == 0 and max(drawn) == most
+    if most == 8:
+        assert set(drawn) == set(range(9))
+        some = [roll_in.given_length(9, 0.5, seed) for seed in range(300)]
+        assert 0.4 < sum(a == b for a, b in zip(some, drawn, strict=True) if b) / sum(b > 0 for b in drawn) < 0.6
+
+
+def test_roll_in_without_beginnings_is_the_base_and_with_them_a_group_shares_one(finished, tokenizer, tmp_path, monkeypatch):
+    steps = ("--max_steps", "2", "--eval_steps", "1")
+    plain = finished("examples.roll_in", *steps, "--roll_in_share", "0")
+    assert metrics(plain) == metrics(finished("train_grpo", *steps))
+    batches, real = [], roll_in.make_batch
+    monkeypatch.setattr(roll_in, "make_batch", lambda *parts: batches.append(real(*parts)) or batches[-1])
+    assert run("examples.roll_in", tmp_path / "run", *steps, "--roll_in_share", "1", monkeypatch=monkeypatch) == 0
+    rows = metrics(tmp_path / "run")
+    assert rows[0] == metrics(plain)[0]  # the evaluation before training
+    assert rows[1]["num_tokens"] == batches[0].num_sampled.sum() < batches[0].lengths.sum()
+    beginnings = {}
+    for problem, completion in zip(batches[0].problems, batches[0].completions, strict=True):
+        given = len(completion.ids) - completion.num_sampled
+        assert not given or not any(completion.sampled[:given])
+        beginnings.setdefault(problem.id, set()).add(given)
+        assert tuple(completion.ids[:given]) == tuple(tokenizer.encode(problem.row["answer"], add_special_tokens=False)[:given])
+    assert all(len(lengths) == 1 for lengths in beginnings.values()) and len(beginnings) == 4
