@@ -14,14 +14,15 @@ from common.interrupt import Stop, Stopped, end_quietly
 
 end_quietly(__name__)  # a signal during the imports, which take seconds, is no stack trace
 
+import hashlib
 import importlib.util
 import json
 import math
 import statistics
 from collections.abc import Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from common import parallel
 from common.config import CommonConfig, SamplingConfig, flag
@@ -33,11 +34,13 @@ from common.launch import for_programs, parse_command_line, run_script
 @dataclass
 class Config(SamplingConfig):
     adapter: str | None = flag(None, "model", "Folder of a PEFT LoRA adapter for the model, as checkpoint-N of a run.")
-    split: str = flag("test", "data", "Split of the data set. It does not matter for a file or a data set with one split.")
+    split: str = flag("test", "data", "Split of the data set; all: every row. Data without a test split: the rows that training holds out.")
     max_problems: int = flag(0, "data", "Number of problems, the same ones every time. 0: all.")
     num_samples: int = flag(16, "completions", "Sampled completions per problem, besides the greedy one. 0: greedy only.")
-    k: list[int] | None = flag(None, "completions", "Values of k for pass@k and maj@k. Default: 1, 4, 16, ... up to --num_samples.")
-    second_opinion: Literal["none", "math_verify"] = flag("none", "data", "Another answer checker. Its verdicts are reported beside ours.")
+    k: list[int] | None = flag(None, "completions", "Values of k for pass@k and maj@k. Default: 1, 4, 16, ... and --num_samples.")
+    second_opinion: str = flag("none", "data", "Another checker beside ours: math_verify, or a function like a reward, as FILE.py:NAME.")
+    judge: str | None = flag(None, "run", "Result folder whose saved completions are judged anew, without sampling, into a new folder.")
+    compare: list[str] | None = flag(None, "run", "Two result folders A B: prints the paired difference B - A, and ends.")
     temperature: float = flag(1.0, "completions", "Sampling temperature. The greedy completion has none.")
     top_p: float = flag(1.0, "completions", "Nucleus sampling: share of probability kept. 1: all.")
     vllm_gpu_memory_utilization: float = flag(0.9, "completions", "Share of the GPU's memory that vLLM takes, weights included.")
@@ -45,14 +48,21 @@ class Config(SamplingConfig):
         None, "run", "Result folder. If it has a part of this evaluation, the rest is done. Default: runs/eval-...")
 
     # flags that may change when an evaluation is continued
-    resumable: ClassVar[Set[str]] = frozenset({"k", "vllm_gpu_memory_utilization", "vllm_server_base_url", "vllm_server_timeout"})
+    resumable: ClassVar[Set[str]] = frozenset({"k", "max_problems", "num_samples", "second_opinion", "judge", "compare",
+                                                   "vllm_gpu_memory_utilization", "vllm_server_base_url", "vllm_server_timeout"})
 
     def check(self) -> None:
         """Raises UserError for values that cannot work."""
+        if self.temperature == 0:
+            raise UserError("--temperature 0: all samples would be the greedy completion; give --num_samples 0, which measures it alone")
         super().check()
+        if self.compare and len(self.compare) != 2:
+            raise UserError("--compare: give two result folders of eval.py")
         if min(self.num_samples, self.max_problems) < 0:
             raise UserError("--num_samples, --max_problems: give 0 or more")
-        if self.second_opinion != "none" and not importlib.util.find_spec(self.second_opinion):
+        if self.second_opinion not in ("none", "math_verify") and ".py:" not in self.second_opinion:
+            raise UserError(f"--second_opinion {self.second_opinion}: give none, math_verify, or FILE.py:NAME of a function of your own")
+        if self.second_opinion == "math_verify" and not importlib.util.find_spec("math_verify"):
             raise UserError("--second_opinion math_verify: it is not installed; pip install math-verify, or leave the flag out")
         if self.k and not 1 <= min(self.k) <= max(self.k) <= self.num_samples:
             raise UserError(f"--k {' '.join(map(str, self.k))}: give numbers from 1 to the {self.num_samples} of --num_samples")
@@ -61,17 +71,21 @@ class Config(SamplingConfig):
 if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
     CONFIG = parse_command_line(Config, __file__)
 
-from common.files import write_file
+from common.files import read_file, write_file
 from common.policy.load import load_policy
 from common.policy.pretrained import context_length, load_tokenizer
 from common.problems.data import load_split
 from common.problems.prompts import load_template, make_eval_problems
-from common.records import Completion, Problem
+from common.records import Problem, derive_seed
 from common.rollout.choose_engine import choose_engine, connect, make_engine
 from common.rollout.rounds import make_requests
-from common.run.evaluation import PROBLEMS, SUMMARY, begin, claim_results, keep
-from common.run.folder import append_rows
-from common.verify.answers import answers_equal, extract_answer, is_correct
+from common.run.compare import compare, table
+from common.run.evaluation import begin, claim_results, keep
+from common.run.folder import CONFIG, append_rows, lines_of
+from common.run.judging import PROBLEMS, SUMMARY, add_opinion, checker_version, judge, judge_again, second_opinion
+from common.run.lock import Lock
+from common.run.saved_config import read_config, resolve
+from common.verify.answers import answers_equal
 from common.verify.rewards import CustomReward
 
 # ---- the numbers ----------------------------------------------------------------------------------------------------
@@ -170,8 +184,15 @@ def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate_model(config: Config) -> dict[str, Any]:
-    """The content of summary.json. Samples and verifies all problems, except those that the result folder already has."""
+    """The content of summary.json. Samples and verifies all problems, except those that the result folder already has.
+
+    With `--judge` and `--compare` nothing is sampled.
+    """
     config.complete()
+    if config.compare:
+        return compare(Path(config.compare[0]), Path(config.compare[1]))
+    if config.judge:
+        return judge_saved(config, Path(config.judge))
     lock = claim_results(config)  # the result folder, which nothing else writes to (config.output_dir). None: process 0 has it
     rows = load_split(config, config.split)  # everything that can fail without a model comes before the model
     tokenizer, model_config = load_tokenizer(config)
@@ -179,75 +200,83 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     config.derive(stop=config.stop or list(template.stop))
     problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
     done = parallel.first(lambda: begin(lock.folder, config, problems), "rows")  # those of problems.jsonl that are already there
-    # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples
-    sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
-    greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
-    if len(done) < len(problems):
-        say(f"writing {config.output_dir}; after an interruption, the same command with --output_dir {config.output_dir} continues")
-        engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems])
-        if choose_engine(config)[0] == "transformers":  # vLLM loads the model and the adapter itself
-            shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
-            connect(engine, load_policy(CommonConfig(**shared), tokenizer, model_config))
-        opinion = CustomReward(f"{Path(__file__).parent / 'common/verify/second_opinion.py'}:{config.second_opinion}", failed=0.0) \
-            if config.second_opinion != "none" else None
-        size = max(1, engine.chunk // (config.num_samples + 1))  # problems in a part; a part is sampled in one call and then written
-        parts = [slice(start, start + size) for start in range(len(done), len(problems), size)]
-        progress = bar(total=len(problems), initial=len(done), desc="problems", unit="problem", disable=parallel.rank() > 0)
-        with Stop("these problems") as stop, progress:
-            for part in parts:
-                count = len(problems[part])
-                groups = engine.generate(greedy[part] + sampled[part])
-                items = list(zip(problems[part], groups[:count], groups[count:], strict=True))
-                found = parallel.gather([judge(*item) for item in items[parallel.part([1] * count)]], "verdicts")
-                if opinion:
-                    add_opinion(opinion, problems[part], groups, found)
-                done += found
-                keep(lock, config, problems, done, lambda rows=found: append_rows(lock.folder / PROBLEMS, rows))
-                progress.update(count)
-                progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
-                number = next(filter(None, parallel.gather([stop.number], "signals")), None)
-                if number is not None and len(done) < len(problems):
-                    raise Stopped(number)  # `run_script` says how to go on
+    opinion = second_opinion(config.second_opinion)
+    if opinion:
+        add_opinion(opinion, problems[:len(done)], done)
+        keep(lock, config, problems, done, lambda: write_file(lock.folder / PROBLEMS, lines_of(done)))
+    sample_missing(config, lock, problems, done, opinion, (tokenizer, model_config))
     left_out = len(rows) - len(problems) if not config.max_problems else 0
-    k = sorted(set(config.k or [4**i for i in range(20) if 4**i <= config.num_samples]))
-    summary = summarise(done, k, left_out)
+    summary = summarise(done, values_of_k(config, done), left_out) | {
+        "checker": checker_version(), "prompt_template": template.name, "prompt_date": config.derived.get("prompt_date"),
+        "prompt_sha256": hashlib.sha256(template.render("?").encode("utf-8", "backslashreplace")).hexdigest()[:16]}
     keep(lock, config, problems, done, lambda: write_file(lock.folder / SUMMARY, json.dumps(summary, indent=2) + "\n"))
     say(*table(summary, config), *([f"written to {lock.folder / SUMMARY}"] if lock else []))
     return summary
 
 
-def judge(problem: Problem, greedy: list[Completion], samples: list[Completion]) -> dict[str, Any]:
-    """The line of a problem in problems.jsonl. greedy: a list with the greedy completion."""
-    def entry_of(completion: Completion) -> dict[str, Any]:
-        return {"completion": completion.text, "answer": extract_answer(completion.text),
-                "correct": completion.finish_reason == "stop" and is_correct(completion.text, problem.answer),
-                "finish_reason": completion.finish_reason, "tokens": len(completion.ids)}
+def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], done: list[dict[str, Any]], opinion: CustomReward | None,
+                   model: tuple[Any, Any]) -> None:
+    """Samples what `done`, the rows of the first problems, lacks: samples of them, and all further problems. model: (tokenizer, config)."""
+    # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples
+    greedy = make_requests(problems, config, "greedy", 0, 1, 0.0)
+    sampled = make_requests(problems, config, "samples", 0, config.num_samples, config.temperature)
+    for i, row in enumerate(done):
+        if have := len(row["samples"]):  # more samples of it have a seed of their own, as in a group that grows
+            sampled[i] = replace(sampled[i], n=config.num_samples - have, seed=derive_seed(sampled[i].seed, "more", have))
+    begun = len(done)
+    waiting = [*(i for i, row in enumerate(done) if len(row["samples"]) < config.num_samples), *range(begun, len(problems))]
+    if not waiting:
+        return
+    say(f"writing {config.output_dir}; after an interruption, the same command with --output_dir {config.output_dir} continues")
+    engine = make_engine(config, *model, [problem.prompt_ids for problem in problems])
+    if choose_engine(config)[0] == "transformers":  # vLLM loads the model and the adapter itself
+        shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
+        connect(engine, load_policy(CommonConfig(**shared), *model))
+    size = max(1, engine.chunk // (config.num_samples + 1))  # problems in a part; a part is sampled in one call and then written
+    progress = bar(total=len(problems), initial=len(problems) - len(waiting), desc="problems", unit="problem", disable=parallel.rank() > 0)
+    with Stop("these problems") as stop, progress:
+        for start in range(0, len(waiting), size):
+            part = waiting[start:start + size]
+            new = [i for i in part if i >= begun]
+            groups = engine.generate([greedy[i] for i in new] + [sampled[i] for i in part])
+            firsts = dict(zip(new, groups, strict=False))
+            items = [(problems[i], firsts.get(i, group[:1]), group) for i, group in zip(part, groups[len(new):], strict=True)]
+            found = parallel.gather([judge(*item) for item in items[parallel.part([1] * len(part))]], "verdicts")
+            if opinion:
+                add_opinion(opinion, [problems[i] for i in part], found)
+            for i, row in zip(part, found, strict=True):
+                done[i:i + 1] = [row if i >= begun else done[i] | {"samples": done[i]["samples"] + row["samples"]}]
+            whole = part[0] < begun  # rows that were there have changed
+            keep(lock, config, problems, done, lambda whole=whole, rows=found: write_file(lock.folder / PROBLEMS, lines_of(done)) if whole
+                 else append_rows(lock.folder / PROBLEMS, rows))
+            progress.update(len(part))
+            progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
+            number = next(filter(None, parallel.gather([stop.number], "signals")), None)
+            if number is not None and start + size < len(waiting):
+                raise Stopped(number)  # `run_script` says how to go on
 
-    return {"problem": problem.id, "prompt": problem.prompt, "reference": problem.answer, "greedy": entry_of(greedy[0]),
-            "samples": [entry_of(sample) for sample in samples]}
+
+def judge_saved(config: Config, folder: Path) -> dict[str, Any]:
+    """The content of summary.json of a saved evaluation, whose completions are judged anew in a new folder."""
+    saved = resolve(Config, read_config(folder / CONFIG, Config).flags, {})
+    problems: dict[str, Problem] = {}
+    if ":" in config.second_opinion:  # the function may read the row of the data
+        found = load_split(saved, saved.split)
+        problems = {row.id: Problem(row.id, "", (), row.answer or "", row.question or "", row.raw) for row in found}
+    place, rows = judge_again(folder, config.output_dir, config.second_opinion, problems)
+    config.temperature, config.max_completion_length = saved.temperature, saved.max_completion_length
+    before = json.loads(read_file(folder / SUMMARY)) if (folder / SUMMARY).exists() else {}
+    kept = {name: before[name] for name in ("prompt_template", "prompt_date", "prompt_sha256") if name in before}
+    summary = summarise(rows, values_of_k(config, rows), before.get("left_out", 0)) | {"checker": checker_version()} | kept
+    write_file(place / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    say(*table(summary, config), f"written to {place / SUMMARY}")
+    return summary
 
 
-def add_opinion(opinion: CustomReward, problems: list[Problem], groups: list[list[Completion]], rows: list[dict[str, Any]]) -> None:
-    """Adds the verdict of the other checker to each completion in `rows`. An error or a timeout of that checker counts as wrong."""
-    entries = [row["greedy"] for row in rows] + [sample for row in rows for sample in row["samples"]]
-    flat = [(problem, completion) for problem, group in zip(problems * 2, groups, strict=True) for completion in group]
-    for entry, verdict in zip(entries, opinion(*map(list, zip(*flat, strict=True))).tolist(), strict=True):
-        entry["second_opinion"] = verdict > 0
-
-
-def table(summary: dict[str, Any], config: Config) -> list[str]:
-    """The lines of a table of the summary, for the console."""
-    lines = [f"{'':10} {'value':>7}   95 % interval over {summary['problems']} problems"]
-    for name, entry in summary.items():
-        if isinstance(entry, dict):
-            shown = f"mean@{summary['samples']}" if name == "mean" else name
-            lines.append(f"{shown:10} {entry['value']:7.4f}   {entry['low']:.4f} - {entry['high']:.4f}")
-    lines.append(f"truncated {summary['truncated']:.3f}, no answer {summary['no_answer']:.3f}, mean length "
-                 f"{summary['mean_length']:.1f} tokens (temperature {config.temperature if summary['samples'] else 0:g}, at most "
-                 f"{config.max_completion_length} tokens)")
-    if summary["left_out"]:
-        lines.append(f"{summary['left_out']} rows could not be used and are not in these numbers")
-    return lines
+def values_of_k(config: Config, rows: list[dict[str, Any]]) -> list[int]:
+    """The values of k of pass@k and maj@k: those of `--k`, or 1, 4, 16, ... and the number of samples n."""
+    n = len(rows[0]["samples"])
+    return sorted(k for k in set(config.k or [*(4**i for i in range(20) if 4**i <= n), n]) if 1 <= k <= n)
 
 
 evaluate_model = for_programs(evaluate_model)  # also after an error its folder is given free

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import common.rollout.transformers_engine as transformers_engine
 from common.files import write_file
 from common.problems.prompts import Template
+from common.run.compare import difference
 from common.verify.answers import answers_equal
 from eval import interval, majority_at_k, majority_vote, pass_at_k
 
@@ -194,20 +195,13 @@ def test_rows_that_are_not_whole_are_sampled_again(evaluated, monkeypatch, capsy
         return json.dumps({key: value for key, value in row.items() if key != name}) + "\n"
 
     second = json.loads(lines[1])
-    one_sample_less = {**second, "samples": second["samples"][:-1]}
-    wrong_type = {**second, "greedy": {**second["greedy"], "correct": "yes"}}
-    cut_off_and_right = {**second, "greedy": {**second["greedy"], "correct": True, "finish_reason": "length"}}
-    finished = {**second["greedy"], "completion": f"#### {second['reference']}", "finish_reason": "stop"}
-    wrong_answer = {**second, "greedy": {**finished, "answer": "x", "correct": False}}
-    wrong_verdict = {**second, "greedy": {**finished, "answer": second["reference"], "correct": False}}
+    wrong_type = {**second, "greedy": {**second["greedy"], "tokens": "4"}}
+    other_end = {**second, "greedy": {**second["greedy"], "finish_reason": "tired"}}
     broken = [without("samples", second), without("greedy", second), "null\n", "[]\n", '{"problem": {}}\n', "\n", "\x00" * 50 + "\n",
-              "[" * 9999, *(json.dumps(row) + "\n" for row in (
-                  one_sample_less, wrong_type, cut_off_and_right, wrong_answer, wrong_verdict))]  # fmt: skip
+              "[" * 9999, *(json.dumps(row) + "\n" for row in (wrong_type, other_end))]  # fmt: skip
     for line in broken:
         (folder / "problems.jsonl").write_text(lines[0] + line + "".join(lines[2:]))
-        evaluation = importlib.import_module("common.run.evaluation")
-        config = importlib.import_module("eval").Config(num_samples=4)
-        assert evaluation.whole_row(line.encode(), config) is None, line
+        assert importlib.import_module("common.run.judging").whole_row(line.encode()) is None, line
     for kept in (lines[:1] + broken[:1] + lines[2:], lines[:1] + lines[2:], lines[:2] + lines[1:]):  # damaged, missing, twice
         (folder / "problems.jsonl").write_text("".join(kept))
         evaluate(folder, monkeypatch=monkeypatch)
@@ -221,6 +215,113 @@ def test_rows_that_are_not_whole_are_sampled_again(evaluated, monkeypatch, capsy
     (folder / "problems.jsonl").unlink()
     assert "has a summary.json that is not of an evaluation" in evaluate(folder, monkeypatch=monkeypatch)
     assert (folder / "summary.json").read_bytes() == summary
+
+
+def test_the_same_command_judges_saved_completions_anew(evaluated, monkeypatch, capsys):
+    """Verdicts of an older checker, or wrong ones, are put right without sampling."""
+    folder, text = evaluated
+    rows = [json.loads(line) for line in text.splitlines()]
+    right = sum(sample["correct"] for row in rows for sample in row["samples"])
+    for row in rows:
+        for sample in row["samples"]:
+            sample |= {"answer": "x", "correct": False}
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("eval.make_engine", lambda *_: pytest.fail("something is sampled"))
+    summary = (folder / "summary.json").read_bytes()
+    evaluate(folder, monkeypatch=monkeypatch)
+    assert (folder / "problems.jsonl").read_text() == text and (folder / "summary.json").read_bytes() == summary
+    assert right > 0 and f"the checker now gives {right} other verdicts" in capsys.readouterr().out
+
+
+def test_judging_a_folder_needs_no_model_and_leaves_it_as_it_is(evaluated, tmp_path, monkeypatch, capsys):
+    folder, text = evaluated
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("make_engine", "load_tokenizer"):
+        monkeypatch.setattr(f"eval.{name}", lambda *_: pytest.fail("a model is loaded"))
+    again = evaluate(tmp_path / "b", "--judge", str(folder), monkeypatch=monkeypatch)
+    assert again == summary and (tmp_path / "b" / "problems.jsonl").read_text() == text
+    assert "150 completions of 30 problems judged anew: 0 that were wrong are right, and 0 that were right are wrong" in (
+        capsys.readouterr().out)
+    (tmp_path / "mine.py").write_text("def odd(completion, problem):\n    return int(problem.row['answer'].split()[-1]) % 2\n")
+    own = evaluate(tmp_path / "c", "--judge", str(folder), "--second_opinion", f"{tmp_path / 'mine.py'}:odd", monkeypatch=monkeypatch)
+    rows = [json.loads(line) for line in text.splitlines()]
+    # a reward never sees a completion that was cut off
+    odd = [int(row["reference"]) % 2 and sample["finish_reason"] == "stop" for row in rows for sample in row["samples"]]
+    assert own["second_opinion"]["value"] == pytest.approx(np.mean(odd)) and 0 < np.mean(odd) < 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "exists; name a new folder" in evaluate(tmp_path / "c", "--judge", str(folder), monkeypatch=monkeypatch)
+    assert "is not the config.json of a run" in evaluate(tmp_path / "d", "--judge", str(tmp_path), monkeypatch=monkeypatch)
+    monkeypatch.setattr("common.run.judging.is_correct", lambda completion, reference: False)  # a stricter checker
+    lost = evaluate(tmp_path / "e", "--judge", str(folder), monkeypatch=monkeypatch)
+    assert lost["mean"]["value"] == lost["greedy"]["value"] == 0 and "0 that were wrong are right, and " in capsys.readouterr().out
+
+
+def test_more_problems_and_more_samples_go_into_the_same_folder(evaluated, tmp_path, monkeypatch):
+    _, text = evaluated
+    small = tmp_path / "small"
+    first = evaluate(small, "--max_problems", "10", "--num_samples", "0", monkeypatch=monkeypatch)
+    assert first["problems"] == 10 and "mean" not in first
+    assert evaluate(small, "--num_samples", "0", monkeypatch=monkeypatch)["problems"] == 30  # more problems
+    evaluate(small, monkeypatch=monkeypatch)  # and the samples, with the seeds of an evaluation that had them from the start
+    assert (small / "problems.jsonl").read_text() == text
+    more = evaluate(small, "--num_samples", "6", monkeypatch=monkeypatch)
+    rows = [json.loads(line) for line in (small / "problems.jsonl").read_text().splitlines()]
+    old = [json.loads(line) for line in text.splitlines()]
+    assert more["samples"] == 6 and {"pass@1", "pass@4", "pass@6", "maj@6"} <= set(more)
+    assert all(row["samples"][:4] == one["samples"] and len(row["samples"]) == 6 for row, one in zip(rows, old, strict=True))
+    texts = [[sample["completion"] for sample in row["samples"]] for row in rows]
+    assert any(set(some[4:]) - set(some[:4]) for some in texts)  # other draws, not the first ones again
+    assert "has 6 samples a problem: give --num_samples 6 or more" in evaluate(small, monkeypatch=monkeypatch)
+    assert "is of 30 problems: give --max_problems 30 or more" in evaluate(
+        small, "--max_problems", "5", "--num_samples", "6", monkeypatch=monkeypatch)  # fmt: skip
+
+
+def test_temperature_0_names_the_flag_that_means_it(tmp_path, monkeypatch):
+    assert "give --num_samples 0" in evaluate(tmp_path / "a", "--temperature", "0", monkeypatch=monkeypatch)
+
+
+def test_a_summary_names_what_decides_its_numbers(evaluated):
+    summary = json.loads((evaluated[0] / "summary.json").read_text())
+    assert summary["prompt_template"] == "question" and summary["prompt_date"] is None
+    assert re.fullmatch("[0-9a-f]{12}", summary["checker"]) and re.fullmatch("[0-9a-f]{16}", summary["prompt_sha256"])
+
+
+def test_two_evaluations_are_compared_problem_by_problem(evaluated, tmp_path, monkeypatch, capsys):
+    folder, text = evaluated
+    rows = [json.loads(line) for line in text.splitlines()][:20]
+    better = tmp_path / "better"
+    better.mkdir()
+    changed = 0
+    for row in rows:
+        if not row["greedy"]["correct"] and changed < 3:
+            row["greedy"] |= {"completion": f"#### {row['reference']}", "finish_reason": "stop"}
+            changed += 1
+    (better / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = importlib.import_module("eval")
+    found = module.evaluate_model(module.Config(compare=[str(folder), str(better)]))
+    assert found["problems"] == 20 and found["left_out"] == 10 and changed > 0
+    assert found["greedy"]["value"] == pytest.approx(changed / 20) and found["greedy"]["better"] == changed
+    assert found["mean"]["value"] == 0 and found["mean"]["low"] < 0 < found["mean"]["high"]
+    assert "paired over 20 problems" in capsys.readouterr().out
+    assert "two result folders" in evaluate(tmp_path / "x", "--compare", str(folder), monkeypatch=monkeypatch)
+    (better / "problems.jsonl").write_text(json.dumps({**rows[0], "reference": "77"}) + "\n")
+    assert "different references" in evaluate(tmp_path / "x", "--compare", str(folder), str(better), monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("problems", [30, 500])
+@pytest.mark.parametrize("gain, churn", [(0.0, 0.02), (0.05, 0.2), (0.3, 0.05)])
+def test_paired_intervals_cover_the_true_difference(problems, gain, churn):
+    """1,000 simulated pairs of greedy evaluations: a share `churn` of the problems gets worse, and `churn` + `gain` better."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        change = rng.choice([-1, 1, 0], problems, p=[churn, churn + gain, 1 - 2 * churn - gain])
+        found = difference((change < 0).astype(float).tolist(), (change > 0).astype(float).tolist())
+        covered += found["low"] <= gain <= found["high"]
+    assert covered / 1000 >= 0.92
+    assert difference([0.0] * 100, [0.0] * 100) == {"value": 0, "low": pytest.approx(-0.0192, abs=1e-4),
+                                                    "high": pytest.approx(0.0192, abs=1e-4)}  # fmt: skip
 
 
 def test_a_damaged_config_is_replaced_by_its_copy_and_without_one_refused(evaluated, monkeypatch):

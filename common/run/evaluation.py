@@ -20,13 +20,11 @@ from common.rollout.choose_engine import choose_engine
 from common.run.claim import own_folder
 from common.run.folder import CONFIG, is_begun, lines_of, run_prefix, write_config
 from common.run.identity import tokens_fingerprint
+from common.run.judging import PROBLEMS, SUMMARY, checker_version, verdicts, whole_row
 from common.run.lock import Lock
 from common.run.record import config_record
 from common.run.rescue import cause, patiently, remedy, save_elsewhere
 from common.run.saved_config import read_config, read_record, what_differs
-from common.verify.answers import extract_answer, is_correct
-
-PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
 
 
 def claim_results(config: SamplingConfig) -> Lock | None:
@@ -63,6 +61,10 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
     try:
         if is_begun(folder):
             saved = read_record(folder / CONFIG)
+            count = saved.get("problems", len(problems))  # there may be more problems now, and these come behind the others
+            if count > len(problems):
+                raise UserError(f"--output_dir {folder} is of {count} problems: give --max_problems {count} or more, or another folder")
+            record["tokens"] = tokens_fingerprint(problems[:count])
             done = _rows(folder, config, problems)
             for name in ("engine", "device", "adapter_sha256", "base", "tokens"):
                 before = saved.get(name, record[name])  # older versions did not save all of them
@@ -70,6 +72,11 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
                     raise UserError(f"--output_dir {folder} was begun with another {name}, {str(before)[:200]}; name another folder")
         elif other := [name for name in (PROBLEMS, SUMMARY) if (folder / name).exists()]:
             raise UserError(f"--output_dir {folder} has a {other[0]} that is not of an evaluation; name another folder")
+        if is_begun(folder) and (saved["flags"].get("second_opinion") != config.second_opinion or ":" in config.second_opinion):
+            for row in done:  # a function of the user may have changed
+                for entry in (row["greedy"], *row["samples"]):
+                    entry.pop("second_opinion", None)
+        record["tokens"] = tokens_fingerprint(problems)
         write_config(folder, record)  # first: without it nobody could tell whose rows those are
         write_file(folder / PROBLEMS, lines_of(done))
     except OSError as error:
@@ -82,7 +89,8 @@ def _record(config: SamplingConfig, problems: list[Problem]) -> dict[str, Any]:
     record = config_record(config, "eval")
     record |= {"engine": choose_engine(config)[0], "device": "cuda" if torch.cuda.is_available() else "cpu", "adapter_sha256": [
         sha256(Path(config.adapter) / name) for name in ("adapter_model.safetensors", "adapter_config.json")] if config.adapter else None}
-    return record | {"base": base_fingerprint(config), "tokens": tokens_fingerprint(problems)}
+    return record | {"base": base_fingerprint(config), "tokens": tokens_fingerprint(problems), "problems": len(problems),
+                     "checker": checker_version()}
 
 
 def keep(lock: Lock | None, config: SamplingConfig, problems: list[Problem], done: list[dict[str, Any]], work: Callable[[], object],
@@ -112,36 +120,29 @@ def keep(lock: Lock | None, config: SamplingConfig, problems: list[Problem], don
 
 
 def _rows(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list[dict[str, Any]]:
-    """The rows that are whole and in their places. Raises UserError for rows of other problems."""
+    """The rows that are whole and in their places, judged anew. Raises UserError for rows of other problems, and for more than are wanted.
+
+    A row may have fewer samples than are wanted now.
+    """
     lines = read_file(folder / PROBLEMS).split(b"\n") if (folder / PROBLEMS).exists() else []
     known = {problem.id: (problem.prompt, problem.answer) for problem in problems}
     done: list[dict[str, Any]] = []
     for line, problem in zip(lines[:-1], problems, strict=False):  # the text after the last line break is an unfinished line
-        row = whole_row(line, config)
+        row = whole_row(line)
         if row and known.get(row["problem"]) != (row["prompt"], row["reference"]):
             raise UserError(f"--output_dir {folder} holds an evaluation of other problems or prompts; name another folder")
+        if row and len(row["samples"]) > config.num_samples:
+            count = len(row["samples"])
+            raise UserError(f"--output_dir {folder} has {count} samples a problem: give --num_samples {count} or more, or another folder")
         if not row or row["problem"] != problem.id:
             break
         done.append(row)
+    before = [json.loads(line) for line in lines[:len(done)]]
+    changed = sum(now != one["correct"] for row, old in zip(done, before, strict=True) for now, one in zip(
+        verdicts([row]), (old["greedy"], *old["samples"]), strict=True) if "correct" in one)
+    if changed:
+        say(f"note: the checker now gives {changed} other verdicts than are saved in {folder}; the new ones count")
     dropped = len([line for line in lines if line]) - len(done)
     again = "is not whole: it is sampled again, and so is all after it" if len(done) < len(problems) else "is one too many, and is removed"
     say(f"{folder} holds {len(done)} of {len(problems)} problems" + (f"; row {len(done) + 1} of {PROBLEMS} {again}" if dropped else ""))
     return done
-
-
-def whole_row(line: bytes, config: SamplingConfig) -> dict[str, Any] | None:
-    """A line of problems.jsonl as a row, or None if anything in it is missing, of a wrong type, or no verdict of ours."""
-    try:
-        row = json.loads(line)
-        kinds = {"completion": str, "answer": str | None, "correct": bool, "finish_reason": str, "tokens": int}
-        if config.second_opinion != "none":
-            kinds["second_opinion"] = bool
-        entries = [row["greedy"], *row["samples"]]
-        texts = all(isinstance(row[name], str) for name in ("problem", "prompt", "reference"))
-        right = all(isinstance(entry[name], kind) for entry in entries for name, kind in kinds.items())
-        agree = all(entry["finish_reason"] in ("stop", "length") and entry["tokens"] >= 0
-                    and entry["answer"] == extract_answer(entry["completion"]) and entry["correct"] == (
-                        entry["finish_reason"] == "stop" and is_correct(entry["completion"], row["reference"])) for entry in entries)
-        return row if texts and right and agree and len(row["samples"]) == config.num_samples else None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
