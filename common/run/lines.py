@@ -23,10 +23,11 @@ def step_line(row: dict[str, Any]) -> str:
 
 
 def sample_line(batch: Batch, reward: float) -> str:
-    """The first completion of a step on one line: the end of its prompt, the beginning of its text, its reward."""
+    """The first completion of a step on one line: the end of its question, the beginning of its text, its reward."""
     problem = batch.problems[0]
-    prompt, text, answer = (" | ".join(text.strip().split("\n")) for text in (problem.prompt, batch.completions[0].text, problem.answer))
-    return f"  {prompt[-100:]}  ->  {text[:160]}  (reward {reward:g}, reference {answer[:160]})"
+    question = problem.question or problem.prompt  # the prompt of a chat ends with its template
+    asked, text, answer = (" | ".join(text.strip().split("\n")) for text in (question, batch.completions[0].text, problem.answer))
+    return f"  {asked[-100:]}  ->  {text[:160]}  (reward {reward:g}, reference {answer[:160]})"
 
 
 def result_line(evaluations: list[dict[str, Any]], seconds: float, resumed: bool, adapter: Any) -> str:
