@@ -8,8 +8,9 @@ import torch
 from helpers import metrics, run
 from torch.testing import assert_close
 
+import train_ppo
 from common.errors import UserError
-from examples import pairs, pass_at_k, roll_in
+from examples import egae, pairs, pass_at_k, roll_in
 from train_grpo import group_advantages
 
 NEAR = {"atol": 2e-6, "rtol": 0}
@@ -144,6 +145,33 @@ def test_a_step_of_p3o_is_the_step_of_the_base_with_the_gradient_that_it_should_
 def test_other_losses_of_whole_completions_run(loss, finished):
     (row,) = metrics(finished("examples.pairs", "--max_steps", "1", "--eval_steps", "0", "--loss", loss, "--num_minibatches", "2"))
     assert row["grad_norm"] > 0 and row["loss"] > 0
+
+
+def cut_off(values, cut, lam, rewards=0.0):
+    values = torch.tensor([values], dtype=torch.float64)
+    mask = torch.ones_like(values, dtype=torch.bool)
+    rewards = egae.terminal_rewards(torch.tensor([rewards]), mask)
+    return egae.gae(rewards, values, mask, lam=lam, cut=None if cut is None else torch.tensor([cut]))[0][0]
+
+
+def test_the_last_value_stands_behind_a_completion_that_was_cut_off():
+    values = [0.4, 0.5, 0.6]
+    close(cut_off(values, True, 0.95), [0.195, 0.1, 0])
+    close(cut_off(values, True, 1.0), [0.2, 0.1, 0])
+    close(cut_off(values, False, 0.95), [-0.3465, -0.47, -0.6])
+    for lam in (0.0, 0.9, 1.0):  # of finished completions it is the base
+        expected = train_ppo.gae(torch.tensor([[0.0, 0, 1]]), torch.tensor([values]), torch.ones(1, 3, dtype=torch.bool), lam=lam)[0][0]
+        close(cut_off(values, False, lam, 1.0), expected)
+
+
+def test_egae_is_the_base_while_no_completion_is_cut_off_and_differs_else(finished):
+    steps = ("--max_steps", "2", "--eval_steps", "0")
+    base, rows = (metrics(finished(script, *steps)) for script in ("train_ppo", "examples.egae"))
+    assert rows == base and all(row["completions/clipped_ratio"] == 0 for row in rows)
+    short = ("--max_steps", "3", "--eval_steps", "0", "--max_completion_length", "9", "--temperature", "1.2")
+    base, rows = (metrics(finished(script, *short)) for script in ("train_ppo", "examples.egae"))
+    assert any(0 < row["completions/clipped_ratio"] < 1 for row in rows)
+    assert [row["value/loss"] for row in rows] != [row["value/loss"] for row in base]
 
 
 @pytest.mark.parametrize(("solution", "share", "most"), [(9, 1.0, 8), (9, 0.0, 0), (1, 1.0, 0), (0, 1.0, 0)])
