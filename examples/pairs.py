@@ -16,6 +16,7 @@ Deviations: LoRA instead of full fine-tuning.
 - A completion is preferred if the verifier gives it the higher reward. There is no reward model.
 - LiPO: if the log-ratios of a problem are all equal, as in the first step, every pair has the mean of the rank weights.
 - TRPA: level 1 is right, 2 wrong with an answer, 3 without an answer, 4 cut off. The paper's levels ask for a format.
+  Its term 0.001 k3 against the policy before the update is left out: it has no gradient at the first update.
 - INPO: --beta is its tau. The exact reward takes the place of the preference model. --eta 2 asks for 0.25 nats; the paper's 7.5e-3 for 67.
 - There are no importance weights (--importance_cap 0) and no clip, except in P3O, which clips the ratio of the completion.
 What to know: with one update per batch the gradients of P3O and of CoPG at a small --beta are those of RLOO. --beta multiplies a sum over
