@@ -127,9 +127,9 @@ def moved_logits(engine: TransformersEngine, requests: list[Request]) -> str:
 def on_a_model(folder: str, count: int, n: int, tokens: int) -> None:
     """Prints for both ways how many completions differ when each request is sampled by itself."""
     config = CommonConfig(model=folder, lora_r=1, lora_alpha=1, dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     engine = TransformersEngine()
-    engine.connect(load_policy(config, tokenizer, AutoConfig.from_pretrained(folder)))
+    engine.connect(load_policy(config, tokenizer, AutoConfig.from_pretrained(folder, trust_remote_code=False)))
     requests = []
     for i in range(count):
         question = [{"role": "user", "content": f"What is {17 + i} - {(7 * i) % 16}? Think step by step."}]

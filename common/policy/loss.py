@@ -77,6 +77,11 @@ def importance_weights(old_logps: Tensor, sampling_logps: Tensor, mask: Tensor, 
     return torch.where((ratio >= floor) & (ratio <= cap), ratio, 0.0) if bound == "mask" else ratio.clamp(floor, cap)
 
 
+def truncated_importance_weights(old_logps: Tensor, sampling_logps: Tensor, cap: float) -> Tensor:
+    """`importance_weights` of each token, truncated at `cap` (TIS), (B, T), no gradient: the default of the scripts, for one's own."""
+    return importance_weights(old_logps, sampling_logps, torch.ones_like(old_logps, dtype=torch.bool), cap=cap)
+
+
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """x (B, T) to mean 0 and variance 1 over the masked tokens (variance with ddof 1, plus 1e-8); 0 where the mask is False.
 

@@ -39,12 +39,12 @@ def convert(folder: Path) -> None:
     place = Path(importlib.util.find_spec(NEEDED[0]).origin).parent  # the package is not imported: it would need a library for chats
     say(f"model: {FILE} is converted once, and kept as {folder}")
     disable_progress_bar()
-    read = AutoModelForCausalLM.from_pretrained(place, gguf_file=FILE, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(place, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False)
     settings = {name: value for name, value in read.config.to_dict().items() if name not in ("quantization_config", "_name_or_path")}
     # transformers does not save a model that was read from GGUF
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.bfloat16, trust_remote_code=False)
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(place, gguf_file=FILE).save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(place, gguf_file=FILE, trust_remote_code=False).save_pretrained(temporary)

@@ -45,7 +45,8 @@ def test_gsm8k_and_math_load_whole(tokenizer):
         solutions = [json.loads(line)[key] for line in (SHARED / name / "test.jsonl").read_text().splitlines()]
         for row, solution in zip(test, solutions, strict=True):
             assert "####" not in row.answer and "boxed" not in row.answer
-            assert is_correct(solution, row.answer), (row, solution)
+            # a solution whose answer is "3 or 2/5", each in a box of its own: it names no one answer, and MATH takes the second
+            assert is_correct(solution, row.answer) == (row.id != "math/test/2703"), (row, solution)
     assert load_rows(config_for(SHARED / "gsm8k"))[0][0].answer == "72"
 
 
