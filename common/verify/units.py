@@ -107,7 +107,7 @@ CHANGING = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqr
                       r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs|[a-z]+wards?|others|always|sometimes|perhaps|[a-z]*less)\b|[不非或和与没无负倍万亿百十半]",
                       re.IGNORECASE)
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
-_WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}+|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
+_WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
          rf'|(?<=/)[A-Za-z]+|'
          r'(?<=\\cdot )[A-Za-z]{1,3}(?![A-Za-z]))(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[a-z])[23])?')
 # a unit at the end of a text, behind a number: (C or F of degrees), (%), (words)

@@ -97,6 +97,8 @@ def test_only_a_marked_answer_counts():
         r"\boxed{" + "9^" * 200 + "9}",
         r"\boxed{\text{" * 3000,
         r"\boxed{1e999999999}",
+        r"\boxed{5 " + "\u7c73" * 480 + "!}",
+        r"\boxed{5" + "\u5206" * 60 + "?}",
     ],
 )
 def test_hostile_texts_end_quickly_and_are_wrong(text):
