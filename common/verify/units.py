@@ -81,6 +81,7 @@ _TABLE = """
     m/sec mps
     cm^3 cc
 """
+LONGEST_UNIT = 90  # characters; the limit bounds the work of the search
 _SPELLINGS = {name: line.split()[0] for line in _TABLE.strip().splitlines() for name in line.split()}
 _FOLDED = {name.lower(): spelling for name, spelling in _SPELLINGS.items() if len(name) > 1}
 _CASE_MATTERS = frozenset(re.findall(r"\S+", "m g l h s t L N J W V K A C F T H mW MW"))
@@ -126,7 +127,7 @@ def split_unit(text: str) -> tuple[str, str]:
     angle = _SEXAGESIMAL.fullmatch(text)
     if angle:  # degrees, minutes and seconds of arc
         return f"{angle[1]}+\\frac{{{angle[2]}}}{{60}}+\\frac{{{angle[3] or 0}}}{{3600}}", "deg"
-    found = _UNIT.search(text)
+    found = _UNIT.search(text, max(0, len(text) - LONGEST_UNIT))
     if not found:
         return text, ""
     degree, percent, words = found.groups()
