@@ -191,7 +191,7 @@ class Evaluator:
     def div(self, x: Number, y: Number) -> Number:
         """x / y. Raises Undefined or ZeroDivisionError if y is zero."""
         if not isinstance(y, Fraction) and self.is_rounding_error(y):
-            raise Undefined("division by zero") if is_zero(y) or self.cancelled else Unsupported("a tiny divisor")
+            raise Undefined("division by zero") if is_zero(y) else Unsupported("a tiny divisor")
         return self.operation(Fraction.__truediv__, libmp.mpc_div, x, y)
 
     def power(self, x: Number, y: Number) -> Number:
@@ -231,7 +231,7 @@ class Evaluator:
             raise Unsupported("exponent")
         self.spend(30 * (self.precision / PRECISION_BITS) ** 2)
         if not isinstance(x, Fraction) and n < 0 and self.is_rounding_error(x):
-            raise Undefined("division by zero")
+            raise Undefined("division by zero") if is_zero(x) else Unsupported("a tiny divisor")
         return self.checked(libmp.mpc_pow_int(self.rounded(x), n, self.precision + 32, "n"))
 
     # -- functions

@@ -382,7 +382,8 @@ class Parser:
     def function_argument(self) -> Node:
         """The argument of a function: a group, or factors up to the next function, sign or bracket. In \\sin 2x \\cos y it is 2x."""
         if self.peek()[1] in ("(", "{", "["):
-            return self.power() if self.peek()[1] == "{" else self.group(self.peek()[1])
+            ahead = [text for _, text in self.tokens[self.position:self.position + 2]]
+            return self.power() if ahead[0] == "{" and ahead[1:] != ["("] else self.group(ahead[0])  # \\ln{(x)}^2 is (\\ln x)^2
         node = self.power()
         while self.starts_factor() and self.peek()[1] not in FUNCTIONS and self.peek()[1] != "(":
             node = ("mul", node, self.power())

@@ -26,6 +26,8 @@ EQUAL = [
     (r"\max(a,b)", r"\frac{a+b+|a-b|}{2}"),
     (r"\operatorname{lcm}(m,n)", r"\operatorname{lcm}(n,m)"),
     (r"\coth x", r"\frac{\cosh x}{\sinh x}"),
+    (r"e^{n-1/2}\cos n", r"\frac{e^n\cos n}{e^{1/2}}"),
+    (r"\ln{\left(2x\right)}^2", r"(\ln(2x))^2"),
     (r"\sinh^{-1}x", r"\ln(x+\sqrt{x^2+1})"),
 ]
 DIFFERENT = [
