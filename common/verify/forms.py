@@ -315,6 +315,8 @@ def _read_relation(text: str, depth: int) -> Form | None:
         form = read_form(texts[1], depth + 1)
         if form[0] in ("bracketed", "set", "union", "list", "reals") or "mathbb" in texts[1]:
             return form
+    if len(operators) > 1 and set(operators) == {"="} and all(map(is_symbol, texts[:-1])):  # x = y = 3
+        return labelled_values(tuple(read_form(f"{name}={texts[-1]}", depth + 1) for name in texts[:-1]))
     if operators == ["="] and (point := _labelled_point(*texts, depth)):
         return point
     parts = tuple(read_form(part, depth + 1) if part else ("text", "") for part in texts)

@@ -9,6 +9,8 @@ _LETTER = r"(?:\\(?:mathbb|mathcal|vec|d?dot|hat|bar|overline|overrightarrow|til
 _MARKS = r"(?:'|_\{[^{}]*\}|_\w|_\\[a-z]+|\^\{?-1\}?(?=\()|\^\{?(?:\([n\d]\)|\*|\\ast|\\prime)\}?)*"
 # the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
 _NAME_OF_VALUE = re.compile(
+    r"""\[[A-Z]{3,6}\]|[a-z]_\{?\w\}?(?:\s*[+]\s*[a-z]_\{?\w\}?)+|n\s*\([A-Z\s]*(?:\\c[au]p\s*[A-Z\s]+)*\)|"""
+    r"""\(\s*[a-z]\s*\\circ\s*[a-z]\s*\)\s*\(.*\)|\\vec\s*\{?[a-z]\}?\s*\\(?:cdot|times)\s*\\vec\s*\{?[a-z]\}?|"""
     r"""\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(?:\\angle\s*)?(?:\\?[A-Za-z]+|[A-Z]{2,3})(?:\s*\))?|\\(?:int|iint|oint|sum|prod"""
     r"""|lim)(?![a-z]).*|"""
     r"""[a-dk-np-s](?:\s*\+\s*[a-dk-np-s])+|\\sigma\^2|\\?[|]\s*\\?[|]?.+\\?[|]|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
@@ -39,7 +41,7 @@ def is_name(text: str) -> bool:
     if _OPERATOR.fullmatch(text):
         return True
     found = _NAME_OF_VALUE.fullmatch(text)
-    return bool(found) and (text.startswith(("\\frac{d", "\\frac{\\partial", "D_", "\\|", "|")) or not _NOT_A_NAME.search(text))
+    return bool(found) and (text.startswith(("[", "(", "\\frac{d", "\\frac{\\partial", "D_", "\\|", "|")) or not _NOT_A_NAME.search(text))
 
 
 def is_name_of_matrix(text: str) -> bool:

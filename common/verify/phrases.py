@@ -25,6 +25,7 @@ _PHRASES = """
     \\mathbb{R}; all real numbers; all reals; all real number; any real number; every real number; the real numbers; real numbers;
         all real values;
         the set of all real numbers; the set of real numbers; set of all real numbers; all real x; all real numbers x; the reals
+    \\mathbb{Z}; all integers; the integers; the set of integers; the set of all integers; any integer; every integer
     impossible; it is impossible; not possible; it is not possible
     no such number; no such number exists; no such integer exists; there is no such number
 """
@@ -53,9 +54,10 @@ _CHOICE_WITH_TEXT = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|(
                                r"(?!and\b)(?!.*(?:\([A-J]\)|(?<![A-Za-z])[A-J][).]))(?:[A-Za-z]+(?:[ ,'-]+[A-Za-z0-9%]+)*\.?|[-$]?\d.*"
                                r"|-?\\(?:frac|sqrt|pi).*)",
                                re.DOTALL)
-_IN_FRONT = re.compile(r'^["\s]*(?:approximately|approx\.?|about|roughly|around|exactly|only|\\approx'
-                       r'|\\sim)["\s]+(?=[-\d\\$.(])', re.IGNORECASE)
-_BEHIND = re.compile(r'(?<=\S)[\s",]+(?:respectively|in total|total|altogether|exactly|approximately|approx\.?)["\s.]*$', re.IGNORECASE)
+_IN_FRONT = re.compile(r'^["\s]*(?:[共约为是]["\s]*|(?:(?:the )?(?:ordered )?(?:point|pair|triple|vector|interval|matrix|number|value|line|'
+                       r'equation|function)|approximately|approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+)(?=[-\d\\$.([])',
+                       re.IGNORECASE)
+_BEHIND = re.compile(r'(?<=\S)[\s",(]+(?:respectively|in total|total|altogether|exactly|approximately|approx\.?)[\s".)]*$', re.IGNORECASE)
 _APPROXIMATION = re.compile(r'(?<=[\w)}])[\s",;]*(?:"?\s*or\b)?[\s"(,]*(?:\\approx|(?:which is )?(?:about|approximately|approx\.?'
                             r'|roughly))[\s"]*'
                             r'(-?\d*\.?\d+)(?:[\s"]*(?:[A-Za-z]+|\\?%))?[\s")]*$', re.IGNORECASE)
@@ -106,9 +108,10 @@ def without_words_around(text: str) -> str:
     lead_in = _LEAD_IN.match(unquoted)
     if lead_in and unquoted[lead_in.end():]:
         text = unquoted[lead_in.end():]
+    text = re.sub(r"^[A-Z]'?\s*(?=\([^()]*,[^()]*\)$)", "", text)  # P(1, 2)
     if text.isascii() and not re.search(r"[A-Za-z]", text):
         return text
-    text = _BEHIND.sub("", _IN_FRONT.sub("", text, count=1)) if " " in text else text
+    text = _BEHIND.sub("", _IN_FRONT.sub("", text, count=1)) if " " in text or not text.isascii() else text
     text = without_qualifier(text)
     if found := _WITH_BASE.fullmatch(text):
         return f"{found[1]}_{{{found[2]}}}"

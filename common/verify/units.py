@@ -32,7 +32,8 @@ _TABLE = """
     kg kilogram kilo kgs 千克 公斤
     t tonne 吨
     ton
-    lb pound lbs
+    lb lbs
+    pound
     sec second s secs 秒
     ms millisecond
     min minute mins 分钟 分
@@ -104,7 +105,7 @@ CHANGING = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqr
                       r"infinit[a-z]*|hal(?:fs?|ves)|quarters?|double|twice|divided|over|with|"
                       r"which|that|from|by|at|as|factorials?|infinity|roots?|zeros?|tens|ones|hundreds|tenths|remainder|minimum|maximum"
                       r"|one|"
-                      r"two|three|four|five|six|seven|eight|nine|ten|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|"
+                      r"(?:two|three|four|five|six|seven|eight|nine|ten)s?|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|"
                       r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs|[a-z]+wards?|others|always|sometimes|perhaps|[a-z]*less)\b|[不非或和与没无负倍万亿百十半]",
                       re.IGNORECASE)
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
@@ -152,8 +153,8 @@ def _read_unit(words: str, number: str, before: str) -> str | None:
         lower = token.lower()
         if token == "/" or lower == "per":
             sign = -1
-        elif lower in ("square", "sq", "cubic"):
-            power_ahead = 3 if lower == "cubic" else 2
+        elif lower in ("square", "sq", "cubic", "cu"):
+            power_ahead = 3 if lower[0] == "c" else 2
         elif token.lstrip("-").isdigit() or lower in ("squared", "cubed"):
             power = {"squared": 2, "cubed": 3}.get(lower) or int(token)
             if not factors:
@@ -218,6 +219,8 @@ def units_agree(x: str, y: str) -> bool:
     """Whether two units may be the same. A unit may be left out; so may the hour of a wage and the colour of a marble."""
     if x == y or not x or not y:
         return True
+    if "pound" in (x, y):  # of weight, or of money
+        return {x, y} <= {"pound", "lb", "pound-sterling"}
     words_x, words_y = set(x.split()), set(y.split())
     if words_x & words_y & _CURRENCIES:  # $18 and $18 per hour
         return words_x <= words_y or words_y <= words_x
