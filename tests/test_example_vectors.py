@@ -5,12 +5,14 @@ from statistics import mean, pstdev
 
 import pytest
 import torch
-from helpers import metrics, run
+from helpers import completions, make_policy, metrics, random_batch, run
 from torch.testing import assert_close
 
 import train_ppo
 from common.errors import UserError
-from examples import egae, pairs, pass_at_k, roll_in
+from common.policy.critic import Critic
+from common.policy.loss import aggregate
+from examples import egae, pairs, pass_at_k, pcl, roll_in
 from train_grpo import group_advantages
 
 NEAR = {"atol": 2e-6, "rtol": 0}
@@ -145,6 +147,57 @@ def test_a_step_of_p3o_is_the_step_of_the_base_with_the_gradient_that_it_should_
 def test_other_losses_of_whole_completions_run(loss, finished):
     (row,) = metrics(finished("examples.pairs", "--max_steps", "1", "--eval_steps", "0", "--loss", loss, "--num_minibatches", "2"))
     assert row["grad_norm"] > 0 and row["loss"] > 0
+
+
+def test_the_problems_nearest_to_the_target_are_taken():
+    predicted = torch.tensor([0.1, 0.48, 0.95, 0.6, 0.3, 0.55])
+    assert [pcl.nearest(predicted, 0.5, count) for count in (1, 2, 3, 6)] == [[1], [1, 5], [1, 3, 5], list(range(6))]
+    assert pcl.nearest(torch.zeros(9), 0.5, 3) == [0, 1, 2]  # before the critic has learned: the order of the epoch
+    values = torch.tensor([[0.48], [0.55]], requires_grad=True)
+    loss = aggregate(pcl.rate_token_loss(values, torch.tensor([0.5, 0.25])), torch.ones(2, 1, dtype=torch.bool), "token-mean", 2)
+    loss.backward()
+    close(loss, 0.0452)
+    close(values.grad, [[-0.02], [0.3]])
+    assert pcl.correlation(torch.zeros(3), torch.tensor([0.0, 0.5, 1])) is None
+    assert pcl.correlation(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 0.5, 0])) == pytest.approx(-1)
+
+
+def test_the_value_of_a_bare_prompt_is_the_value_before_the_first_token(random_models, tokenizer):
+    batch = random_batch(tokenizer)
+    critic = Critic(make_policy(random_models["llama"], tokenizer), seed=0)
+    torch.nn.init.ones_(critic.head.weight)
+    bare = pcl.bare_prompts(batch.problems)
+    values = [critic.all_values(rows, torch.arange(3), 300) for rows in (bare, batch)]
+    assert values[0].shape == (3, 1) and values[0].unique().numel() == 3
+    assert_close(values[0][:, 0], values[1][:, 0], atol=1e-4, rtol=0)
+
+
+def test_pcl_with_no_more_candidates_than_problems_is_the_base(finished):
+    steps = ("--max_steps", "3", "--eval_steps", "0")
+    rows = metrics(finished("examples.pcl", *steps, "--candidates", "1"))
+    own = {"value/mean", "value/loss", "value/correlation", "sampling/coverage"}
+    assert [{name: value for name, value in row.items() if name not in own} for row in rows] == metrics(finished("train_grpo", *steps))
+    assert [row["sampling/coverage"] for row in rows] == pytest.approx([4 / 60, 8 / 60, 12 / 60])
+
+
+def test_pcl_trains_on_the_candidates_that_the_critic_prefers(tmp_path, monkeypatch):
+    asked, kept, bare, nearest = [], [], pcl.bare_prompts, pcl.nearest
+    monkeypatch.setattr(pcl, "bare_prompts", lambda problems: asked.append(problems) or bare(problems))
+    monkeypatch.setattr(pcl, "nearest", lambda predicted, *rest: kept.append((predicted, nearest(predicted, *rest))) or kept[-1][1])
+    flags = ("--max_steps", "2", "--eval_steps", "0", "--candidates", "3", "--num_minibatches", "2")
+    assert run("examples.pcl", tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
+    (first, _), (second, best) = kept
+    assert first.eq(0).all() and second.unique().numel() > 1  # after one step the critic tells the problems apart
+    assert sorted((second - 0.5).abs().argsort()[:4].tolist()) == best
+    trained = list(dict.fromkeys(row["problem"] for row in completions(tmp_path / "run") if row["step"] == 2))
+    assert trained == [asked[2][i].id for i in best] == [problem.id for problem in asked[3]]  # 0 and 2: candidates; 1 and 3: of the update
+
+
+@pytest.mark.parametrize("flags", [{"candidates": 0}, {"target_rate": 1.5}, {"sampling": "lilo"}, {"critic_learning_rate": 0.0}])
+def test_flags_with_which_no_critic_chooses_are_refused(flags):
+    with pytest.raises(UserError):
+        pcl.Config(model="m", dataset="d", **flags).check()
+    pcl.Config(model="m", dataset="d").check()
 
 
 def cut_off(values, cut, lam, rewards=0.0):

@@ -134,13 +134,15 @@ class ProblemSampler:
         self.tried: list[Group] = []  # all groups of this step, chosen or not
         self.ahead: list[Group] = []  # with --sample_ahead: those of the next step, which are being sampled
 
-    def choose(self, step: int) -> list[Group]:
+    def choose(self, step: int, problems: list[Problem] | None = None) -> list[Group]:
         """The groups of the step, one per chosen problem.
 
         lilo, adaptive and dynamic choose by completions that they sample and verify. Their groups come with these completions and
-        rewards. The groups of uniform and buffer are still empty.
+        rewards. The groups of uniform and buffer are still empty. problems: a fork's own choice, in place of that of `--sampling`.
         """
         self.step, self.tried, self.stale = step, [], bool(self.ahead)
+        if problems is not None:
+            return self._new_groups(problems, self.config.num_generations)
         if self.ahead:
             self.tried, self.ahead = self.ahead, []
             # those that a checkpoint has waited for; the others are sampled, and counted, in phase 2
