@@ -31,7 +31,10 @@ def is_correct(completion: str, reference: str) -> bool:
             return beside is not None and answers_equal(f"\\{{{answer}, {offered}\\}}", f"\\{{{right}, {beside}\\}}")
         if answers_equal(answer, right):
             return True
-        together = joined_boxes(completion, num_items(right)) if completion.count("\\boxed") > 1 else None
+        if completion.count("\\boxed") < 2:
+            return False
+        count, is_ordered = num_items(right)
+        together = joined_boxes(completion, count, is_ordered)
         return together is not None and answers_equal(together, right)
     except RecursionError:  # the caller has used nearly all of the stack
         return False
@@ -43,15 +46,15 @@ def extract_answer(completion: str) -> str | None:
     return answer if answer is None or offered is None or answers_equal(answer, offered) else None
 
 
-def num_items(answer: str) -> int:
-    """The number of items of a list or a set, of a tuple, or of labelled values. 1 for another answer."""
+def num_items(answer: str) -> tuple[int, bool]:
+    """The number of items of a list or a set, of a tuple, or of labelled values, and whether the last two need order or names. Else 1."""
     try:
         form = next(iter(read_forms(answer)), ("text", ""))
     except Unsupported:
-        return 1
+        return 1, False
     if form[0] in ("list", "set", "labelled"):
-        return len(form[1])
-    return len(form[2]) if form[0] == "bracketed" and form[1] == "()" else 1
+        return len(form[1]), form[0] == "labelled"
+    return (len(form[2]), True) if form[0] == "bracketed" and form[1] == "()" else (1, False)
 
 
 def answers_equal(a: str, b: str) -> bool:

@@ -16,12 +16,14 @@ _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?!\s*[\w
 # between two boxes: "or" leaves the choice to the reader, the others only list
 _ALTERNATIVE = re.compile(r"[\s$,;]*(?:\\[()\[\]]|\\text\{)?\s*\b(?:or"
                           r"|either)\b\s*\}?[\s$]*(?:[A-Za-z]\s*=\s*)?(?:\\[(\[])?[\s$]*", re.IGNORECASE)
+_LETTER_BEFORE = re.compile(r"(?<![A-Za-z\\])([A-Za-z](?:_\{?\w\}?)?)\s*=\s*[\s$]*\\f?box(?:ed)?\s*\{$")
 _LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*and\s*\}|\band\b|\([a-h0-9]\)|\b(?:part"
                       r"|answer)\s+[a-h0-9]\b|"
                       r"\\?[A-Za-z]+(?:_\{?\w\}?)?\s*=)*", re.IGNORECASE)
 
-# "answer is", "answer:" or "answer $", unless "not" follows
-_ANSWER_IS = re.compile(r"(?:answers?\b[*_]*+\s*+(?:(?:is|are)\b\s*+:?+|:|(?=[$\\]))|\u7b54\u6848(?:\u662f|\u4e3a)?\s*+[:\uff1a]?)[*_]*+"
+# "answer is", "answer must be", "answer:", "answer =", "answer $" or "correct option is", unless "not" follows
+_ANSWER_IS = re.compile(r"(?:(?:answers?|correct (?:option|choice))\b[*_\"]*+\s*+(?:to (?:the|this) (?:question|problem)\s+)?"
+                        r"(?:(?:is|are|(?:must|should|will|would) be)\b\s*+:?+|[:=]|(?=[$\\]))|\u7b54\u6848(?:\u662f|\u4e3a)?\s*+[:\uff1a]?)[*_]*+"
                         r"(?!\s*+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
 # the end of the text before "answer": a word that denies or doubts what follows, or a letter of a longer word
 _DENIAL_BEFORE = re.compile(r"(?:[A-Za-z0-9_]|\b(?:wrong|incorrect|false|if (?:the|our|my)|"
@@ -65,15 +67,24 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
     return _bounded(answer), None
 
 
-def joined_boxes(completion: str, count: int) -> str | None:
-    """The contents of the last `count` boxes with commas between them, if the text between them only lists. Else None."""
+def joined_boxes(completion: str, count: int, with_names: bool) -> str | None:
+    """The contents of the last `count` boxes with commas between them, if the text between them only lists. Else None.
+
+    `with_names`: the letters before the boxes belong to the text, as in x=\\boxed{2}, y=\\boxed{3}. Without letters it is a tuple.
+    """
     text = _outside_thoughts(completion)
     boxes = _boxes(text)[-count:] if "box" in text and 2 <= count <= MAX_BOXES else []
     if len(boxes) < count or count < 2:
         return None
     if not all(_LISTING.fullmatch(_between(text, *pair)) for pair in pairwise(boxes)):
         return None
-    return _bounded(", ".join(text[slice(*box)] for box in boxes))
+    contents = [text[slice(*box)] for box in boxes]
+    names = [found[1] for start, _ in boxes if (found := _LETTER_BEFORE.search(text, max(0, start - 30), start))]
+    if not with_names:
+        return _bounded(", ".join(contents))
+    if len(set(names)) == count:
+        return _bounded(", ".join(f"{name}={content}" for name, content in zip(names, contents, strict=True)))
+    return _bounded(", ".join(contents) if any("=" in content for content in contents) else f"({', '.join(contents)})")
 
 
 @lru_cache(maxsize=4096)  # a reference is compared with many completions
@@ -168,19 +179,24 @@ def _first_line(text: str) -> str:
 
 def _stated(rest: str) -> str:
     """The answer at the start of a text behind "answer is"."""
-    rest = rest[_FILLER_WORDS.match(rest).end():]
+    rest = re.sub(r"^\s*```\w*\n", "", rest[_FILLER_WORDS.match(rest).end():])
     if rest.startswith(("$$", "\\[")):
         return _first_line(rest)
-    return _END_OF_SENTENCE.split(rest, maxsplit=1)[0]
+    stated = _END_OF_SENTENCE.split(rest, maxsplit=1)[0].rstrip()
+    for opening, closing in ("()", "{}"):  # (Answer: 42), {"answer": 42}
+        if stated.endswith(closing) and stated.count(opening) < stated.count(closing):
+            stated = stated[:-1]
+    return stated
 
 
 def _text_after_answer_is(text: str) -> str | None:
     """The text after the last "answer is" or "answer:" that is not denied, up to twice the length of an answer."""
-    last = {word: text.rfind(word) for word in ("answer", "Answer", "ANSWER", "\u7b54\u6848")}
+    last = {word: text.rfind(word) for word in ("answer", "Answer", "ANSWER", "\u7b54\u6848", "correct option", "correct choice")}
     while (at := max(last.values())) >= 0:
         found = _ANSWER_IS.match(text, at)
         if found and not _DENIAL_BEFORE.search(text[max(0, at - 45):at]):
             return text[found.end():found.end() + 2 * MAX_ANSWER_LENGTH]
-        word = text[at:at + (2 if text[at] == "\u7b54" else 6)]
-        last[word] = text.rfind(word, 0, at)
+        for word, place in last.items():
+            if place == at:
+                last[word] = text.rfind(word, 0, at)
     return None

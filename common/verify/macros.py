@@ -6,12 +6,12 @@ import re
 # macros without an argument, and macros that go with their argument
 _DROPPED = frozenset(re.findall(r"\S+", """displaystyle textstyle scriptstyle limits nolimits tiny scriptsize footnotesize small
     normalsize large Large LARGE huge
-    Huge bf it rm sf tt bfseries itshape rmfamily normalfont boldmath strut mathstrut nonumber notag allowbreak centering relax"""))
+    Huge checkmark blacksquare square bf it rm sf tt bfseries itshape rmfamily normalfont boldmath strut mathstrut nonumber notag allowbreak centering relax"""))
 _DROPPED_WITH_ARGUMENT = frozenset({"color", "tag", "label", "hspace", "vspace", "phantom", "hphantom", "vphantom"})
 # macros around a formula, and macros around words; those with a colour have it as their first argument
 _UNWRAPPED = frozenset(re.findall(r"\S+", """boxed fbox framebox underline uline mathsf mathtt mathop mathord mathrel mathbin ensuremath
     smash textcolor colorbox
-    fcolorbox mathnormal mathscr displaylines fbox enclose raisebox"""))
+    fcolorbox mathnormal mathscr displaylines fbox enclose raisebox bbox"""))
 _WORDS = frozenset(re.findall(r"\S+", """text textrm textbf textit textsf texttt textnormal textup textsc textmd textsl mathrm mathbf
     mathit mbox hbox operatorname
     emph boldsymbol bm pmb bold"""))
@@ -20,6 +20,9 @@ _NUM_FIRST_ARGUMENTS = {"textcolor": 1, "colorbox": 1, "fcolorbox": 2, "enclose"
 _OPERATORS = frozenset(re.findall(r"\S+", """sin cos tan sec csc cot cosec arcsin arccos arctan sinh cosh tanh coth sech csch ln log lg
     exp gcd lcm max min det cis
     arccot arcsec arccsc arsinh arcosh artanh arcsinh arccosh arctanh sup inf lim tr rank dim deg Pr Re Im Var Cov"""))
+# letters in bold that are unit vectors; an i without a j or a k beside it is the imaginary unit: see vectors.py
+_UNIT_VECTORS = frozenset("ijk")
+_BOLD = frozenset({"mathbf", "boldsymbol", "bm", "pmb", "textbf"})
 _OTHER_CASE = {"GCD": "gcd", "LCM": "lcm", "MAX": "max", "MIN": "min"}
 _MACRO = re.compile(r"\\([A-Za-z]+)\*?(?:\s*(?=\{)|(?![A-Za-z]))")
 _OLD_FONT = re.compile(r"\{\s*\\(?:bf|rm|it|sf|tt|bfseries)\b\s*([^{}]*)\}")
@@ -44,9 +47,12 @@ def without_styles(text: str) -> str:
         elif groups and (name in _UNWRAPPED or name in _WORDS):
             start, position = groups[-1][0] + 1, groups[-1][1] + 1
             content = text[start:position - 1]
-            is_number_set = name == "mathbf" and content.strip() in ("R", "Z", "N", "Q")
-            done.append(f"\\mathbb{{{content.strip()}}}" if is_number_set else
+            done.append(_bold_letter(content.strip()) if name in _BOLD and len(content.strip()) == 1 else
                         f" {without_styles(content)} " if name in _UNWRAPPED else _words(content))
+        elif name in _WORDS and not found[0].endswith("*") and re.match(r"\s*(?:d|[A-Za-z](?![A-Za-z]))", text[position:position + 9]):
+            letter = text[position:].lstrip()[0]  # \mathrm d
+            position = text.index(letter, position) + 1
+            done.append(_bold_letter(letter) if name in _BOLD else f" {letter} ")
         else:
             done.append(found[0])
     return "".join([*done, text[position:]])
@@ -73,6 +79,13 @@ def _groups(text: str, position: int, number: int) -> list[tuple[int, int]]:
         groups.append((position, i))
         position = i + 1
     return groups
+
+
+def _bold_letter(letter: str) -> str:
+    """A set of numbers, a unit vector, or another letter."""
+    if letter in _UNIT_VECTORS:
+        return f"\\vec{{{letter}}}"
+    return f"\\mathbb{{{letter}}}" if letter in ("R", "Z", "N", "Q") else _words(letter)
 
 
 def _words(content: str) -> str:

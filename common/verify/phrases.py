@@ -112,6 +112,7 @@ def without_words_around(text: str) -> str:
     if text.isascii() and not re.search(r"[A-Za-z]", text):
         return text
     text = _BEHIND.sub("", _IN_FRONT.sub("", text, count=1)) if " " in text or not text.isascii() else text
+    text += '"' * (text.count('"') % 2)
     text = without_qualifier(text)
     if found := _WITH_BASE.fullmatch(text):
         return f"{found[1]}_{{{found[2]}}}"

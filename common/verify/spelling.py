@@ -11,7 +11,7 @@ from common.verify.macros import without_styles
 
 _CURRENCIES = {"\u20ac": "euro", "\u00a3": "pound-sterling", "\u00a5": "yen", "\u20b9": "rupee", "pounds": "pound-sterling", "euro": "euro",
                "yen": "yen", "textsterling": "pound-sterling", "texteuro": "euro", "USD": "dollar", "EUR": "euro", "GBP": "pound-sterling",
-               "US": "dollar"}
+               "US": "dollar", "mathdollar": "dollar", "textdollar": "dollar", "INR": "rupee", "Rs": "rupee"}
 
 # ---- characters -----------------------------------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ _UNICODE_SIGNS = {
     "\u03b4": "\\delta ", "\u03b5": "\\epsilon ", "\u0394": "\\Delta ", "\u2044": "/",
     "\u2010": "-", "\u2011": "-",
     "\u00bd": "\\frac{1}{2}", "\u00bc": "\\frac{1}{4}", "\u00be": "\\frac{3}{4}",
-    "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}", "\u00ba": "^\\circ ", "\u221b": "\\sqrt[3]", "\u221c": "\\sqrt[4]",
+    "\u00ba": "^\\circ ", "\u221b": "\\sqrt[3]", "\u221c": "\\sqrt[4]",
     "\u27e8": "(", "\u27e9": ")", "\u2329": "(", "\u232a": ")", "\u3008": "(", "\u3009": ")", "\u3010": "[", "\u3011": "]",
     "\u3001": ", ", "\u3002": ". ", "\u2223": "\\mid ", "\u2216": "\\setminus ", "\u21a6": "\\mapsto ", "\u2192": "\\to ",
     "\u2261": "\\equiv ", "\u2200": "\\forall ", "\u2227": '" and "', "\u2228": '" or "', "\u2124": "\\mathbb{Z}",
@@ -34,9 +34,12 @@ _UNICODE_SIGNS = {
     "\u03c1": "\\rho ", "\u03c4": "\\tau ", "\u03be": "\\xi ", "\u03b7": "\\eta ", "\u03ba": "\\kappa ", "\u03bd": "\\nu ",
     "\u03c8": "\\psi ", "\u03c7": "\\chi ", "\u03a9": "\\Omega ", "\u03a3": "\\Sigma ", "\u03b6": "\\zeta ", "\u230a": "\\lfloor ",
     "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil ", "\u2016": "\\|", "\u2a7d": "\\le ", "\u2a7e": "\\ge ",
+    "\u2713": " ", "\u2714": " ", "\u25a0": " ",
     "\u00a2": '"cent"', "\u2018": "'", "\u22a4": "\\top "}
 _UNICODE_TABLE = {ord(sign): plain for sign, plain in _UNICODE_SIGNS.items()}
 _UNICODE_TABLE |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # fullwidth letters, digits and signs
+_UNICODE_TABLE |= {0x2150 + i: f"\\frac{{{top}}}{{{below}}}" for i, (top, below) in enumerate(
+    [(1, 7), (1, 9), (1, 10), (1, 3), (2, 3), (1, 5), (2, 5), (3, 5), (4, 5), (1, 6), (5, 6), (1, 8), (3, 8), (5, 8), (7, 8)])}
 _SUPERSCRIPTS = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f", "0123456789+-n",
                          strict=True))
 _SUBSCRIPTS = {chr(0x2080 + digit): str(digit) for digit in range(10)}
@@ -70,13 +73,24 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     (None, "[" + "".join(_SUBSCRIPTS) + "]+", lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}"),
     (None, "\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
     ("\\sqrt[", r"(\\sqrt\[\d\])\s*(\d+(?:\.\d+)?)", r"\1{\2}"),
-    (None, "([\u20ac\u00a3\u00a5\u20b9])\\s*(\\d(?:[\\d.,]*\\d)?)", lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
+    (None, "\"?([\u20ac\u00a3\u00a5\u20b9])\"?\\s*(\\d(?:[\\d.,]*\\d)?)", lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
     (None, "[\u20ac\u00a3\u00a5\u20b9]", lambda m: f'"{_CURRENCIES[m[0]]}"'),
-    ("\\", r"\\(pounds|euro|yen|textsterling|texteuro)(?:\{\})?\s*(\d(?:[\d.,]*\d)?)", lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
-    ("", r"\b(USD|EUR|GBP|US(?=\s*\\?\$))\s*(?=[\\$\d])\\?\$?\s*(\d(?:[\d.,]*\d)?)", lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
+    ("\\", r"\\(pounds|euro|yen|textsterling|texteuro|mathdollar|textdollar)(?:\{\})?\s*(\d(?:[\d.,]*\d)?)",
+     lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
+    ("", r"\"?\s*\b(USD|EUR|GBP|INR|Rs|US(?=\"?\s*\\?\$))\.?\s*\"?\s*(?:\\?\$)?\s*(\d(?:[\d.,]*\d)?)",
+     lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
     (None, "\u211d", r"\\R "),
     # one macro where LaTeX has several
-    ("frac", r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    ("frac", r"\\(?:[dtcs]|nice)frac(?![a-z])", r"\\frac"),
+    ("{}", r"(?<![A-Za-z])\{\}(?=[\d^])|(?<=\d)\{\}", ""),
+    ("easuredangle", r"\\measuredangle", r"\\angle"),
+    ("\\cr", r"\\cr(?![a-z])", r"\\\\"),
+    ("math", r"\\([ij])math(?![a-z])", r"\1"),
+    # or, and: as signs of logic, and in Chinese between two values
+    ("\\", r"\\(?:lor|vee)(?![a-z])", '" or "'), ("\\", r"\\(?:land|wedge)(?![a-z])", '" and "'),
+    (None, "\"?\\s*(?<=[\\w)}\\]$\"\\s])\u6216\u8005?\\s*\"?(?=[\\s\\w\\\\({$-])", '" or "'),
+    (None, "(?<=[A-Za-z0-9)}\\]$])\\s*\"?\\s*[\u548c\u4e0e\u53ca\u4e14]\\s*\"?\\s*(?=[A-Za-z0-9\\\\({$-])", '" and "'),
+    (" x ", r"(?<=\d)[\s\"]* x [\s\"]*(?=10\s*\^)", r"\\times "), ("\"x\"", r"(?<=\d)\s*\"x\"\s*(?=10\s*\^)", r"\\times "),
     ("binom", r"\\[dt]binom", r"\\binom"),
     ("\\", r"\\(?:varnothing|oslash)", r"\\emptyset "),
     ("varphi", r"\\varphi", r"\\phi"),
@@ -95,6 +109,8 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("", r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+", lambda m: re.sub(r"\D", "", m[0])),  # 1\,000
     # environments, texts, spaces, and the signs around a formula
     ("\\begin", r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", lambda m: _join_rows(m[2])),
+    # equations side by side, or below each other without an environment
+    ("=", r"(?<=[\w})\]])\s*(?:\\q?quad|\\\\(?![\s\S]*\\end))\s*(?=\\?[A-Za-z]+(?:_\{?\w\}?)?\s*=)", ", "),
     ("\\", r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)", " "),
     ("~", r"~", " "),
     ("$", r"\\\$|\$", " "),
@@ -140,10 +156,13 @@ def normalize(text: str) -> str:
         if applies:
             text = pattern.sub(replacement, text)
     text = PUNCTUATION_AT_END.sub("", text.replace('" "', " ").replace("\u221a", "\\sqrt ")).strip()
+    if len(text) > 2 and text[0] == text[-1] == "'":
+        text = text[1:-1].strip()
     if text[:1] == text[-1:] == '"' and '"' not in text[1:-1]:
         text = text[1:-1].strip()
     # braces around everything group; braces around several items are a set
-    while text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and len(split_outside_brackets(text[1:-1], ",;")) == 1:
+    while text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and len(split_outside_brackets(text[1:-1], ",;")) == 1 \
+            and not re.match(r"\{\s*[A-Za-z]\s*(?:\||:|\\mid|\\vert)", text):
         text = text[1:-1].strip()
     return text
 
