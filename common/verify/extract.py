@@ -23,7 +23,8 @@ _LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*
 
 # "answer is", "answer must be", "answer:", "answer =", "answer $" or "correct option is", unless "not" follows
 _ANSWER_IS = re.compile(r"(?:(?:answers?|correct (?:option|choice))\b[*_\"]*+\s*+(?:to (?:the|this) (?:question|problem)\s+)?"
-                        r"(?:(?:is|are|(?:must|should|will|would) be)\b\s*+:?+|[:=]|(?=[$\\]))|\u7b54\u6848(?:\u662f|\u4e3a)?\s*+[:\uff1a]?)[*_]*+"
+                        r"(?:(?:is|are|(?:must|should|will|would) be)\b\s*+:?+|[:=]|(?=[$\\]))|"
+                        r"\u7b54\u6848(?:\u662f|\u4e3a)?\s*+[:\uff1a]?)[*_]*+"
                         r"(?!\s*+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
 # the end of the text before "answer": a word that denies or doubts what follows, or a letter of a longer word
 _DENIAL_BEFORE = re.compile(r"(?:[A-Za-z0-9_]|\b(?:wrong|incorrect|false|if (?:the|our|my)|"

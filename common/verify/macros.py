@@ -6,7 +6,8 @@ import re
 # macros without an argument, and macros that go with their argument
 _DROPPED = frozenset(re.findall(r"\S+", """displaystyle textstyle scriptstyle limits nolimits tiny scriptsize footnotesize small
     normalsize large Large LARGE huge
-    Huge checkmark blacksquare square bf it rm sf tt bfseries itshape rmfamily normalfont boldmath strut mathstrut nonumber notag allowbreak centering relax"""))
+    Huge checkmark blacksquare square bf it rm sf tt bfseries itshape rmfamily normalfont boldmath strut mathstrut nonumber notag
+    allowbreak centering relax"""))
 _DROPPED_WITH_ARGUMENT = frozenset({"color", "tag", "label", "hspace", "vspace", "phantom", "hphantom", "vphantom"})
 # macros around a formula, and macros around words; those with a colour have it as their first argument
 _UNWRAPPED = frozenset(re.findall(r"\S+", """boxed fbox framebox underline uline mathsf mathtt mathop mathord mathrel mathbin ensuremath
