@@ -12,7 +12,7 @@ import train_ppo
 from common.errors import UserError
 from common.policy.critic import Critic
 from common.policy.loss import aggregate
-from examples import egae, pairs, pass_at_k, pcl, roll_in
+from examples import egae, guide_grpo, pairs, pass_at_k, pcl, roll_in
 from train_grpo import group_advantages
 
 NEAR = {"atol": 2e-6, "rtol": 0}
@@ -198,6 +198,72 @@ def test_flags_with_which_no_critic_chooses_are_refused(flags):
     with pytest.raises(UserError):
         pcl.Config(model="m", dataset="d", **flags).check()
     pcl.Config(model="m", dataset="d").check()
+
+
+def test_guided_tokens_are_shaped_and_not_clipped():
+    old, mask = torch.tensor([[-0.3, -0.2, -0.4, -1.0, 5.0]]), torch.tensor([[True] * 4 + [False]])
+    logps = torch.tensor([[-1.2, -3.0, -0.4, -0.9, 9.0]], requires_grad=True)
+    gamma = guide_grpo.guide_gamma(logps.detach(), old, mask)
+    close(gamma, 1.073620)
+    loss = guide_grpo.guided_token_loss(logps, old, torch.tensor([-1.0]), gamma)
+    torch.where(mask, loss, 0).sum().backward()
+    close(loss[:, :4].detach(), [[0.274674, 0.053604, 0.482249, 0.507241]])
+    close(logps.grad, [[0.199228, 0.050731, 0.249685, 0.249948, 0]])
+    assert guide_grpo.guide_gamma(old - 50, old, mask) == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("solution", "share", "rule", "hint"),
+    [
+        ("1+1=2\n2+2=4\n#### 4", 0.5, "lines", "1+1=2"),
+        ("1+1=2\n2+2=4\n#### 4", 1.0, "lines", "1+1=2"),
+        ("1+1=2\n2+2=4\n4+4=8\n#### 8", 0.5, "lines", "1+1=2"),
+        ("Half is 48/2=<<48/2=24>>24.\nBoth: 72.\n#### 72", 0.5, "lines", "Half is 48/2=24."),
+        ("2+2=4\n#### 4", 1.0, "lines", ""),
+        ("", 1.0, "math", ""),
+        ("Let $x=3$ be the side. Then we have $x^2=9$ as its square. So the answer is $\\boxed{9}$.", 0.7, "math", None),
+    ],
+)
+def test_a_hint_never_shows_the_last_step(solution, share, rule, hint):
+    found = guide_grpo.hint_of(solution, share, rule)
+    assert found == hint if hint is not None else solution.startswith(found) and found and "boxed" not in found
+
+
+def test_guide_without_hints_is_the_base_and_with_them_trains_on_the_plain_prompt(finished, tmp_path, monkeypatch):
+    steps = ("--max_steps", "3", "--eval_steps", "0", "--num_minibatches", "2")
+    plain = finished("examples.guide_grpo", *steps, "--hint_share", "0")
+    own = {"sampling/frac_asked_again": 0, "sampling/frac_hinted": 0}
+    assert metrics(plain) == [row | own for row in metrics(finished("train_grpo", *steps))]
+    made, passes, make, logps = [], [], guide_grpo.make_batch, guide_grpo.all_logps
+    monkeypatch.setattr(guide_grpo, "make_batch", lambda *parts: made.append(make(*parts)) or made[-1])
+    monkeypatch.setattr(guide_grpo, "all_logps", lambda *args: passes.append((args[1], args[2], logps(*args))) or passes[-1][2])
+    assert run("examples.guide_grpo", tmp_path / "run", *steps, monkeypatch=monkeypatch) == 0
+    rows = metrics(tmp_path / "run")
+    assert any(row["sampling/frac_hinted"] > 0 for row in rows)
+    for step, row in enumerate(rows):
+        first, batch, asked = made[3 * step : 3 * step + 3]
+        (with_hint, _, old), (without, hinted_rows, now) = passes[2 * step : 2 * step + 2]
+        assert (with_hint, without) == (asked, batch) and batch.completions == asked.completions
+        given = [p.prompt_ids != q.prompt_ids for p, q in zip(batch.problems, asked.problems, strict=True)]
+        logged = [line for line in completions(tmp_path / "run") if line["step"] == step + 1]
+        assert [line["hinted"] for line in logged] == given and sum(given) == 16 * row["sampling/frac_hinted"]
+        assert row["sampling/frac_hopeless"] >= row["sampling/frac_asked_again"] >= row["sampling/frac_hinted"]
+        for i, hinted in enumerate(given):
+            bare, read = batch.problems[i].prompt, asked.problems[i].prompt
+            assert read == bare if not hinted else read.startswith(bare) and read.split("\n")[-2] in batch.problems[i].row["answer"]
+            assert hinted or batch.completions[i] == first.completions[i]
+        assert all(given[i] for i in hinted_rows)
+        for i in hinted_rows.tolist():  # the sampler's log-probs are those under the hint
+            sampled = torch.tensor(batch.completions[i].logps)
+            assert_close(old[i, : len(sampled)], sampled, atol=1e-4, rtol=0)
+            assert (now[i] - old[i]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("flags", [{"hint_share": 1.5}, {"hint_text": "Hint"}, {"sample_ahead": 1}])
+def test_hints_that_cannot_be_given_are_refused(flags):
+    with pytest.raises(UserError):
+        guide_grpo.Config(model="m", dataset="d", **flags).check()
+    guide_grpo.Config(model="m", dataset="d").check()
 
 
 def cut_off(values, cut, lam, rewards=0.0):

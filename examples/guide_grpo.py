@@ -1,0 +1,344 @@
+"""Guide-GRPO: problems that no completion solves are asked again with a hint, and the policy learns to solve them without it.
+
+Base: train_grpo.py, changed in the set-up and phases 3, 4, 5 and 6
+Paper: Guide (arXiv 2506.13923), adaptive guidance
+Changes: a hinted group with right and wrong completions takes the place of a failed one; its ratio is to the policy that saw the hint
+Cost: a second group of completions for each failed problem, and two forward passes over the completions that were hinted
+When: many problems are never solved, and the data has worked solutions
+
+The loss is on the prompt without the hint. The ratio of a hinted completion is p(token | problem) / p before the update(token | problem,
+hint). It is far below 1 where the hint taught something, so a clip would drop these tokens. In its place the loss is
+-A ratio / (ratio + gamma), with gamma the 0.9 quantile of the hinted tokens' ratios, and at least 1e-4.
+
+Deviations: those of train_grpo.py.
+- The hint is the first part of the column --solution_column. In the paper a model writes the hints.
+- gamma is taken once, over all hinted completions of the step and before the update. The official code takes it per micro-batch.
+What to know: the hint is --hint_share of the steps of the solution, rounded down and without the last step. Marks as <<48/2=24>> of GSM8K
+are taken out. A solution of one step gives no hint. The metric `reward` counts hinted completions and is higher than the model deserves;
+sampling/frac_hopeless is the share of failed problems before the hints. Tokens of the second groups count in num_tokens.
+
+    python examples/guide_grpo.py --hint_share 0.5
+    python examples/guide_grpo.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset math --solution_column solution --step_split math
+"""
+from __future__ import annotations
+
+import sys
+
+sys.path.insert(0, __file__.rpartition("/examples/")[0])  # finds common/ from anywhere
+
+from common.interrupt import end_quietly
+
+end_quietly(__name__)  # a signal during the imports, which take seconds, is no stack trace
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from common.config import CommonConfig, flag
+from common.errors import UserError
+from common.launch import for_programs, parse_command_line, run_script
+
+
+@dataclass
+class Config(CommonConfig):
+    scale_rewards: Literal["group", "batch", "mean", "none"] = flag(
+        "group", "algorithm", "Divide advantages by the standard deviation of the group or batch, by the mean of the group, or by nothing.",
+        once_bool=("group", "none"))
+    leave_one_out: bool = flag(False, "algorithm", "Baseline of a completion: the mean reward of the others in its group (RLOO).")
+    epsilon: float = flag(0.2, "algorithm", "Lower clip of the ratio: 1 - epsilon.")
+    epsilon_high: float | None = flag(None, "algorithm", "Upper clip of the ratio: 1 + epsilon_high. DAPO: 0.28. Default: epsilon.")
+    overlong_buffer: int = flag(
+        0, "algorithm", "The reward falls over this many tokens before the length limit (DAPO section 3.4). 0: it does not fall.")
+    overlong_factor: float = flag(1.0, "algorithm", "How far the reward falls within --overlong_buffer.")
+    hint_share: float = flag(0.5, "algorithm", "Share of the steps of a solution that the hint shows. The last step is never shown.")
+    hint_text: str = flag("\n\nHint: {hint}", "algorithm", "Text that follows the question. {hint} is the place of the hint.")
+    solution_column: str = flag("answer", "algorithm", "Column of the data with the worked solution. MATH: solution.")
+    step_split: Literal["lines", "math"] = flag("lines", "algorithm", "Where steps of a solution begin: lines, or math (sentences).")
+
+    tiny_defaults: ClassVar[dict[str, Any]] = {**CommonConfig.tiny_defaults, "hint_text": "\n{hint}"}  # it knows no other words
+
+    def check(self) -> None:
+        """Raises UserError for values that cannot work with this algorithm."""
+        super().check()
+        if not 0 <= self.hint_share <= 1 or "{hint}" not in self.hint_text or self.sample_ahead:
+            raise UserError(f"--hint_share {self.hint_share} --hint_text {self.hint_text!r} --sample_ahead {self.sample_ahead}: give a "
+                            "share from 0 to 1, a text with {hint}, and 0")
+        if self.num_generations < 2:
+            raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
+        if self.overlong_factor < 0:
+            raise UserError(f"--overlong_factor {self.overlong_factor}: give 0 or more; it is subtracted from the reward")
+        if not 0 <= self.overlong_buffer < self.max_completion_length:
+            raise UserError(f"--overlong_buffer {self.overlong_buffer}: give 0, or less than the {self.max_completion_length} tokens of "
+                            "--max_completion_length")
+        if self.scale_rewards == "mean" and self.overlong_buffer:
+            raise UserError("--scale_rewards mean is for rewards of 0 and 1, and --overlong_buffer changes them: leave one of the two out")
+        if not 0 <= self.epsilon < 1 or (self.epsilon_high or 0) < 0:
+            raise UserError(f"--epsilon {self.epsilon} --epsilon_high {self.epsilon_high}: give 0 <= epsilon < 1 and epsilon_high >= 0, "
+                            "as 0.2 and 0.28")
+
+
+if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
+    CONFIG = parse_command_line(Config, __file__)
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from common.console import say
+from common.policy.load import load_policy
+from common.policy.loss import aggregate, importance_weights, kl_estimate, loss_divisor
+from common.policy.micro_batches import MicroBatch, microbatches, minibatches
+from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
+from common.policy.policy import all_logps
+from common.policy.pretrained import context_length, load_tokenizer
+from common.policy.skipped import check_skipped
+from common.problems.choose import ProblemSampler
+from common.problems.data import load_rows
+from common.problems.prompts import Template, load_template, make_problems, max_prompt_length, prompt_ids
+from common.records import Group, Problem, derive_seed, make_batch
+from common.rollout.choose_engine import connect, make_engine
+from common.rollout.reasoning_steps import split_steps
+from common.rollout.rounds import evaluate, sample, verify
+from common.run.metrics import TokenMeans, batch_metrics
+from common.run.preflight import preflight
+from common.run.run import Run
+from common.verify.rewards import make_reward
+
+# ---- the algorithm --------------------------------------------------------------------------------------------------
+
+def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: str = "group", leave_one_out: bool = False) -> Tensor:
+    """Advantages (B,): (reward - mean of the group) / (standard deviation of the group + 1e-6). GRPO (arXiv 2402.03300) 4.1.2.
+
+    rewards (B,). group_ids (B,) int64, any numbers: rows with equal numbers are one group. Groups may differ in size, and their rows
+    may be mixed. The standard deviation is that of the population.
+    scale_rewards "none": reward - mean, without the division. Dr. GRPO (2503.20783). "batch": the standard deviation of all rewards,
+    as in Lite PPO (2508.08221) and ScaleRL (2510.13786). "mean": divided by the group's mean, for rewards of 0 and 1 alone, else
+    UserError. MaxRL (2602.02710).
+    leave_one_out: the mean is that of the other completions of the group, which multiplies by G / (G - 1). RLOO (2402.14740).
+    A group with equal rewards, or with one completion, gets exactly 0.
+    Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]. "none": [0.75, -0.25, -0.25, -0.25]. "mean": [3, -1, -1, -1].
+    """
+    _, group = group_ids.unique(return_inverse=True)
+    size = torch.bincount(group).to(rewards)  # (groups,)
+    mean = torch.zeros_like(size).index_add(0, group, rewards) / size
+    centred = rewards - mean[group]
+    low = torch.full_like(size, torch.inf).scatter_reduce(0, group, rewards, "amin")
+    high = torch.full_like(size, -torch.inf).scatter_reduce(0, group, rewards, "amax")
+    advantages = torch.where((low == high)[group], 0.0, centred)  # the mean of equal rewards may differ by rounding
+    if leave_one_out:
+        advantages = advantages * (size / (size - 1).clamp(min=1))[group]
+    if scale_rewards == "mean":
+        if not ((rewards == 0) | (rewards == 1)).all():
+            raise UserError("--scale_rewards mean is for rewards of 0 and 1; this reward gave others: use group, batch or none")
+        advantages = advantages / torch.where(mean > 0, mean, 1.0)[group]
+    elif scale_rewards == "batch":
+        advantages = advantages / (rewards.std(correction=0) + 1e-6)
+    elif scale_rewards == "group":
+        variance = torch.zeros_like(size).index_add(0, group, centred.square()) / size
+        advantages = advantages / (variance.sqrt() + 1e-6)[group]
+    return advantages
+
+
+def grpo_token_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """Loss of each token (B, T): -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A). GRPO equation 3.
+
+    ratio = exp(logps - old_logps); logps, old_logps (B, T) nats. A: advantages (B,).
+    Ratio 1.25 and A 1: with epsilon_high 0.2 the loss is -1.2 and has no gradient. With epsilon_high 0.28 it is -1.25.
+    """
+    ratio = torch.exp(logps - old_logps)  # (B, T)
+    advantages = advantages[:, None]
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantages)
+
+
+def clipped_tokens(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """(B, T) bool: True on tokens without gradient, because their ratio is beyond the clip. Arguments as in `grpo_token_loss`."""
+    ratio, advantages = torch.exp(logps - old_logps), advantages[:, None]
+    return ((ratio > 1 + epsilon_high) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
+
+
+def hint_of(solution: str, share: float, rule: str) -> str:
+    """The first steps of a solution: this share of them, rounded down, and never the last one. "" if this is no step.
+
+    rule: as `--step_split`. "1+1=2\\n2+2=4\\n#### 4" has two steps, since the answer belongs to the last line: share 0.5 -> "1+1=2".
+    """
+    text = re.sub(r"<<[^<>]*>>", "", solution)
+    cuts = split_steps(text, rule)
+    return text[:cuts[min(int(share * (len(cuts) - 1)), len(cuts) - 2)]].strip()
+
+
+def guided_token_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, gamma: float) -> Tensor:
+    """Loss of each token (B, T) of hinted completions: -A ratio / (ratio + gamma), ratio = exp(logps - old_logps).
+
+    logps (B, T) nats: without the hint. old_logps (B, T) nats: with the hint, before the update. advantages (B,).
+    Ratio 1 and gamma 1.073620: the loss is -0.482249 A, and its gradient -0.249685 A.
+    """
+    return -advantages[:, None] * torch.sigmoid(logps - old_logps - math.log(gamma))
+
+
+def guide_gamma(logps: Tensor, old_logps: Tensor, mask: Tensor) -> float:
+    """The 0.9 quantile of the ratios exp(logps - old_logps) over the tokens with mask True, at least 1e-4. All (B, T)."""
+    return max(1e-4, float(np.quantile(torch.exp(logps - old_logps)[mask].numpy(), 0.9))) if mask.any() else 1.0
+
+
+def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+    """The penalty (B,) <= 0 that is added to the reward. DAPO (arXiv 2503.14476) equation 13.
+
+    It is 0 for up to max_length - buffer tokens, and then falls in a straight line to -factor at max_length.
+    lengths (B,) in tokens. With max_length 1024 and buffer 256: 768 -> 0, 800 -> -0.125, 1024 -> -1.
+    """
+    if buffer <= 0:
+        return torch.zeros(lengths.shape)
+    return -factor * ((lengths - (max_length - buffer)) / buffer).clamp(min=0.0)
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def with_hints(problems: list[Problem], config: Config, template: Template, tokenizer: PreTrainedTokenizerBase, longest: int,
+               ) -> dict[str, Problem]:
+    """The problems with a hint behind the question, by id. longest: of a prompt, in tokens. Raises UserError if no problem has one."""
+    found = []
+    for problem in problems:
+        hint = hint_of(str(problem.row.get(config.solution_column) or ""), config.hint_share, config.step_split)
+        before, question, after = problem.prompt.rpartition(problem.question)
+        if hint and question:
+            found.append(replace(problem, prompt=f"{before}{question}{config.hint_text.replace('{hint}', hint)}{after}"))
+    ids = prompt_ids("hinted", [problem.prompt for problem in found], template, tokenizer)
+    hinted = {problem.id: replace(problem, prompt_ids=tuple(own)) for problem, own in zip(found, ids, strict=True) if len(own) <= longest}
+    say(f"hints: {len(hinted)} of the {len(problems)} training problems have one, of the column {config.solution_column}")
+    if config.hint_share > 0 and not hinted:
+        raise UserError(f"--solution_column {config.solution_column}: no problem has a text of several steps there; name another column")
+    return hinted
+
+
+def train(config: Config) -> None:
+    """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
+    run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step
+    reward = make_reward(config)  # everything that can fail without a model comes before the model
+    rows = load_rows(config)  # (training rows, held-out rows): questions and reference answers as text
+    tokenizer, model_config = load_tokenizer(config)
+    template = load_template(config, tokenizer)  # turns a question into a prompt
+    config.derive(stop=config.stop or list(template.stop))  # strings that end a completion
+    problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
+    run.identify(tokenizer, template.render("?"), problems, held_out)  # a resumed run must be made of the same as before
+    hints = with_hints(problems, config, template, tokenizer, max_prompt_length(config, context_length(model_config)))
+    engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in [*problems, *hints.values(), *held_out]])
+    policy = load_policy(config, tokenizer, model_config, engine)  # the frozen base, and the LoRA adapter "default" that is trained
+    optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
+    fill = partial(sample, engine=engine, config=config)  # samples the completions that groups still lack
+    sampler = ProblemSampler(problems, config, fill, reward, run)  # chooses the problems of each step
+    preflight(engine, policy, config, [*problems, *hints.values(), *held_out])  # on a GPU: does the largest micro-batch fit?
+    run.start(policy, {"optimizer": optimizer, "sampler": sampler, "reward": reward})
+    connect(engine, policy)  # the engine now samples from the policy; a check compares their log-probs
+    if config.eval_steps and run.step == 0:  # step 0: the model before training
+        run.log(evaluate(fill, held_out, config, reward))
+
+    for step in run.steps():
+        # 1 choose problems
+        chosen = sampler.choose(step)  # one Group per problem; some ways of --sampling have already sampled and scored completions
+
+        # 2 sample completions
+        with run.timer("sample"):
+            run.count(fill(chosen))  # samples the completions that the groups still lack
+            batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])  # B completions
+
+        # 3 verify
+        with run.timer("verify"):
+            rewards = verify(chosen, reward)  # (B,) float32: one reward per completion, in the order of the batch
+            sampler.record()  # remembers how often each problem was solved
+        # problems without a success are asked again with a hint; a mixed group takes the place of the failed one
+        again = {place: Group(hints[group.problem.id], len(group.completions), derive_seed(group.seed, "hint"))
+                 for place, group in enumerate(chosen) if group.successes == 0 and group.problem.id in hints}
+        with run.timer("sample"):
+            run.count(fill(list(again.values())))
+        with run.timer("verify"):
+            verify(list(again.values()), reward)
+            helped = {place: group for place, group in again.items() if group.mixed}
+            groups = [helped.get(place, group) for place, group in enumerate(chosen)]
+            rewards = verify(groups, reward)
+        batch = make_batch([group.problem for group in chosen], [group.completions for group in groups])  # to train on: without hints
+        asked = make_batch([group.problem for group in groups], [group.completions for group in groups])  # as it was sampled
+        hinted = torch.isin(batch.group_ids, torch.tensor(list(helped), dtype=torch.long))  # (B,)
+
+        # 4 advantages
+        # a completion is compared with its group, and all its tokens get the same advantage
+        rewards += overlong_penalty(batch.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_factor)
+        advantages = group_advantages(rewards, batch.group_ids, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out)
+        run.log_completions(batch, rewards, advantages, hinted=hinted.tolist())  # rewards (B,), advantages (B,)
+        mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T): tokens in the loss
+        # without a KL term a completion with advantage 0 has gradient 0: it gets no forward pass, but it counts in the loss divisor
+        needs_pass = mask.any(dim=1) & ((advantages != 0) | (config.beta > 0))  # (B,)
+
+        # 5 log-probs before the update
+        engine.sleep()  # gives up memory that only sampling needs, until it samples again
+        old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
+        with run.timer("update"):
+            trained = needs_pass.nonzero()[:, 0]  # numbers of the rows that get a pass
+            if hinted.any() or config.num_iterations * config.num_minibatches > 1:  # else the update's own forward pass gives them
+                old_logps = all_logps(policy, asked, trained, config.max_tokens_per_microbatch)  # with the hints
+                plain = all_logps(policy, batch, (hinted & needs_pass).nonzero()[:, 0], config.max_tokens_per_microbatch)  # without them
+                gamma = guide_gamma(plain, old_logps, mask & (hinted & needs_pass)[:, None])
+            if config.beta > 0:
+                with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
+                    ref_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
+
+        # 6 update
+        clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
+
+        def loss_of(micro: MicroBatch, divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
+            """The loss of b completions, and numbers (b, T) to log. It may use all of phase 4, and entropy and kl with their gradients."""
+            logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, both with a gradient
+            old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
+            token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
+            if old_logps is not None:
+                guided = guided_token_loss(logps, old, micro.take(advantages), gamma)
+                token_loss = torch.where(micro.take(hinted)[:, None], guided, token_loss)
+            if config.importance_cap > 0:
+                token_loss = token_loss * importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)
+            kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
+            loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
+            return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),
+                          "clipped": clipped_tokens(logps, old, micro.take(advantages), **clip) & ~micro.take(hinted)[:, None]}
+
+        with run.timer("update"):
+            check_skipped(loss_of, policy, batch, mask, needs_pass, step)
+            means, norms = TokenMeans(), []
+            # one optimiser step per minibatch; a minibatch is cut into micro-batches of b completions that fit in memory
+            for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
+                divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)  # of all micro-batches
+                losses = []
+                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy, mask):
+                    loss, numbers = loss_of(micro, divisor)
+                    loss.backward()  # gradients of the micro-batches add up
+                    losses.append((micro.rows, loss.detach()))
+                    means.add(micro.mask, **numbers)
+                norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
+                run.stop_if_not_finite(losses, norms[-1], batch)  # ends the run before NaN can reach the weights
+                take_step(optimizer, learning_rate_at(step, config))
+            metrics = {
+                "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
+                "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item(),
+                "learning_rate": learning_rate_at(step, config),
+                "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                "sampling/sampling_logp_difference/max": means.max("difference"),
+                "sampling/frac_asked_again": len(again) / len(chosen), "sampling/frac_hinted": len(helped) / len(chosen)}
+
+        # 7 sync the sampler
+        with run.timer("sync"):
+            engine.sync()  # from now on the engine samples with the updated adapter
+
+        # 8 evaluate, log, save
+        with run.timer("evaluate"):  # every --eval_steps and after the last step, on held-out problems
+            evaluation = evaluate(fill, held_out, config, reward) if run.due_for_evaluation else {}
+        run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
+        run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
+
+
+train = for_programs(train)  # also after an error its folder is given free
+
+
+if __name__ == "__main__":
+    run_script(train, CONFIG)
