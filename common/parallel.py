@@ -86,6 +86,7 @@ def join() -> None:
     visible = _take_card()
     import torch
     import torch.distributed as dist
+    import torch.distributed.nn  # before there is a group: its functions have the group of that moment as a default, and so would keep it
 
     gpu = torch.cuda.is_available()
     with _connected():  # before vLLM starts, which else would make a group of its own process alone
@@ -143,7 +144,11 @@ def _be_quiet() -> None:
 
 
 def _part() -> None:
-    """Leaves the other processes. Without this a finished process aborts now and then at its end."""
+    """Leaves the other processes, and waits for the threads of the connections to end.
+
+    A thread that still holds a tensor of Python's when the interpreter has ended aborts the process ("terminate called without an active
+    exception"). The threads end with the last holder of the group.
+    """
     import torch.distributed as dist  # at the end of the process vLLM may have left them already
 
     with contextlib.suppress(Exception):

@@ -205,3 +205,28 @@ def test_torchrun_is_stopped_in_order_and_one_process_goes_on(tmp_path, monkeypa
     assert run("train_grpo", folder, "--resume_from_checkpoint", "auto", *flags, monkeypatch=monkeypatch) == 0
     assert run("train_grpo", tmp_path / "alone", *flags, monkeypatch=monkeypatch) == 0
     assert_same_run(tmp_path / "alone", folder)
+
+
+LAST_WORDS = """
+import atexit, os, pathlib, runpy, sys
+
+def write(own=pathlib.Path(__file__)):
+    threads = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    own.with_name(f"threads-{os.environ['RANK']}.txt").write_text(" ".join(threads))
+
+atexit.register(write)  # the first that is registered is the last that is called
+sys.argv.pop(0)
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_threads_of_the_connections_end_before_the_process(tmp_path):
+    """One that is left aborts the process now and then, when all is done and written."""
+    script = tmp_path / "script.py"
+    script.write_text(LAST_WORDS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    subprocess.run([*torchrun, script, ROOT / "train_grpo.py", *QUICK, "--max_steps", "1", "--output_dir", tmp_path / "run"],
+                   check=True, capture_output=True, timeout=300)  # fmt: skip
+    for rank in range(2):
+        assert "gloo" not in (tmp_path / f"threads-{rank}.txt").read_text()
