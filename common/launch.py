@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from common import parallel
-from common.config import C, CommonConfig, SamplingConfig
+from common.config import CHAT_TEXT, C, CommonConfig, SamplingConfig
 from common.console import fail, guard, say
 from common.errors import UserError
 from common.flags import GROUPS, PLANNED
@@ -120,6 +120,8 @@ def parse_config(config_class: type[C], argv: list[str], script: str) -> C:
     typed = Parser(config_class).typed(argv)
     if typed.get("stop"):
         typed["stop"] = [text.replace("\\n", "\n") for text in typed["stop"]]
+    if typed.get("prompt_template", "").startswith(CHAT_TEXT):
+        typed["prompt_template"] = typed["prompt_template"].replace("\\n", "\n")
     return _resolved(config_class, typed, argv, script)
 
 
@@ -242,7 +244,8 @@ def _without_servers(saved: Saved, typed: dict[str, Any]) -> Saved:
 def _say_what_is_read(saved: Saved, typed: dict[str, Any]) -> None:
     """Shows which files of this machine a saved config.json brings into prompts, and where it sends them: it may be another person's."""
     found = [f"--{name} {shlex.quote(saved.flags[name])}" for name in ("dataset", "eval_dataset", "prompt_template", "system_prompt")
-             if saved.flags.get(name) and name not in typed and os.path.exists(os.path.expanduser(saved.flags[name]))]
+             if saved.flags.get(name) and name not in typed
+             and os.path.exists(os.path.expanduser(saved.flags[name].removeprefix(CHAT_TEXT)))]
     tracker = saved.flags.get("report_to") or "none"
     if tracker not in ("none", "tensorboard") and "report_to" not in typed:
         found.append(f"--report_to {tracker}, which gets metrics, flags and completions")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from common.config import CommonConfig, SamplingConfig
+from common.config import CHAT_TEXT, CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.policy.chat import TemplateError, end_of_turn, render_chats
@@ -50,8 +50,8 @@ def load_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) ->
     name = config.prompt_template
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "plain"
-    if name == "chat":
-        return _chat_template(config, tokenizer)
+    if name == "chat" or name.startswith(CHAT_TEXT):
+        return _chat_template(name, config, tokenizer)
     if config.system_prompt is not None:
         raise UserError(f"--system_prompt needs --prompt_template chat, and this run has {name}; write the text into a template file with "
                         "{question}, and give that file as --prompt_template")
@@ -64,20 +64,24 @@ def load_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) ->
     try:
         text = text_of(Path(name))
     except (OSError, ValueError) as error:
-        raise UserError(f"--prompt_template {name}: not auto, chat, plain, math_task or question, and there is no such text file "
-                        f"({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(f"--prompt_template {name}: not auto, chat, chat:TEXT, plain, math_task or question, and there is no such text "
+                        f"file ({getattr(error, 'strerror', None) or error})") from None
     if "{question}" not in text:
         raise UserError(f"--prompt_template {name}: the file must hold {{question}} at the place of the question")
     has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     return Template(name, lambda question, _=(): text.replace("{question}", question), not has_bos)
 
 
-def _chat_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The chat template of the tokenizer. Raises UserError if there is none, or if it has no place for the text of `--system_prompt`."""
+def _chat_template(name: str, config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The chat template of the tokenizer. Raises UserError if there is none, or if it has no place for the text of `--system_prompt`.
+
+    name: "chat", or "chat:" and the text of the user message.
+    """
     if not tokenizer.chat_template:
-        raise UserError(f"--prompt_template chat: the tokenizer of {config.model} has no chat template; use plain, or a template "
+        raise UserError(f"--prompt_template {name}: the tokenizer of {config.model} has no chat template; use plain, or a template "
                         "file of your own")
-    system = None if config.system_prompt is None else system_text(config.system_prompt)
+    system = None if config.system_prompt is None else text_given(config.system_prompt, f"--system_prompt {config.system_prompt}")
+    user = user_text(name, system)
     options: dict[str, Any] = {} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking == "true"}
 
     if "strftime_now" in str(tokenizer.chat_template):
@@ -86,11 +90,12 @@ def _chat_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) -
         say(f"data: the chat template writes the date; this run keeps {date:%Y-%m-%d}, also when it is resumed")
 
     def messages_of(question: str, earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        asked = {"role": "user", "content": user.replace("{question}", question)}
         if system is None:
-            return [*earlier, {"role": "user", "content": f"{question}\n\n{ASK}"}]
+            return [*earlier, asked]
         # in place of a system message of the data
         kept = (message for message in earlier if message.get("role") != "system")
-        return [{"role": "system", "content": system}, *kept, {"role": "user", "content": question}]
+        return [{"role": "system", "content": system}, *kept, asked]
 
     own = f"give --prompt_template a file of your own{', without --system_prompt' if system is not None else ''}"
 
@@ -111,7 +116,7 @@ def _chat_template(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase) -
 
     write([messages_of("?", ())])  # a template without end is found before thousands of prompts are tried
     token, end = end_of_turn(tokenizer)
-    template = Template("chat", lambda question, earlier=(): render_all([(question, earlier)])[0], False,
+    template = Template(name, lambda question, earlier=(): render_all([(question, earlier)])[0], False,
                         (end,) if end and token is None else (), render_all)
     if system is not None and system.strip() not in template.render("?"):
         raise UserError(f"--system_prompt: the chat template of {config.model} has no place for a system message; write the text into a "
@@ -148,16 +153,33 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def system_text(given: str) -> str:
-    """The text of `--system_prompt`, which is a text or the path of a text file. Raises UserError for a file that cannot be read."""
+def user_text(name: str, system: str | None) -> str:
+    """The user message of the chat template, with {question} at the place of the question. Raises UserError for "chat:" without it.
+
+    name: the prompt template. system: the system message, which stands for our request.
+    """
+    if name == "chat":
+        return f"{{question}}\n\n{ASK}" if system is None else "{question}"
+    text = text_given(name.removeprefix(CHAT_TEXT), f"--prompt_template {name}")
+    if "{question}" not in text:
+        raise UserError(f"--prompt_template {name[:200]}: the user message must hold {{question}} at the place of the question; "
+                        "--prompt_template 'chat:{question}' is the question alone")
+    return text
+
+
+def text_given(given: str, named: str) -> str:
+    """The text that a flag gives, which is a text or the path of a text file. Raises UserError for a file that cannot be read.
+
+    named: the flag with its value, for that error.
+    """
     try:
         if Path(given).is_file():
             return text_of(Path(given)).strip()
     except (OSError, ValueError) as error:
         if len(given) < 256:  # a longer text is no path; the system says so with an OSError
-            raise UserError(f"--system_prompt {given}: the file cannot be read: {error}") from error
+            raise UserError(f"{named}: the file cannot be read: {error}") from error
     if Path(given).suffix in (".txt", ".md") and len(given.split()) == 1:
-        raise UserError(f"--system_prompt {given}: there is no such file; give the path of a text file, or the text itself")
+        raise UserError(f"{named}: there is no such file; give the path of a text file, or the text itself")
     return given
 
 
@@ -234,7 +256,7 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
         else:
             problems.append(Problem(row.id, prompt, tuple(ids), row.answer, row.question, row.raw))
     if lost:
-        why = "--system_prompt or the chat template dropped them" if template.name == "chat" else \
+        why = "--system_prompt or the chat template dropped them" if template.name.partition(":")[0] == "chat" else \
             f"--prompt_template {template.name} writes the last message only, and chat writes all"
         say(f"data: the prompts of {len(lost)} {kind} rows lack system messages or earlier turns of their chats ({why}): "
             f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from common.config import CommonConfig
+from common.config import CHAT_TEXT, CommonConfig
 from common.registered import MADE, REGISTERED
 from common.run.folder import EVALUATIONS, evaluation_names
 from common.run.saved_config import resolve
@@ -118,6 +118,8 @@ def folderless(value: str, text: bool = False) -> str:
 
     text: the value may be a text, and is taken for a path only if there is such a file.
     """
+    if value.startswith(CHAT_TEXT):
+        return CHAT_TEXT + folderless(value.removeprefix(CHAT_TEXT), text=True)
     path = Path(re.sub(r"(\.py):\w+$", r"\1", value))
     try:
         local = path.is_file() if text else path.is_absolute() or value.startswith(("~", "./", "../")) or path.exists()

@@ -63,13 +63,80 @@ def test_the_system_prompt_replaces_our_request(tmp_path):
         (WRITE_ALL, {"prompt_template": "math_task"}, "--system_prompt needs --prompt_template chat, and this run has math_task"),
         (NO_SYSTEM, {}, "some/model cannot write the messages system, user: System role not supported; .*without --system_prompt"),
         (DROP_SYSTEM, {}, "the chat template of some/model has no place for a system message"),
-        (WRITE_ALL, {"system_prompt": "nowhere/system.txt"}, "nowhere/system.txt: there is no such file"),
+        (WRITE_ALL, {"system_prompt": "nowhere/system.txt"}, "--system_prompt nowhere/system.txt: there is no such file"),
     ],
 )
 def test_a_system_prompt_that_cannot_work_is_one_line(template, flags, message):
     with pytest.raises(UserError, match=message) as error:
         load_template(config_for(**{"system_prompt": "Be kind.", **flags}), tokenizer_with(template))
     assert "\n" not in str(error.value)
+
+
+# ---- the user message ----
+
+
+def test_the_user_message_is_the_question_alone_or_a_text_of_the_user(tmp_path):
+    tokenizer = tokenizer_with(WRITE_ALL)
+    (tmp_path / "user.txt").write_text("Q: {question}\n\nShow {x} and \\nabla.\n")
+    cases = [
+        ("chat:{question}", "1+1?"),
+        ("chat:{question} Answer with the number only.", "1+1? Answer with the number only."),
+        ("chat:{question}, once more: {question}", "1+1?, once more: 1+1?"),
+        (f"chat:{tmp_path / 'user.txt'}", "Q: 1+1?\n\nShow {x} and \\nabla."),
+    ]
+    for given, text in cases:
+        template = load_template(config_for(prompt_template=given), tokenizer)
+        assert template.render("1+1?") == f"[user] {text}\n[assistant]" and not template.add_special_tokens
+        with_system = load_template(config_for(prompt_template=given, system_prompt="Be kind."), tokenizer)
+        assert with_system.render("1+1?") == f"[system] Be kind.\n[user] {text}\n[assistant]"
+
+
+def test_a_question_that_holds_the_place_of_the_question_stays_as_it_is():
+    template = load_template(config_for(prompt_template="chat:{question}!"), tokenizer_with(WRITE_ALL))
+    assert template.render("What is {question}?") == "[user] What is {question}?!\n[assistant]"
+
+
+@pytest.mark.parametrize(
+    "template, given, message",
+    [
+        (WRITE_ALL, "chat:", "must hold {question}.*'chat:{question}' is the question alone"),
+        (WRITE_ALL, "chat:Answer with the number only.", "must hold {question}"),
+        (WRITE_ALL, "chat:{Question}", "must hold {question}"),
+        (WRITE_ALL, "chat:nowhere/user.txt", "--prompt_template chat:nowhere/user.txt: there is no such file"),
+        (None, "chat:{question}", "the tokenizer of some/model has no chat template"),
+        (WRITE_ALL, "chta:{question}", "not auto, chat, chat:TEXT, plain, math_task or question"),
+    ],
+)
+def test_a_user_message_that_cannot_work_is_one_line(template, given, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_template(config_for(prompt_template=given), tokenizer_with(template))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_the_question_is_one_line(tmp_path):
+    (tmp_path / "user.txt").write_text("Answer with the number only.")
+    with pytest.raises(UserError, match=r"user\.txt: the user message must hold {question}"):
+        load_template(config_for(prompt_template=f"chat:{tmp_path / 'user.txt'}"), tokenizer_with(WRITE_ALL))
+
+
+def test_the_user_message_is_typed_with_newlines_and_the_model_card_repeats_it(tmp_path):
+    (tmp_path / "user.txt").write_text("{question}")
+    flags = ["--model", "a/b", "--dataset", "c/d", "--prompt_template"]
+    cases = [("chat:{question}\\n\\n'Quote' it.", "chat:{question}\n\n'Quote' it."), (f"chat:{tmp_path / 'user.txt'}", "chat:user.txt")]
+    for typed, text in cases:
+        config = parse_config(CommonConfig, [*flags, typed], "train_x")
+        words = shlex.split(command(config, Path("train_x.py")).replace("\\\n", ""))
+        again = parse_config(CommonConfig, words[2:], "train_x")
+        assert again.prompt_template == text
+
+
+def test_a_chat_with_a_user_message_keeps_its_turns_and_says_what_it_lacks(tmp_path, capsys):
+    flags = {"prompt_template": "chat:{question} Be brief."}
+    first = problems_of(config_for(chats(tmp_path), **flags), tokenizer_with(WRITE_ALL))[0]
+    assert first.prompt == "[system] You are a clerk.\n[user] Hello\n[assistant] Hi\n[user] 1+1? Be brief.\n[assistant]"
+    assert first.question == "1+1?" and "lack" not in capsys.readouterr().out
+    problems_of(config_for(chats(tmp_path), **flags), tokenizer_with(DROP_SYSTEM))
+    assert "(--system_prompt or the chat template dropped them)" in capsys.readouterr().out
 
 
 def test_evaluation_has_the_same_prompts(tmp_path):
