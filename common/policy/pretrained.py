@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from common.config import SamplingConfig
+from common.config import CHAT_TEXT, SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.policy.adapters import check_adapter, linear_layers
@@ -59,7 +59,9 @@ def load_tokenizer(config: SamplingConfig) -> tuple[PreTrainedTokenizerBase, Pre
     skeleton = check_against_shapes(config, model_config)
     if config.model != "tiny":
         check_weights(model_folder(config), skeleton)
-    check_tokens(config, tokenizer, load_generation_config(config, model_config), skeleton.get_input_embeddings().weight.shape[0])
+    generation_config = load_generation_config(config, model_config)
+    check_tokens(config, tokenizer, generation_config, skeleton.get_input_embeddings().weight.shape[0])
+    note_end_of_turn(config, tokenizer, generation_config)
     whole = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 0
     if context_length(model_config) < whole:
         say(f"note: {context_length(model_config)} of the model's {whole} tokens of context are used: in longer texts its log-probs would "
@@ -129,11 +131,32 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Genera
 
     The base models of Qwen2.5 have a chat template that ends an answer with <|im_end|>, and another end token.
     """
-    listed = generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed]), end_of_turn(tokenizer)[0]} - {None}
+    ids = end_token_ids(tokenizer, generation_config) | {end_of_turn(tokenizer)[0]} - {None}
     if not ids:
         raise UserError("the tokenizer has no end-of-sequence token, so completions could not end; set eos_token in its config")
     return ids
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> set[int]:
+    """Ids of the end tokens of tokenizer and generation config."""
+    listed = generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
+
+
+def note_end_of_turn(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> None:
+    """Says so if the prompts have a chat template that ends answers with something else than the model's end tokens.
+
+    Many base models have such a template and have never seen what ends an answer in it.
+    """
+    token, end = end_of_turn(tokenizer)
+    own = end_token_ids(tokenizer, generation_config)
+    if end and token not in own and (config.prompt_template in ("auto", "chat") or config.prompt_template.startswith(CHAT_TEXT)):
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(own))) or "none"
+        passed = token is None and config.stop and end not in config.stop  # --stop replaces a text that is no token
+        say(f"note: the chat template of {config.model} ends answers with {end}, which is no end token of the model ({names}). "
+            + (f"Completions do not end there, as --stop does not name it; add {end} to --stop" if passed else
+               "Completions end at either. A base model may not know it and write on: look at completions/clipped_ratio, and if it is "
+               "high, give --prompt_template plain. A server of the trained model must be told to stop there"))
 
 
 def check_tokens(config: SamplingConfig, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig, rows: int) -> None:

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.policy import chat
 from common.policy.chat import end_of_turn
 from common.policy.load import load_policy
-from common.policy.pretrained import stop_token_ids
+from common.policy.pretrained import load_tokenizer, note_end_of_turn, stop_token_ids
 from common.problems import prompts
 from common.problems.data import Row, load_split
 from common.problems.prompts import load_template, usable_problems
@@ -209,6 +209,39 @@ def test_what_was_removed_is_said(capsys):
 def test_the_end_of_a_turn_may_be_text_or_nothing(template, token, text, tokenizer):
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>", chat_template=template)
     assert end_of_turn(other) == (token, text)
+
+
+TEXT_END = "{% for m in messages %}{{ m.content }}[END]\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "name, template, ends, flags, said",
+    [
+        ("qwen base", None, None, {}, "<|im_end|>, which is no end token of the model (<|endoftext|>). Completions end at either"),
+        ("qwen base", None, None, {"prompt_template": "chat:{question}"}, "ends answers with <|im_end|>"),
+        ("qwen base", None, None, {"prompt_template": "plain"}, None),  # nothing in the prompt speaks of it
+        ("qwen base", None, ["<|im_end|>"], {}, None),  # the generation config has it
+        ("qwen base", TEXT_END, None, {}, "[END], which is no end token of the model (<|endoftext|>). Completions end at either"),
+        ("qwen base", TEXT_END, None, {"stop": ["###"]}, "Completions do not end there, as --stop does not name it; add [END] to --stop"),
+        ("qwen base", TEXT_END, None, {"stop": ["###", "[END]"]}, "Completions end at either"),
+        ("qwen base", "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", None, {}, None),  # it ends with nothing
+        ("llama 3", None, ["<|eot_id|>"], {}, None),
+    ],
+)
+def test_a_template_with_an_end_of_its_own_says_so(name, template, ends, flags, said, capsys):
+    tokenizer, _ = family(name)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    ids = tokenizer.convert_tokens_to_ids(ends) if ends else None
+    note_end_of_turn(config_for(**flags), tokenizer, GenerationConfig(eos_token_id=ids))
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == (said is not None) and (said or "") in shown
+
+
+def test_a_run_says_that_its_template_has_an_end_of_its_own(tmp_path, capsys):
+    tokenizer, _ = family("qwen base")
+    folder = save_random_model(tmp_path / "model", "qwen2", tokenizer, eos_token_id=tokenizer.eos_token_id)
+    load_tokenizer(CommonConfig(model=str(folder), dataset="sums"))
+    assert capsys.readouterr().out.count("ends answers with <|im_end|>") == 1
 
 
 def test_completions_end_at_the_end_of_the_turn(tmp_path):
