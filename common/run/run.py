@@ -183,6 +183,7 @@ class Run:
         """
         if not self.writes:
             return
+        self.forecast.scored(batch.completions, rewards)
         rows = completion_rows(self.step, batch, rewards, advantages, more)
         if self.due_for_evaluation:
             add_tokens(rows, batch, self.models[0].tokenizer, advantages if token_advantages is None else token_advantages, token_values)
