@@ -15,8 +15,6 @@ from common.errors import UserError
 from common.flags import as_now, flag, require
 from common.tiny.task import Arithmetic, Generator
 
-CHAT_TEXT = "chat:"  # in --prompt_template, before the text or the text file of the user message
-
 
 @dataclass
 class SamplingConfig:
@@ -32,8 +30,7 @@ class SamplingConfig:
     dataset: str = flag(
         "arithmetic", "data", "Registered name, .jsonl/.json/.parquet/.csv file, folder, hub id, or arithmetic:key=value,...")
     prompt_template: str = flag(
-        "auto", "data", "chat, chat:TEXT with {question} as the user message, plain, math_task, question, or a text file with {question}. "
-        "auto: chat if the tokenizer has it, else plain.")
+        "auto", "data", "chat, chat:TEXT with {question}, plain, math_task, question, or a file with {question}. auto: chat, else plain.")
     enable_thinking: Literal["auto", "true", "false"] = flag(
         "auto", "data", "Value of enable_thinking in the chat template. auto: not set.")
     system_prompt: str | None = flag(

@@ -8,6 +8,7 @@ from common.errors import UserError
 
 # flags that fit a run to its card, worked out anew on each card if nobody typed them; they do not change what a run computes
 PLANNED = ("max_tokens_per_microbatch", "gradient_checkpointing", "vllm_enable_sleep_mode", "vllm_gpu_memory_utilization")
+CHAT_TEXT = "chat:"  # in --prompt_template, before the text of the user message or its file
 GROUPS = ("model", "data", "problems", "completions", "update", "algorithm", "run")  # the order of the flag groups in --help
 
 

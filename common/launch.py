@@ -28,10 +28,10 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from common import parallel
-from common.config import CHAT_TEXT, C, CommonConfig, SamplingConfig
+from common.config import C, CommonConfig, SamplingConfig
 from common.console import fail, guard, say
 from common.errors import UserError
-from common.flags import GROUPS, PLANNED
+from common.flags import CHAT_TEXT, GROUPS, PLANNED
 from common.interrupt import Stop, Stopped
 from common.run.claim import tidy
 from common.run.folder import CONFIG, is_begun

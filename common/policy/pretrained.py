@@ -18,9 +18,10 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from common.config import CHAT_TEXT, SamplingConfig
+from common.config import SamplingConfig
 from common.console import say
 from common.errors import UserError
+from common.flags import CHAT_TEXT
 from common.policy.adapters import check_adapter, linear_layers
 from common.policy.chat import end_of_turn
 from common.policy.model_files import check_texts, check_tokenizer_files, check_weights, words

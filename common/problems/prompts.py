@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from common.config import CHAT_TEXT, CommonConfig, SamplingConfig
+from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
+from common.flags import CHAT_TEXT
 from common.policy.chat import TemplateError, end_of_turn, render_chats
 from common.problems.data import Row, in_fixed_order
 from common.records import Problem

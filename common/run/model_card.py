@@ -10,7 +10,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from common.config import CHAT_TEXT, CommonConfig
+from common.config import CommonConfig
+from common.flags import CHAT_TEXT
 from common.registered import MADE, REGISTERED
 from common.run.folder import EVALUATIONS, evaluation_names
 from common.run.saved_config import resolve
