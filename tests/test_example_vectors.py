@@ -6,13 +6,14 @@ from statistics import mean, pstdev
 import pytest
 import torch
 from helpers import completions, make_policy, metrics, random_batch, run
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import train_ppo
 from common.errors import UserError
-from common.policy.critic import Critic
-from common.policy.loss import aggregate
-from examples import egae, guide_grpo, pairs, pass_at_k, pcl, roll_in
+from common.policy.critic import Critic, SecondAdapter
+from common.policy.loss import aggregate, whiten
+from examples import egae, guide_grpo, pairs, pass_at_k, pcl, prime, roll_in
 from train_grpo import group_advantages
 
 NEAR = {"atol": 2e-6, "rtol": 0}
@@ -264,6 +265,63 @@ def test_hints_that_cannot_be_given_are_refused(flags):
     with pytest.raises(UserError):
         guide_grpo.Config(model="m", dataset="d", **flags).check()
     guide_grpo.Config(model="m", dataset="d").check()
+
+
+@pytest.mark.parametrize(("right", "loss", "slope"), [(1.0, 0.673347, -0.024500), (0.0, 0.713347, 0.025500)])
+def test_the_reward_model_of_prime_is_trained_on_outcomes(right, loss, slope):
+    logps = torch.tensor([[-1.0, -0.5, -2.0, 7.0]], requires_grad=True)
+    mask = torch.tensor([[True] * 3 + [False]])
+    rewards, logit = prime.implicit_rewards(logps, torch.tensor([[-1.3, -0.4, -2.6, torch.nan]]), mask, 0.05)
+    close(rewards.detach(), [[0.015, -0.005, 0.03, 0]])
+    close(logit.detach().sigmoid(), [0.509999])
+    found = torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.tensor([right]))
+    found.backward()
+    close(found.detach(), loss)
+    close(logps.grad, [[slope] * 3 + [0]])
+
+
+def test_prime_takes_token_rewards_and_outcome_against_the_group():
+    mask, one = torch.tensor([[True] * 3, [True, True, False]]), torch.zeros(2, dtype=torch.long)
+    rewards = torch.tensor([[0.015, -0.005, 0.03], [0.02, -0.04, torch.nan]])
+    close(prime.process_rewards(rewards[:1], mask[:1]), [[1.499850, -0.499950, 0]])
+    clean = torch.where(mask, rewards, 0.0)
+    means = torch.tensor([0.04 / 3, -0.01])
+    close(prime.against_others(clean, means, one)[mask], [0.026667, -0.013333, 0.056667, 0.036667, -0.083333])
+    found = prime.prime_advantages(clean, torch.zeros(2), mask, one, 1.0)
+    close(found, [[0.07, 0.043333, 0.056667], [-0.046667, -0.083333, 0]])
+    outcome = prime.prime_advantages(clean, torch.tensor([1.0, 0]), mask, one, 1.0) - found
+    close(outcome, [[1, 1, 1], [-1, -1, 0]])
+
+
+def test_prime_without_token_rewards_is_leave_one_out_on_every_token():
+    mask, groups = torch.arange(5)[None] < torch.tensor([[5], [1], [3], [2], [4], [5]]), torch.tensor([0, 1, 0, 1, 0, 1])
+    rewards, process = torch.tensor([1.0, 0, 0, 1, 0, 1]), torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    plain = group_advantages(rewards, groups, scale_rewards="none", leave_one_out=True)[:, None].expand(6, 5)
+    close(prime.prime_advantages(process, rewards, mask, groups, 0.0), torch.where(mask, plain, 0.0))
+    assert whiten(prime.prime_advantages(process, rewards, mask, groups, 1.0), mask)[~mask].eq(0).all()
+
+
+@pytest.mark.parametrize("flags", [{"num_generations": 1}, {"process_weight": -1.0}, {"process_beta": 0.0}, {"epsilon": 1.0}])
+def test_flags_that_prime_cannot_use_are_refused(flags):
+    with pytest.raises(UserError, match="2 or more completions"):
+        prime.Config(model="m", dataset="d", **flags).check()
+    prime.Config(model="m", dataset="d").check()
+
+
+def test_the_reward_model_of_prime_learns_and_is_saved_beside_the_policy(finished, random_models, tokenizer, tmp_path):
+    whole = finished("examples.prime", "--max_steps", "3", "--num_minibatches", "2", "--eval_steps", "0")
+    rows = metrics(whole)
+    assert rows[0]["prm/loss"] == pytest.approx(0.693147, abs=1e-5)  # it starts as the reference, so that every logit is 0
+    assert abs(rows[2]["prm/loss"] - 0.693147) > 1e-4 and all(0 <= row["prm/accuracy"] <= 1 for row in rows)
+    saved, policy = (load_file(whole / "checkpoint-3" / part / "adapter_model.safetensors") for part in ("prm", ""))
+    assert saved.keys() == policy.keys() and any(not saved[key].equal(policy[key]) for key in saved)
+    # a copy of the adapter that a run starts from is the reference and the first reward model
+    start = make_policy(random_models["llama"], tokenizer)
+    start.save(tmp_path)
+    again = make_policy(random_models["llama"], tokenizer, adapter=str(tmp_path))
+    prm = SecondAdapter(again, "prm", 0)
+    again.load(tmp_path, "prm")
+    assert all(prm.parameters()[name.replace(".default.", ".prm.")].equal(value) for name, value in again.parameters_of().items())
 
 
 def cut_off(values, cut, lam, rewards=0.0):

@@ -1,4 +1,4 @@
-"""The critic: a second LoRA adapter on the policy's frozen base, and a scalar head. There is no second copy of the weights."""
+"""A second LoRA adapter on the policy's frozen base; the critic is one with a scalar head. There is no second copy of the weights."""
 from __future__ import annotations
 
 import contextlib
@@ -20,33 +20,29 @@ ADAPTER = "critic"
 HEAD = "value_head.safetensors"
 
 
-class Critic:
-    """Values of the states before each token. It shares the policy's model, and one adapter is on at a time.
+class SecondAdapter:
+    """A LoRA adapter beside the policy's, on the same frozen base; one of them is on at a time.
 
-    Everything about a value's loss, its backward() included, happens inside `active()`: switched back too early, the
-    adapter would get no gradient, and `clip_gradients` stops the run.
+    Everything about its loss, its backward() included, happens inside `active()`: switched back too early, the adapter would get no
+    gradient, and `clip_gradients` stops the run.
     """
 
-    def __init__(self, policy: Policy, seed: int) -> None:
-        """Adds the adapter to `policy`. The head starts at zero: until it has learned, every value is 0."""
-        policy.add_adapter(ADAPTER, seed)
-        self.policy = policy
-        self.head = nn.Linear(policy.base.config.get_text_config().hidden_size, 1, device=policy.device, dtype=torch.float32)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+    def __init__(self, policy: Policy, name: str, seed: int) -> None:
+        """Adds the adapter to `policy`, with fresh weights that change nothing. name: that of its folder in a checkpoint."""
+        policy.add_adapter(name, seed)
+        self.policy, self.name = policy, name
 
     def active(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model runs with the critic's adapter."""
-        return self.policy.using(ADAPTER)
+        """Inside, the model runs with this adapter."""
+        return self.policy.using(self.name)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The adapter's and the head's, by name."""
-        return self.policy.parameters_of(ADAPTER) | {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        """What is trained, by name."""
+        return self.policy.parameters_of(self.name)
 
     def values(self, batch: MicroBatch) -> Tensor:
-        """(b, T): the value before each completion token is chosen, float32; 0 where masked. Only inside `active()`."""
-        hidden, _ = self.policy.states_before(batch)  # (N, H)
-        return batch.spread(self.head(hidden.float())[:, 0])
+        """(b, T): what the adapter says of each completion token, its log-prob in nats; 0 where masked. Only inside `active()`."""
+        return self.policy.logps(batch)[0]
 
     def all_values(self, batch: Batch, rows: Tensor, max_tokens: int) -> Tensor:
         """Values (B, T) of the given rows of a batch, float32 on the CPU, without gradient; 0 elsewhere."""
@@ -54,13 +50,41 @@ class Critic:
             return per_token(self.values, batch, rows, max_tokens, self.policy)
 
     def save(self, folder: Path) -> None:
+        """Writes a PEFT adapter into the folder, under the adapter's name."""
+        self.policy.save(folder, adapter=self.name)
+
+    def load(self, folder: Path) -> None:
+        """Puts what `save` wrote into the adapter."""
+        self.policy.load(folder / self.name, self.name)
+
+
+class Critic(SecondAdapter):
+    """Values of the states before each token: a second adapter with a scalar head."""
+
+    def __init__(self, policy: Policy, seed: int) -> None:
+        """Adds the adapter to `policy`. The head starts at zero: until it has learned, every value is 0."""
+        super().__init__(policy, ADAPTER, seed)
+        self.head = nn.Linear(policy.base.config.get_text_config().hidden_size, 1, device=policy.device, dtype=torch.float32)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The adapter's and the head's, by name."""
+        return super().parameters() | {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+
+    def values(self, batch: MicroBatch) -> Tensor:
+        """(b, T): the value before each completion token is chosen, float32; 0 where masked. Only inside `active()`."""
+        hidden, _ = self.policy.states_before(batch)  # (N, H)
+        return batch.spread(self.head(hidden.float())[:, 0])
+
+    def save(self, folder: Path) -> None:
         """Writes `critic/` into the folder: a PEFT adapter, and the head beside it."""
-        self.policy.save(folder, adapter=ADAPTER)
+        super().save(folder)
         save_file({name: parameter.detach().cpu() for name, parameter in self.head.named_parameters()}, folder / ADAPTER / HEAD)
 
     def load(self, folder: Path) -> None:
         """Puts what `save` wrote into adapter and head."""
-        self.policy.load(folder / ADAPTER, ADAPTER)
+        super().load(folder)
         try:
             self.head.load_state_dict(load_file(folder / ADAPTER / HEAD))
         except (OSError, SafetensorError, RuntimeError) as error:

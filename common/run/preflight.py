@@ -12,7 +12,7 @@ from common.config import CommonConfig
 from common.console import say
 from common.errors import UserError
 from common.flags import PLANNED
-from common.policy.critic import Critic
+from common.policy.critic import SecondAdapter
 from common.policy.micro_batches import microbatches
 from common.policy.policy import Policy
 from common.records import Completion, Problem, make_batch
@@ -20,7 +20,7 @@ from common.rollout.engine import Engine
 from common.run.memory_plan import BUDGETS, GB, STATES, make_plan, shape_of, table
 
 
-def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: list[Problem], critic: Critic | None = None) -> None:
+def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: list[Problem], critic: SecondAdapter | None = None) -> None:
     """On a GPU, does one forward and backward over the largest micro-batch that can occur. Does nothing without a GPU.
 
     The sampler has given up its keys and values then, as in every update. If the trial does not fit, tries again with more checkpointing
@@ -71,7 +71,7 @@ def take_less(policy: Policy, config: CommonConfig) -> str | None:
     return f"--max_tokens_per_microbatch {smaller[0]}"
 
 
-def _taken(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None) -> int | None:
+def _taken(policy: Policy, config: CommonConfig, prompt_length: int, critic: SecondAdapter | None) -> int | None:
     """The memory that the largest micro-batch takes beside optimiser's state and gradients, bytes; None if there is not enough."""
     try:
         # stands for the optimiser's state, which is made at the first step
@@ -93,7 +93,7 @@ def _state_bytes(policy: Policy, config: CommonConfig) -> int:
     return config.trained_adapters * sum(p.numel() for p in policy.parameters_of().values()) * STATES[config.optim]
 
 
-def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int, critic: Critic | None = None) -> None:
+def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int, critic: SecondAdapter | None = None) -> None:
     """Runs a forward and a backward over rows that fill the token budget, or over one row of full length; also for the critic.
 
     No gradient is kept. The rows share no prompt; rows that do may take as much memory again for their keys and values.
@@ -115,16 +115,16 @@ def largest_microbatch(policy: Policy, config: CommonConfig, prompt_length: int,
     drop_gradients(policy, critic)
 
 
-def _trained(policy: Policy, critic: Critic | None) -> list[torch.nn.Parameter]:
+def _trained(policy: Policy, critic: SecondAdapter | None) -> list[torch.nn.Parameter]:
     return [*policy.parameters_of().values(), *(critic.parameters().values() if critic is not None else ())]
 
 
-def add_gradients(policy: Policy, critic: Critic | None) -> None:
+def add_gradients(policy: Policy, critic: SecondAdapter | None) -> None:
     """Gives every trained parameter a gradient of zeros."""
     for parameter in _trained(policy, critic):
         parameter.grad = torch.zeros_like(parameter)
 
 
-def drop_gradients(policy: Policy, critic: Critic | None) -> None:
+def drop_gradients(policy: Policy, critic: SecondAdapter | None) -> None:
     for parameter in _trained(policy, critic):
         parameter.grad = None
