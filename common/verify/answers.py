@@ -11,11 +11,11 @@ from functools import lru_cache
 
 from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
-from common.verify.forms import read_forms
-from common.verify.latex import Node, Unsupported
+from common.verify.readings import read_forms
 from common.verify.real_sets import number, same_sets
-from common.verify.relations import FLIPPED, Form, is_expression
-from common.verify.trees import variables
+from common.verify.relations import FLIPPED, Form, is_expression, is_variable
+from common.verify.tokens import Unsupported
+from common.verify.trees import Node, substituted, variables, with_constant_of
 from common.verify.units import units_agree
 
 
@@ -67,12 +67,25 @@ def answers_equal(a: str, b: str) -> bool:
         if other is not None:
             return numeral == other
         forms_a, forms_b = read_forms(a), read_forms(b)
-        if forms_a and forms_b and forms_a[0][0] == forms_b[0][0] == "relation":
-            forms_a, forms_b = forms_a[:1], forms_b[:1]  # not as intervals: x > 5 is not y > 5, though both are (5, \infty)
+        if forms_a and forms_b and forms_a[0][0] == forms_b[0][0] == "relation" and _names(forms_a[0]) != _names(forms_b[0]):
+            # not as intervals: x > 5 is not y > 5, though both are (5, \infty)
+            forms_a, forms_b = (tuple(form for form in forms if form[0] == "relation") for forms in (forms_a, forms_b))
+        if forms_a and forms_b and _is_choice(forms_a[0]) and _is_choice(forms_b[0]):
+            return forms_a[0] == forms_b[0]  # not by the texts behind the letters: (A) 12 is not (B) 12
         work = Work()
         return any(_equal(x, y, work) for x in forms_a for y in forms_b)
     except (Unsupported, TooMuchWork, RecursionError):
         return False
+
+
+def _names(relation: Form) -> set[str]:
+    """The variables in the parts of a relation."""
+    return set().union(*(variables(part[1]) for part in relation[2] if is_expression(part)))
+
+
+def _is_choice(form: Form) -> bool:
+    """Whether the form is one capital letter."""
+    return is_variable(form) and len(form[2]) == 1 and form[2].isupper() and not form[3]
 
 
 # ---- plain numerals -------------------------------------------------------------------------------------------------
@@ -97,6 +110,9 @@ def _plain_numeral(text: str) -> str | None:
 _plain_numeral_of_reference = lru_cache(maxsize=4096)(_plain_numeral)  # a reference is compared with many completions
 
 
+_DOTS: Form = ("value", None, "\\cdots", "")
+
+
 # ---- comparing forms ------------------------------------------------------------------------------------------------
 
 def _equal(x: Form, y: Form, work: Work) -> bool:
@@ -111,9 +127,15 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
         labelled, other = (x, y) if x[0] == "labelled" else (y, x)
         if other[0] in ("bracketed", "matrix"):
             return _equal(labelled[3], other, work)
-        return other[0] == "list" and _equal_in_order(labelled[3][2], other[1], work)
+        # x_1 = 2, x_2 = 3 has no order
+        same = _equal_in_any_order if len({name[0] + name[1:2] for name in labelled[1]}) == 1 else _equal_in_order
+        return other[0] in ("list", "set") and same(labelled[3][2], other[1], work)
     if kinds <= {"list", "set"}:
-        return _equal_in_any_order(x[1], y[1], work)
+        return _equal_with_dots(x[1], y[1], work) if _DOTS in x[1] else _equal_in_any_order(x[1], y[1], work)
+    if kinds == {"bracketed", "matrix"}:  # [[1, 2], [3, 4]]
+        rows, matrix = (x, y) if x[0] == "bracketed" else (y, x)
+        is_matrix = rows[1] == "[]" and matrix[1] == "matrix" and all(row[:2] == ("bracketed", "[]") for row in rows[2])
+        return is_matrix and _equal(("matrix", "matrix", tuple(row[2] for row in rows[2])), matrix, work)
     if kinds == {"thousands", "list"}:  # 1,234 may mean 1, 234
         return _equal_in_order(x[1], y[1], work)
     if kinds == {"value", "text"}:  # as texts
@@ -129,9 +151,7 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     if x[0] == "congruence":
         return _equal(x[2], y[2], work) and (_equal(x[1], y[1], work) or _differ_by_multiple(x[1], y[1], x[2]))
     if x[0] == "dots":
-        shorter = min(len(x[2]), len(y[2]))
-        starts = (x[2], y[2]) if shorter < 2 else (x[2][:shorter], y[2][:shorter])
-        return x[1] == y[1] and _equal_in_order(*starts, work) and _equal_in_order(x[3], y[3], work)
+        return x[1] == y[1] and _equal_starts(x[2], y[2], work) and _equal_in_order(x[3], y[3], work)
     if x[0] in ("union", "and", "or"):
         return _equal_in_any_order(x[1], y[1], work)
     if x[0] == "bracketed":
@@ -161,9 +181,30 @@ def _equal_values(x: Form, y: Form, work: Work) -> bool:
     if tree_x is None or tree_y is None:
         return False
     try:
-        return same_values(tree_x, tree_y, work)
+        return same_values(tree_x, with_constant_of(tree_x, tree_y), work)
     except Unsupported:
         return False
+
+
+def _equal_with_dots(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
+    """Whether 1, 2, ..., n and 1, 2, 3, ..., n are the same list. The order counts."""
+    if _DOTS not in y:
+        return False
+    place_x, place_y = x.index(_DOTS), y.index(_DOTS)
+    return _equal_starts(x[:place_x], y[:place_y], work) and _equal_in_order(x[place_x + 1:], y[place_y + 1:], work)
+
+
+def _equal_starts(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
+    """Whether two beginnings are equal, or the longer one goes on with the step of the shorter one, which has two terms at least."""
+    shorter, longer = sorted((x, y), key=len)
+    if len(shorter) == len(longer):
+        return _equal_in_order(x, y, work)
+    if len(shorter) < 2 or not _equal_in_order(shorter, longer[:len(shorter)], work) or not all(map(is_expression, longer)):
+        return False
+    first, second = (("value", form[1], "", "") for form in longer[:2])
+    step: Node = ("add", [second[1], ("neg", first[1])])
+    return all(_equal(("value", ("add", [longer[0][1], *[step] * place]), "", ""), longer[place], work)
+               for place in range(len(shorter), len(longer)))
 
 
 def _equal_in_order(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
@@ -215,6 +256,8 @@ def _equal_relations(x: Form, y: Form, work: Work) -> bool:
     can_be_flipped = not {"\\to", "\\in"} & set(flipped_y)
     if can_be_flipped and operators_x == flipped_y and _equal_in_order(parts_x, parts_y[::-1], work):
         return True
+    if x[3] and y[3] and len(parts_x) == len(parts_y) == 2 and _equal_functions(parts_x, parts_y, work):
+        return True
     sides = (*parts_x, *parts_y)
     if len(sides) != 4 or any(not is_expression(side) or side[3] for side in sides):  # side[3]: its unit
         return False
@@ -228,6 +271,22 @@ def _equal_relations(x: Form, y: Form, work: Work) -> bool:
         return sign is not None
     same_direction = operators_x == operators_y and operators_x != flipped_y
     return sign > 0 if same_direction else sign < 0
+
+
+def _equal_functions(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
+    """Whether f(t) = t^2 and f(x) = x^2, or y = x^2 and f(x) = x^2, say the same."""
+    if not all(map(is_expression, (*x, *y))):
+        return False
+    if x[0][1] == ("sym", "y"):
+        x, y = y, x
+    left, other = x[0][1], y[0][1]
+    if left[:2] != ("call", "f()") or left[2][0] != "sym":
+        return False
+    if other == ("sym", "y"):
+        return variables(x[1][1]) | variables(y[1][1]) == {left[2][1]} and _equal(x[1], y[1], work)
+    if other[:2] != left[:2] or other[2][0] != "sym" or left[2][1] in variables(y[1][1]):
+        return False
+    return _equal(x[1], ("value", substituted(y[1][1], other[2], left[2]), "", y[1][3]), work)
 
 
 def _difference(left: Form, right: Form) -> Node:

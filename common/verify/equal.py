@@ -12,14 +12,11 @@ from common.verify.expression_values import (
     PRECISION_BITS,
     Evaluator,
     NeedsMorePrecision,
-    Number,
     Undefined,
-    is_zero,
-    magnitude,
-    round_fraction,
 )
-from common.verify.latex import Node, Unsupported
-from common.verify.trees import variables, whole_variables
+from common.verify.numbers import Number, is_zero, magnitude, round_fraction
+from common.verify.tokens import Unsupported
+from common.verify.trees import Node, variables, whole_variables
 
 MAX_WORK = 20000  # of one comparison, in units of about a microsecond: the time of adding two short fractions
 

@@ -5,16 +5,16 @@ from a budget. An expression that goes beyond a limit raises an exception.
 """
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from itertools import pairwise
 
 from mpmath import libmp
 
-from common.verify.latex import FUNCTIONS, SYMMETRIC, Node, Unsupported
-from common.verify.trees import WHOLE, operands
+from common.verify.numbers import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction
+from common.verify.tokens import FUNCTIONS, SYMMETRIC, Unsupported
+from common.verify.trees import WHOLE, Node, operands
 
 MAX_BITS = 20480  # of the numerator and of the denominator of an exact number, enough for 2025!; a longer number is rounded
 MAX_BITS_ROUNDED = 2048  # of an exact number that is rounded, with a precision to match
@@ -28,9 +28,6 @@ _ELEMENTARY = {"sin": libmp.mpc_sin, "cos": libmp.mpc_cos, "tan": libmp.mpc_tan,
                "arsinh": libmp.mpc_asinh, "arcosh": libmp.mpc_acosh, "artanh": libmp.mpc_atanh}
 _RECIPROCALS = {"sec": libmp.mpc_cos, "csc": libmp.mpc_sin, "cot": libmp.mpc_tan, "sech": libmp.mpc_cosh, "csch": libmp.mpc_sinh,
                 "coth": libmp.mpc_tanh}
-_MAGNITUDE_OF_ZERO = -10**9
-_ZERO_BELOW = -10**8  # a number of smaller magnitude counts as zero
-Number = Any  # a Fraction, or a complex number of libmp: (real part, imaginary part)
 
 
 class NeedsMorePrecision(Exception):
@@ -39,48 +36,6 @@ class NeedsMorePrecision(Exception):
 
 class Undefined(ArithmeticError):
     """The expression has no value at this point: it divides by zero, or takes the logarithm of zero."""
-
-
-# ---- numbers --------------------------------------------------------------------------------------------------------
-
-def round_fraction(x: Fraction, precision: int) -> Number:
-    """A fraction as a rounded complex number of `precision` bits."""
-    return (libmp.from_rational(x.numerator, x.denominator, precision, "n"), libmp.fzero)
-
-
-def magnitude(z: Number) -> int:
-    """The number of bits before the point of a rounded number. Below one it is negative, and for zero _MAGNITUDE_OF_ZERO."""
-    return max(part[2] + part[3] if part[1] else _MAGNITUDE_OF_ZERO for part in z)
-
-
-def is_zero(z: Number) -> bool:
-    """Whether a rounded number is zero, or below 2**-10**8, which counts as zero."""
-    return magnitude(z) < _ZERO_BELOW
-
-
-def _bit_length(x: Fraction) -> int:
-    return max(x.numerator.bit_length(), x.denominator.bit_length())
-
-
-def _hash32(*key: str | int) -> int:
-    """32 bits that depend on every part of the key."""
-    return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, key)).encode("utf-8", "replace"), digest_size=4).digest(), "little")
-
-
-def _exact_root(x: Fraction, n: int) -> Fraction | None:
-    """The n-th root of a positive fraction if it is a fraction, else None. Also None for n over 64."""
-    roots = []
-    for part in (x.numerator, x.denominator):
-        if n == 2:
-            root = math.isqrt(part)
-        elif n > 64:
-            return None
-        else:
-            root = int(libmp.to_int(libmp.mpf_nthroot(libmp.from_int(part), n, part.bit_length() // n + 32, "n"), "n"))
-        if root**n != part:
-            return None
-        roots.append(root)
-    return Fraction(*roots)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
@@ -126,7 +81,7 @@ class Evaluator:
 
     def variable(self, name: str) -> Fraction:
         """The value of a variable at this point: a fixed fraction that depends on its name."""
-        bits = _hash32(name, self.point)
+        bits = hash32(name, self.point)
         if name.endswith(WHOLE):
             return Fraction(2 + bits % 24 // 2 * 2 + self.point % 2)
         # two bits of the last character give the signs at points 2 and 3: a, b, c and d have four different pairs of signs
@@ -139,18 +94,18 @@ class Evaluator:
     def rounded(self, x: Number) -> Number:
         """A number as a rounded one. Raises NeedsMorePrecision or Unsupported if an exact number would lose bits."""
         if isinstance(x, Fraction):
-            if _bit_length(x) > self.precision - 64:
-                if self.precision > PRECISION_BITS or _bit_length(x) > MAX_BITS_ROUNDED:
+            if bit_length(x) > self.precision - 64:
+                if self.precision > PRECISION_BITS or bit_length(x) > MAX_BITS_ROUNDED:
                     raise Unsupported("too many digits")
-                raise NeedsMorePrecision(_bit_length(x))
+                raise NeedsMorePrecision(bit_length(x))
             return round_fraction(x, self.precision)
         return x
 
     def checked(self, x: Number) -> Number:
         """The result of an operation. A long exact number is rounded. A number beyond MAX_MAGNITUDE raises Unsupported."""
         if isinstance(x, Fraction):
-            self.spend(1 + _bit_length(x) / 64)
-            if _bit_length(x) <= MAX_BITS:
+            self.spend(1 + bit_length(x) / 64)
+            if bit_length(x) <= MAX_BITS:
                 return x
             x = self.rounded(x)
         if any(not part[1] and part[2] for part in x):  # libmp's infinities and NaN
@@ -180,7 +135,7 @@ class Evaluator:
         total = self.operation(Fraction.__add__, libmp.mpc_add, x, y)
         if not isinstance(total, Fraction):
             small, large = sorted((magnitude(self.rounded(x)), magnitude(self.rounded(y))))
-            if _ZERO_BELOW < small < large - self.precision + 64:
+            if ZERO_BELOW < small < large - self.precision + 64:
                 raise Unsupported("a term is too small")
             self.cancelled |= magnitude(total) < large - 32
         return total
@@ -203,7 +158,7 @@ class Evaluator:
                 if y < 0:
                     raise Undefined("division by zero")
                 return x
-            root = _exact_root(abs(x), y.denominator)
+            root = exact_root(abs(x), y.denominator)
             if x < 0 and y.denominator % 2:
                 size = self.power(-x, y)
                 return self.checked(size if y.numerator % 2 == 0 else self.mul(Fraction(-1), size))
@@ -223,7 +178,7 @@ class Evaluator:
         if isinstance(x, Fraction):
             if x == 0 and n <= 0:
                 raise Undefined("0 to the 0")
-            if abs(n) <= 65536 and _bit_length(x) * abs(n) <= MAX_BITS + 64:
+            if abs(n) <= 65536 and bit_length(x) * abs(n) <= MAX_BITS + 64:
                 return self.checked(x**n)
             if x in (0, 1, -1):
                 return x if n % 2 else abs(x)
@@ -243,6 +198,12 @@ class Evaluator:
             return self.factorial(x)
         if name == "binom":
             return self.binomial(*parts)
+        if name == "!!" and isinstance(x, Fraction) and x.denominator == 1 and -1 <= x <= 500:
+            return self.checked(Fraction(math.prod(range(int(x), 0, -2))))
+        if name.startswith("dots "):
+            return self.product_with_dots(parts[:int(name[5:])], parts[int(name[5:]):])
+        if name == "conjugate":
+            return x if isinstance(x, Fraction) else libmp.mpc_conjugate(x, self.precision, "n")
         if name in ("lfloor", "lceil") and isinstance(x, Fraction):
             return Fraction(math.floor(x) if name == "lfloor" else math.ceil(x))
         if name == "abs":
@@ -266,11 +227,11 @@ class Evaluator:
 
         So neither f(1) + f(3) = 2 f(2) + c nor f(x, y) = u(x) + v(y) holds.
         """
-        total: Number = Fraction(1 + _hash32(name) % 4093, 256)
+        total: Number = Fraction(1 + hash32(name) % 4093, 256)
         for place, part in enumerate(parts):
-            offset, factor = (Fraction(1 + _hash32(name, place, use) % 1009, 256) for use in ("offset", "factor"))
+            offset, factor = (Fraction(1 + hash32(name, place, use) % 1009, 256) for use in ("offset", "factor"))
             total = self.add(self.mul(total, self.add(part, offset)), self.mul(factor, self.mul(part, part)))
-        return self.div(self.add(self.mul(total, total), Fraction(7, 3)), self.add(total, Fraction(_hash32(name, "pole"), 2**14)))
+        return self.div(self.add(self.mul(total, total), Fraction(7, 3)), self.add(total, Fraction(hash32(name, "pole"), 2**14)))
 
     def factorial(self, x: Number) -> Number:
         """x!, exact for whole numbers up to 2500, else Gamma(x + 1). Raises Undefined at the poles."""
@@ -281,6 +242,18 @@ class Evaluator:
                 self.spend(float(x))
                 return self.checked(Fraction(math.factorial(int(x))))
         return self.gamma(self.add(x, Fraction(1)))
+
+    def product_with_dots(self, before: list[Number], behind: list[Number]) -> Number:
+        """The product of a, a + d, ..., z: d^m Gamma(z/d + 1) / Gamma(a/d) with m = (z - a)/d + 1 factors. Other steps are Unsupported."""
+        if not all(isinstance(part, Fraction) for part in (*before, *behind)):
+            raise Unsupported("dots")
+        steps = {b - a for side in (before, behind) for a, b in pairwise(side)}
+        if len(steps) != 1 or 0 in steps:
+            raise Unsupported("dots")
+        step = steps.pop()
+        first, last = (before[0], behind[-1]) if step > 0 else (behind[-1], before[0])
+        ratio = self.div(self.gamma(last / abs(step) + 1), self.gamma(first / abs(step)))
+        return self.mul(self.power(abs(step), (last - first) / abs(step) + 1), ratio)
 
     def gamma(self, x: Number) -> Number:
         """Gamma(x) by libmp. Raises Undefined at the poles, Unsupported where the value or the work is too large."""

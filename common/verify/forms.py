@@ -20,62 +20,21 @@ A form is a tuple, its kind first. `items`, `parts` and `relations` are tuples o
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
-from common.verify.extract import MAX_ANSWER_LENGTH
-from common.verify.latex import Unsupported
+from common.verify.latex import parse
 from common.verify.names import is_name, is_name_of_matrix, is_symbol
-from common.verify.phrases import (
-    approximation_behind,
-    choice_letter,
-    formula_in_a_sentence,
-    phrase,
-    without_qualifier,
-    without_words_around,
-)
-from common.verify.real_sets import HIGHEST, LOWEST, number, real_set, without
+from common.verify.phrases import without_qualifier
+from common.verify.real_sets import HIGHEST, LOWEST, real_set, without
 from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_expression, is_variable, join_relations, labelled_values
-from common.verify.spelling import PUNCTUATION_AT_END, bracket_depths, closing_bracket, normalize, split_outside_brackets
-from common.verify.values import WITH_THOUSANDS, read_numeral_with_base, read_value, split_at_commas
+from common.verify.spelling import PUNCTUATION_AT_END, bracket_depths, closing_bracket, split_outside_brackets
+from common.verify.tokens import Unsupported
+from common.verify.trees import variables
+from common.verify.units import two_quantities
+from common.verify.values import read_numeral_with_base, read_value, split_at_commas
+from common.verify.vectors import canonical_unit_vectors, components, factor_and_tuple, scaled, signed_terms, total
 
 MAX_DEPTH = 8  # of lists in lists
 
-
-
-# ---- whole answers --------------------------------------------------------------------------------------------------
-
-@lru_cache(maxsize=8192)
-def read_forms(answer: str) -> tuple[Form, ...]:
-    """The forms that an answer may have, mostly one. There is none for an answer without content. Raises Unsupported."""
-    if len(answer) > MAX_ANSWER_LENGTH:
-        return ()
-    text = normalize(formula_in_a_sentence(answer))
-    if len(text) > 2 * MAX_ANSWER_LENGTH:
-        return ()
-    if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
-        return ()
-    if not (letter := choice_letter(text)):
-        text = _without_near_approximation(re.sub(r"^(?:=|\\approx)\s*", "", without_words_around(text)))
-        text = phrase(text) or text
-    if letter := letter or choice_letter(text):
-        return (read_value(letter),)
-    form = read_form(text)
-    forms = [form]
-    if WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
-        forms.append(("thousands", tuple(read_form(item) for item in text.split(","))))
-    interval = as_interval(form)
-    forms += [interval] if interval else []
-    reals = real_set(form)
-    return (*forms, reals) if reals else tuple(forms)
-
-
-def _without_near_approximation(text: str) -> str:
-    """The text without the approximation behind it, if this is right to 5 %: 13/7 (about 1.86) is 13/7."""
-    found = approximation_behind(text)
-    if found is None:
-        return text
-    value, approximation = number(read_form(found[0])), float(found[1])
-    return found[0] if value is not None and abs(value - approximation) <= 0.05 * abs(value) else text
 
 
 # ---- a form and its items -------------------------------------------------------------------------------------------
@@ -101,8 +60,10 @@ def read_form(text: str, depth: int = 0) -> Form:
     text = PUNCTUATION_AT_END.sub("", text).strip()
     if text == "\\mathbb{R}":
         return ("bracketed", "()", (LOWEST[1], HIGHEST[1]))
+    if quantities := two_quantities(text):
+        return _read_quantities(quantities)
     form = (_read_congruence(text, depth) or _read_list(text, depth) or _read_relation(text, depth) or _read_matrix(text, depth)
-            or _read_union(text, depth))
+            or _read_union(text, depth) or _read_vector(text, depth))
     if form:
         return form
     has_two_signs = "\\pm" in text or "\\mp" in text
@@ -119,6 +80,12 @@ def read_form(text: str, depth: int = 0) -> Form:
         zero_padded = tuple(bool(re.match(r"\s*0\d", part)) for part in parts[1:])  # 1:03 is not 1:3
         return ("ratio", tuple(read_form(part, depth + 1) for part in parts), zero_padded)
     return read_value(text)
+
+
+def _read_quantities(quantities: list[tuple[str, str]]) -> Form:
+    """3 hours 20 minutes: two values in order."""
+    values = tuple(("value", parse(number), "", unit) for number, unit in quantities)
+    return values[0] if len(values) == 1 else ("bracketed", "units", values)
 
 
 def _read_plus_minus(text: str, depth: int) -> Form:
@@ -149,7 +116,37 @@ def _read_congruence(text: str, depth: int) -> Form | None:
     found = _CONGRUENCE.fullmatch(text) if "mod" in text else None
     if found is None or "\\equiv" in found[1]:
         return None
-    return ("congruence", read_form(found[1], depth + 1), read_value(found[2]))
+    value, modulus = read_form(found[1], depth + 1), read_value(found[2])
+    if value[0] == "list":  # 3, 5 mod 7
+        return ("list", tuple(("congruence", item, modulus) for item in value[1]))
+    return ("congruence", value, modulus)
+
+
+def _read_vector(text: str, depth: int) -> Form | None:
+    """A sum of multiples of i, j and k, of tuples or of matrices; a tuple with a number in front."""
+    if "\\vec" in text or "\\hat" in text:
+        text = canonical_unit_vectors(text)
+        try:
+            return components(parse(text)) if "\\vec{" in text else read_form(text, depth + 1)
+        except Unsupported:
+            return None
+    if text[-1] != ")" and "\\end" not in text:
+        return None
+    terms = signed_terms(text)
+    forms = []
+    for sign, term in terms:
+        found = factor_and_tuple(term)
+        if found is None and ("\\end" not in term or len(terms) < 2):
+            return None
+        factor, vector = found or ("", term)
+        if len(terms) == 1 and (text[0] != "+" and sign + factor == "+" or re.search(r"[A-Za-z](?<!\\frac)", factor.replace("\\sqrt", ""))):
+            return None  # a plain tuple, or a function of two arguments
+        form = read_form(vector, depth + 1)
+        if form[0] not in ("bracketed", "matrix"):
+            return None
+        tree = parse(sign + (factor or "1"))
+        forms.append(scaled(tree, form) if factor or sign == "-" else form)
+    return total(forms) if forms and None not in forms else None
 
 
 def _read_sum_with_dots(text: str, depth: int) -> Form | None:
@@ -240,9 +237,10 @@ def _read_scaled_matrix(text: str, depth: int) -> Form | None:
     rows = matrix[2]
     if found[1].strip():
         factor = read_value({"-": "-1", "+": "1"}.get(found[1].strip(), found[1].strip()))
-        if not is_expression(factor) or not all(is_expression(entry) for row in rows for entry in row):
+        product = scaled(factor[1], matrix) if is_expression(factor) else None
+        if product is None:
             return None
-        rows = tuple(tuple(("value", ("mul", factor[1], entry[1]), "", entry[3]) for entry in row) for row in rows)
+        rows = product[2]
     if found[3]:
         if len({len(row) for row in rows}) > 1:
             return None
@@ -256,21 +254,22 @@ def _read_set(text: str, depth: int) -> Form | None:
     if not braces:
         return None
     content = braces[1]
-    is_set = text[0] == "\\" or len(split_outside_brackets(content, ",;")) > 1
+    is_set = text[0] == "\\" or re.match(r"\{\s*[a-z]\s*(?:\||:|\\mid|\\vert)", text) or len(split_outside_brackets(content, ",;")) > 1
     if not is_set or closing_bracket(text.replace("\\{", "{").replace("\\}", "}"), 0) < 0:
         return None
-    condition = re.fullmatch(r"\s*(.+?)\s*(?:\\mid|:|\||\\vert|\\;?\\middle\s*\|)\s*(.+)", content, re.DOTALL)
+    condition = re.fullmatch(r"\s*(.+?)\s*(?:\\mid(?![a-z])|:|\\middle\s*\||\||\\vert)\s*(.+)", content, re.DOTALL)
     if condition:
         return _read_builder(condition[1], condition[2], depth) or ("text", text)
     if not content.strip():
         return ("text", "\\emptyset")
     with_thousands = ", " in content  # {5,100} has two items: 5 and 100. {1,000, 2} also has two: 1000 and 2
-    return flattened("set", _read_items(content, with_thousands, depth))
+    items = _read_items(content, with_thousands, depth)
+    return labelled_values(items) or flattened("set", items)
 
 
 def _read_builder(element: str, condition: str, depth: int) -> Form | None:
     """The set of a condition, as in \\{x \\mid x > 5\\}; \\{k\\pi \\mid k \\in \\mathbb{Z}\\} is the family k\\pi."""
-    name = re.sub(r"\s*\\in\s*\\mathbb\s*\{?R\}?\s*", "", element)
+    name = re.sub(r"\s*\\in\s*\\mathbb\s*\{?R\}?\s*", "", element).strip()
     if not is_symbol(name):
         family = without_qualifier(f"{element}, {condition}")
         return read_form(element, depth + 1) if family == element else None
@@ -280,12 +279,14 @@ def _read_builder(element: str, condition: str, depth: int) -> Form | None:
         return read_form("\\mathbb{R}")
     form = read_form('" and "'.join(parts), depth + 1)
     said = form[1] if form[0] in ("and", "or", "union", "list") else (form,)
-    names = {part[2] for item in said if item[0] == "relation" for part in item[2] if is_variable(part)}
+    names = {letter for item in said if item[0] == "relation" for part in item[2]
+             if is_variable(part) or (part[0] == "value" and part[1] and part[1][:2] == ("call", "abs")) for letter in variables(part[1])}
+    is_about_it = names == {name.lstrip("\\")}
     if form[0] in ("bracketed", "union", "reals"):
-        return form if name in condition and names <= {name} else None
-    if form[0] == "relation" and names == {name}:
+        return form if name in condition and (is_about_it or not names) else None
+    if form[0] == "relation" and is_about_it:
         return as_interval(form) or real_set(form) or form
-    return real_set(form) if names == {name} else None
+    return real_set(form) if is_about_it else None
 
 
 def _read_bracketed(text: str, depth: int) -> Form | None:
@@ -295,7 +296,10 @@ def _read_bracketed(text: str, depth: int) -> Form | None:
     pieces = split_outside_brackets(text[1:-1], ";")
     if len(pieces) == 1:
         pieces = split_at_commas(text[1:-1]) if ", " in text else split_outside_brackets(text[1:-1], ",")
-    return ("bracketed", text[0] + text[-1], tuple(read_form(piece, depth + 1) for piece in pieces))
+    items = tuple(read_form(piece, depth + 1) for piece in pieces)
+    if text[0] == "[" and (labelled := labelled_values(items)):  # [x = 1, y = 2]
+        return labelled
+    return ("bracketed", text[0] + text[-1], items)
 
 
 # ---- equations and inequalities -------------------------------------------------------------------------------------
@@ -311,12 +315,16 @@ def _read_relation(text: str, depth: int) -> Form | None:
         return None
     edges = [0, *(edge for match in found for edge in match.span()), len(text)]
     texts = [text[edges[i]:edges[i + 1]].strip() for i in range(0, len(edges), 2)]
+    if operators == ["\\in"] and texts[1] in ("R", "Z", "N", "Q"):
+        texts[1] = f"\\mathbb{{{texts[1]}}}"
     if operators == ["\\in"] and is_name(texts[0]):
         form = read_form(texts[1], depth + 1)
         if form[0] in ("bracketed", "set", "union", "list", "reals") or "mathbb" in texts[1]:
             return form
     if len(operators) > 1 and set(operators) == {"="} and all(map(is_symbol, texts[:-1])):  # x = y = 3
         return labelled_values(tuple(read_form(f"{name}={texts[-1]}", depth + 1) for name in texts[:-1]))
+    if len(operators) > 1 and set(operators) == {"="} and all(map(is_name, texts[:-1])):  # AB = BC = 12
+        operators, texts = ["="], [texts[0], texts[-1]]
     if operators == ["="] and (point := _labelled_point(*texts, depth)):
         return point
     parts = tuple(read_form(part, depth + 1) if part else ("text", "") for part in texts)

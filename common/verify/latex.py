@@ -3,84 +3,45 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Any
 
-MAX_TOKENS, MAX_DEPTH = 400, 40  # of one expression
-# The tree of an expression is a tuple, its kind first: ("num", Fraction), ("sym", name of a variable), ("pi",), ("e",), ("i",),
-# ("add", [terms]), ("neg", node), ("mul", node, node), ("div", node, node), ("pow", base, exponent), ("call", function, node, ...)
-Node = tuple[Any, ...]
-INFINITY: Node = ("sym", "infty")
+from common.verify.notation import (
+    COUNTING_LETTERS,
+    arguments,
+    counting_call,
+    counting_scripts,
+    counting_scripts_in_front,
+    operator_with_limits,
+    product_with_dots,
+)
+from common.verify.tokens import (
+    CLOSING_SIGNS,
+    DIVISION_SIGNS,
+    FUNCTIONS,
+    GREEK,
+    MARKS_AND_FONTS,
+    MULTIPLICATION_SIGNS,
+    NO_FACTORS,
+    ONE_NAME_FOR_FUNCTION,
+    OPERATORS_WITH_LIMITS,
+    SYMMETRIC,
+    Tokens,
+    Unsupported,
+)
+from common.verify.trees import INFINITY, Node
 
-
-class Unsupported(ValueError):
-    """The text is not an expression that the checker can read, or its value would take too much work."""
-
-
-# ---- tokens ---------------------------------------------------------------------------------------------------------
-
-_TOKEN = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|\\([A-Za-z]+)|([A-Za-z]+)|\\?([{}])|"
-                    r"(\*\*|[-+*/^_!|()\[\]'\"=<>,;:.])|\s+|(.)", re.DOTALL)
-# words that are commands even without a backslash; other letters are one variable each
-_WORD_COMMANDS = re.compile(r"arc(?:sin|cos|tan)|ar(?:sin|cos|tan)h|sqrt|"
-                            r"sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|ln|log|exp|pi|theta|alpha|beta")
-GREEK = frozenset(re.findall(r"\w+", """
-    alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
-    Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar infty emptyset varnothing triangle angle nabla partial mho"""))
-FUNCTIONS = frozenset({"sin", "cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log",
-                       "exp", "lg", "sech", "csch", "coth", "arsinh", "arcosh", "artanh"})
-# other names of functions
-ONE_NAME_FOR_FUNCTION = {"cosec": "csc", "cotan": "cot", "ctg": "cot", "tg": "tan", "arctg": "arctan", "asin": "arcsin", "acos": "arccos",
-                         "atan": "arctan", "arcsinh": "arsinh", "arccosh": "arcosh", "arctanh": "artanh", "asinh": "arsinh",
-                         "acosh": "arcosh", "atanh": "artanh"}
-SYMMETRIC = {"max", "min", "gcd", "lcm"}
-OPERATORS_WITH_LIMITS = {"sum", "prod", "int", "lim", "max", "min", "gcd", "lcm", "det", "Pr", "sup", "inf"}
-# a name with such a mark or font is another name: \vec a is not a
-MARKS_AND_FONTS = {"overline", "vec", "hat", "bar", "overrightarrow", "widehat", "tilde", "mathbb", "mathcal", "mathfrak", "mathbf",
-                   "boldsymbol"}
-CLOSING_SIGNS = {"(": ")", "[": "]", "{": "}", "lfloor": "rfloor", "lceil": "rceil", "|": "|", "lvert": "rvert"}
-MULTIPLICATION_SIGNS, DIVISION_SIGNS = {"cdot", "times", "*", "ast"}, {"/", "div"}
-# commands that end a product
-NO_FACTORS = {"rfloor", "rceil", "pm", "mp", "circ", "prime", "choose", *MULTIPLICATION_SIGNS, *DIVISION_SIGNS}
-ONE_NAME_FOR_COMMAND = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "rvert": "|", "lvert": "|",
-                        "mid": "|", "vert": "|"}
-
-
-def tokenize(text: str) -> list[tuple[str, str]]:
-    """The tokens of a text, each as (kind, text). The kind is "number", "command", "letter" or "sign". Raises Unsupported."""
-    tokens: list[tuple[str, str]] = []
-    for match in _TOKEN.finditer(text):
-        number, command, letters, brace, sign, other = match.groups()
-        if other is not None:
-            raise Unsupported(other)
-        if number:
-            tokens.append(("number", number))
-        elif command:
-            command = ONE_NAME_FOR_COMMAND.get(command) or ONE_NAME_FOR_FUNCTION.get(command, command)
-            tokens.append(("sign", "|") if command == "|" else ("command", command))
-        elif letters:
-            start = 0
-            for word in _WORD_COMMANDS.finditer(letters):
-                tokens += [("letter", c) for c in letters[start:word.start()]] + [("command", word[0])]
-                start = word.end()
-            tokens += [("letter", c) for c in letters[start:]]
-        elif brace or sign:
-            tokens.append(("sign", "^" if sign == "**" else brace or sign))
-        if len(tokens) > MAX_TOKENS:
-            raise Unsupported("too long")
-    return tokens
+MAX_DEPTH = 40  # of one expression
 
 
 # ---- grammar --------------------------------------------------------------------------------------------------------
 
-class Parser:
+class Parser(Tokens):
     """A recursive-descent parser of one expression. Each method reads a part of it from the current token on and returns its tree.
 
     An expression is a sum of products of powers; the base of a power is a primary: a number, a name, a group or a command.
     """
 
     def __init__(self, text: str) -> None:
-        self.tokens = tokenize(text)
-        self.position = 0  # index of the current token
+        super().__init__(text)
         self.depth = 0  # sums and powers around the current token
         self.open_bars = 0  # absolute values around the current token, inside the nearest brackets
 
@@ -93,20 +54,6 @@ class Parser:
         if self.position < len(self.tokens):
             raise Unsupported(self.tokens[self.position][1])
         return node
-
-    # -- tokens
-
-    def peek(self) -> tuple[str, str]:
-        """The current token, as (kind, text); ("end", "") behind the last one."""
-        return self.tokens[self.position] if self.position < len(self.tokens) else ("end", "")
-
-    def take(self, text: str | None = None) -> tuple[str, str]:
-        """The current token; the next one becomes current. Raises Unsupported if it is missing or does not have this text."""
-        token = self.peek()
-        if token[0] == "end" or (text is not None and token[1] != text):
-            raise Unsupported(f"{text or 'more'} is missing")
-        self.position += 1
-        return token
 
     # -- sums, products and powers
 
@@ -128,13 +75,19 @@ class Parser:
         while self.peek() in (("sign", "+"), ("sign", "-")):
             minus_signs += self.take()[1] == "-"
         node = last = self.power()
+        factors = [last]
         while True:
             kind, text = self.peek()
-            if text in MULTIPLICATION_SIGNS and kind != "letter":
+            ahead = self.tokens[self.position + 1:self.position + 2]
+            if text == "cdots" or (ahead == [("command", "cdots")] and text in MULTIPLICATION_SIGNS):
+                self.position += text != "cdots"
+                node = product_with_dots(self, factors)
+            elif text in MULTIPLICATION_SIGNS and kind != "letter":
                 self.take()
                 negative = self.peek() == ("sign", "-") and bool(self.take())
                 last = self.power()
                 node = ("mul", node, last)
+                factors.append(last)
                 minus_signs += negative
             elif text in DIVISION_SIGNS and kind != "letter":
                 self.take()
@@ -147,14 +100,15 @@ class Parser:
                     raise Unsupported("a number beside a factor")
                 last = self.power()
                 node = ("mul", node, last)
+                factors.append(last)
             else:
                 break
         return ("neg", node) if minus_signs % 2 else node
 
     def number_may_follow(self, factor: Node) -> bool:
-        """Whether a number beside this factor is one more factor: 3!7!, 2^3 3^2, n 2^n. It is not in 5 5 and \\frac121."""
+        """Whether a number beside this factor is one more factor: 3!7!, 2^3 3^2, n 2^n, i4. It is not in 5 5 and \\frac121."""
         before, ahead = self.tokens[self.position - 1][1], self.tokens[self.position + 1:self.position + 2]
-        closed = before == ")" or factor[0] == "pow" or factor[:2] == ("call", "!")
+        closed = before == ")" or factor[0] == "pow" or factor[:2] == ("call", "!") or factor == ("i",)
         return closed or (factor[0] == "sym" and ahead == [("sign", "^")])
 
     def starts_factor(self) -> bool:
@@ -193,13 +147,6 @@ class Parser:
         self.depth -= 1
         return node
 
-    def take_degree_sign(self) -> bool:
-        """Whether \\circ or {\\circ} stands behind a ^. If so, takes it."""
-        ahead = [token[1] for token in self.tokens[self.position:self.position + 3]]
-        count = 1 if ahead[:1] == ["circ"] else 3 if ahead == ["{", "circ", "}"] else 0
-        self.position += count
-        return count > 0
-
     def argument(self, signed: bool = False) -> Node:
         """The argument of a command or of ^ (`signed`): a group or one token.
 
@@ -229,18 +176,6 @@ class Parser:
         self.take(CLOSING_SIGNS[opening])
         return node
 
-    def plain_text(self) -> str:
-        """A group or one token as text. Subscripts, limits of sums and names under an overline are read so."""
-        if self.peek() != ("sign", "{"):
-            return self.take()[1]
-        parts, depth = [], 0
-        while True:
-            text = self.take()[1]
-            depth += (text == "{") - (text == "}")
-            if depth == 0:
-                return " ".join(parts[1:])
-            parts.append(text)
-
     def primary(self) -> Node:
         """A number, a name, a group, an absolute value or a command with its arguments."""
         kind, text = self.peek()
@@ -248,7 +183,12 @@ class Parser:
             return self.number()
         if kind == "letter" or text in GREEK or text == "pi":
             return self.symbol()
+        if text in ("_", "^") and kind == "sign":
+            return counting_scripts_in_front(self)
         if text in ("(", "[", "{"):
+            if [token for _, token in self.tokens[self.position + 1:self.position + 2]] == ["}"]:  # {}_{10}C_3
+                self.position += 2
+                return counting_scripts_in_front(self)
             return self.group(text)
         if text == "|":
             self.take()
@@ -272,6 +212,8 @@ class Parser:
         self.take('"')
         if not letters:
             raise Unsupported("text")
+        if letters in COUNTING_LETTERS and self.peek() == ("sign", "_"):
+            return counting_scripts(self, letters)
         if self.peek() == ("sign", "_"):
             self.take()
             letters += f"_{self.plain_text()}"
@@ -304,6 +246,10 @@ class Parser:
     def symbol(self) -> Node:
         """A variable with its subscript and primes, a constant, or a call of the function f, g or h."""
         _, name = self.take()
+        if name in COUNTING_LETTERS and self.peek()[1] == "(" and (count := counting_call(self, name)):
+            return count
+        if name in COUNTING_LETTERS and self.peek() == ("sign", "_"):
+            return counting_scripts(self, name)
         if self.peek() == ("sign", "_"):
             self.take()
             name = f"{name}_{self.plain_text()}"
@@ -337,32 +283,15 @@ class Parser:
         if name == "cis":
             angle = self.function_argument()
             return ("add", [("call", "cos", angle), ("mul", ("i",), ("call", "sin", angle))])
-        if name in SYMMETRIC and (found := self.arguments()):
+        if name in SYMMETRIC and (found := arguments(self)):
             return ("call", name, *found)
-        if name in OPERATORS_WITH_LIMITS:  # an unknown function of its factors; the limits are part of the function's name
-            below = above = ""
-            while self.peek()[1] in ("_", "^"):
-                if self.take()[1] == "_":
-                    below = self.plain_text()
-                else:
-                    above = self.plain_text()
-            return ("call", f"{name}_{below}^{above}", self.product())
+        if name in OPERATORS_WITH_LIMITS:
+            return operator_with_limits(self, name)
+        if name in ("overline", "bar") and any(text in "+-" for _, text in self.tokens[self.position + 1:self.position + 6]):
+            return ("call", "conjugate", self.group("{"))
         if name in MARKS_AND_FONTS:
             return ("sym", f"{name} {self.plain_text()}")
         raise Unsupported(name)
-
-    def arguments(self) -> list[Node]:
-        """The arguments of max, min, gcd or lcm in brackets, with commas between them. None if no bracket follows."""
-        opening = self.peek()[1]
-        if opening not in ("(", "{", "["):
-            return []
-        self.take()
-        found = [self.sum()]
-        while self.peek() == ("sign", ","):
-            self.take()
-            found.append(self.sum())
-        self.take(CLOSING_SIGNS[opening])
-        return found
 
     def function(self, name: str) -> Node:
         """A call of a function from FUNCTIONS, with an exponent (\\sin^2 x) or a base (\\log_2 x)."""

@@ -5,22 +5,22 @@ import re
 
 from common.verify.units import DENYING_WORDS
 
-_LETTER = r"(?:\\(?:mathbb|mathcal|vec|d?dot|hat|bar|overline|overrightarrow|tilde|widehat)\s*\{?\s*[A-Za-z]+\s*\}?|\\[A-Za-z]+|[A-Za-z])"
-_MARKS = r"(?:'|_\{[^{}]*\}|_\w|_\\[a-z]+|\^\{?-1\}?(?=\()|\^\{?(?:\([n\d]\)|\*|\\ast|\\prime)\}?)*"
 # the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
 _NAME_OF_VALUE = re.compile(
-    r"""\[[A-Z]{3,6}\]|[a-z]_\{?\w\}?(?:\s*[+]\s*[a-z]_\{?\w\}?)+|n\s*\([A-Z\s]*(?:\\c[au]p\s*[A-Z\s]+)*\)|"""
+    r"""\[\s*(?:\\triangle\s*)?[A-Z]{3,6}\s*\]|[A-Z]{2}(?:\s*\+\s*[A-Z]{2})+|"""
+    r"""[a-z]_\{?\w\}?(?:\s*[+]\s*[a-z]_\{?\w\}?)+|n\s*\([A-Z\s]*(?:\\c[au]p\s*[A-Z\s]+)*\)|"""
     r"""\(\s*[a-z]\s*\\circ\s*[a-z]\s*\)\s*\(.*\)|\\vec\s*\{?[a-z]\}?\s*\\(?:cdot|times)\s*\\vec\s*\{?[a-z]\}?|"""
     r"""\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(?:\\angle\s*)?(?:\\?[A-Za-z]+|[A-Z]{2,3})(?:\s*\))?|\\(?:int|iint|oint|sum|prod"""
     r"""|lim)(?![a-z]).*|"""
     r"""[a-dk-np-s](?:\s*\+\s*[a-dk-np-s])+|\\sigma\^2|\\?[|]\s*\\?[|]?.+\\?[|]|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
     r"""\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\{?\d\}?)?\s*[A-Za-z]?\s*\}\s*\{[^{}]*(?:d|\\partial)[^{}]*\}\s*(?:\(.*\)|\[.*\])?|"""
     r"""\\d?dot\s*\{?\s*[a-z]\s*\}?|D(?:_\{?[a-z]\}?)?\s*\(?\s*[a-z]\s*\)?|"""
-    r"""(?:\\(?:angle|triangle|overline|frac|alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma|rho|gamma|omega|tau|kappa|psi|eta|nu|xi"""
+    r"""(?:\\(?:angle|triangle|overline|bar|hat|tilde|nabla|partial|frac|"""
+    r"""alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma|rho|gamma|omega|tau|kappa|psi|eta|nu|xi"""
     r"""|delta|"""
     r"""epsilon|Omega|Sigma|Gamma|Phi|ell|zeta|chi)(?![a-z])|[A-Za-z|{}: ".'/]|"""
     r"""_\{[^{}]*\}|_\w|(?<=[fghFGHPE])\([^()]*\)|(?<=[EP])\[[^\[\]]*\]|"""
-    r"""(?<=[A-Za-z'}])\(\s*-?(?:[A-Za-z]|\d+)(?:\s*,\s*-?(?:[A-Za-z]|\d+))*\s*\)|\^\{?-1\}?(?=\())++""")
+    r"""(?<=[A-Za-z'}"])\(\s*-?(?:[A-Za-z]|\d+)(?:\s*,\s*-?(?:[A-Za-z]|\d+))*\s*\)|\^\{?-1\}?(?=\())++""")
 # an operator in front of anything: \det A, \mathbb{E}[X], \operatorname{tr}(A), \Pr(X \le 1), "rank"(A)
 _OPERATOR = re.compile(
     r"""(?:\\(?:det|dim|ker|deg|arg|gcd|lcm|max|min|sup|inf|Pr|tr|rank|Re|Im|Var|Cov)(?![A-Za-z])|\\mathbb\{?[EPVR]\}?|[EP](?=[(\[])|"""
@@ -29,9 +29,10 @@ _OPERATOR = re.compile(
     r"""SD|sd|length|slope|median|mean|mode)\s*")(?:_\{[^{}]*\}|_\w)?\s*(?:\(.*\)|\[.*\]|\{.*\}|\\?[|].*[|]"""
     r"""|"?\s*\\?[A-Za-z]+\s*"?)""", re.DOTALL)
 # no name: a text with a denial, an operation in words or a product of variables
-_NOT_A_NAME = re.compile(
+_DENIAL = re.compile(
     DENYING_WORDS + r"|(?i:\b(?:half|twice|double|triple|squared?|cubed?|minus|plus|times|opposite|reciprocal|negative|bound|"
-    r"fake)\b)|(?<![A-Za-z_\\])(?!max|min|gcd|lcm|sum|avg|d[a-z](?![a-z]))[a-z]{2,3}(?![A-Za-z])|"
+    r"fake)\b)")
+_PRODUCT = re.compile(r"(?<![A-Za-z_\\])(?!max|min|gcd|lcm|sum|avg|d[a-z](?![a-z]))[a-z]{2,3}(?![A-Za-z])|"
     r"(?<![A-Za-z\\])[a-z] [a-z](?![A-Za-z])")
 _ONE_SYMBOL = re.compile(r'"?\s*(?:\\[A-Za-z]+|[A-Za-z])\s*"?(?:\'|_\{\s*"?\w+"?\s*\}|_\w)*')
 
@@ -41,7 +42,11 @@ def is_name(text: str) -> bool:
     if _OPERATOR.fullmatch(text):
         return True
     found = _NAME_OF_VALUE.fullmatch(text)
-    return bool(found) and (text.startswith(("[", "(", "\\frac{d", "\\frac{\\partial", "D_", "\\|", "|")) or not _NOT_A_NAME.search(text))
+    if not found or text.startswith(("[", "(", "\\frac{d", "\\frac{ d", "\\frac{\\partial", "D_", "\\|", "|")):
+        return bool(found)
+    # words in quotes are no product of variables, and neither is an index
+    formula = re.sub(r'"[^"]*"|_\{[^{}]*\}|(?<=partial)_\w', "", text)
+    return not _DENIAL.search(text) and not _PRODUCT.search(formula)
 
 
 def is_name_of_matrix(text: str) -> bool:

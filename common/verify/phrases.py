@@ -16,15 +16,16 @@ _PHRASES = """
     true
     false
     \\emptyset; empty set; the empty set; no solution; no solutions; there is no solution; there are no solutions; no solution exists;
-        no solutions exist; has no solution; has no solutions; no such solution
+        no solutions exist; has no solution; has no solutions; no such solution; 无解; 方程无解; 没有解; 空集
     no real solution; no real solutions; there are no real solutions; no real roots
     infinitely many; infinitely many solutions; there are infinitely many; there are infinitely many solutions; infinite solutions;
-        an infinite number of solutions; infinite number of solutions; an infinite number
-    does not exist; dne; d.n.e; doesn't exist; the limit does not exist; limit does not exist
+        an infinite number of solutions; infinite number of solutions; an infinite number; 无穷多解; 无穷多个; 无数个
+    does not exist; dne; d.n.e; doesn't exist; the limit does not exist; limit does not exist; 不存在; 极限不存在
     undefined; not defined; is undefined
     \\mathbb{R}; all real numbers; all reals; all real number; any real number; every real number; the real numbers; real numbers;
         all real values;
-        the set of all real numbers; the set of real numbers; set of all real numbers; all real x; all real numbers x; the reals
+        the set of all real numbers; the set of real numbers; set of all real numbers; all real x; all real numbers x; the reals;
+        所有实数; 全体实数; 任意实数; 实数集; 一切实数
     \\mathbb{Z}; all integers; the integers; the set of integers; the set of all integers; any integer; every integer
     impossible; it is impossible; not possible; it is not possible
     no such number; no such number exists; no such integer exists; there is no such number
@@ -48,13 +49,20 @@ _SENTENCE_AROUND_FORMULA = re.compile(
     r"|be)[,:]?\s+)*\x00\s*"
     r"(?:is\s+(?:the|our|a)\s+(?:final\s+)?(?:solution|answer|result))?[.!\s]*", re.IGNORECASE)
 # the letter of a multiple choice, alone or with its text: "Option B", "(D) Alina", "B) 12"
-_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?[.:)]?")
+_CHOICE = re.compile(r"(?:(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+|故?应?选项?\s*|答案[是为]?\s*))?"
+                     r"\(?([A-Z])\)?[.:),]?(?:\s*选项|\s+is (?:correct|right|true))?")
 _CHOICE_WITH_TEXT = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|([A-J])[).:]"
                                r"|([A-J])(?=\x00))[\s\x00]*" + _NO_CHANGING_WORDS +
                                r"(?!and\b)(?!.*(?:\([A-J]\)|(?<![A-Za-z])[A-J][).]))(?:[A-Za-z]+(?:[ ,'-]+[A-Za-z0-9%]+)*\.?|[-$]?\d.*"
-                               r"|-?\\(?:frac|sqrt|pi).*)",
+                               r"|-?\\(?:frac|sqrt|pi).*|(?<=\s)[a-z]\s*(?:[=<>]|\\[lg]e).*|(?<=\s)\\\{.*)",
                                re.DOTALL)
-_IN_FRONT = re.compile(r'^["\s]*(?:[共约为是]["\s]*|(?:(?:the )?(?:ordered )?(?:point|pair|triple|vector|interval|matrix|number|value|line|'
+_MARK_OF_CHOICE = re.compile(r'"?\s*(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(\s*"?\s*[A-Z]\s*"?\s*\)|[A-J]\s*"?\s*[).:]|[A-J]\s*"(?=\s))\s*"?')
+_INTEGER_LETTER = re.compile(r'(?<![A-Za-z\\])([a-z])\s*\\in\s*\\mathbb\{Z\}|(?<![A-Za-z\\])([a-z])[\s"]*is (?:an|any) integer'
+                             r'|integers?[\s"]*([a-z])(?![A-Za-z])')
+_ROUNDING = re.compile(r'(?<=\d)[\s",(]+(?:correct |rounded )?(?:to )?(?:the nearest [a-z]+|(?:\d+|one|two|three|four)[\s"]*'
+                       r'(?:d\.?\s?p\.?|decimal places?|s\.?\s?f\.?|sig\.? figs?|significant (?:figures|digits)))[\s")]*$', re.IGNORECASE)
+_IN_FRONT = re.compile(r'^["\s]*(?:(?![^为是共有约答得]*[不非无没负除至])[\u4e00-\u9fff]{0,7}[为是共有约答得][:]?["\s]*|'
+                       r'(?:(?:the )?(?:ordered )?(?:point|pair|triple|vector|interval|matrix|number|value|line|'
                        r'equation|function)|approximately|approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+)(?=[-\d\\$.([])',
                        re.IGNORECASE)
 _BEHIND = re.compile(r'(?<=\S)[\s",(]+(?:respectively|in total|total|altogether|exactly|approximately|approx\.?)[\s".)]*$', re.IGNORECASE)
@@ -68,7 +76,7 @@ _QUALIFIER_WORDS = frozenset(re.findall(r"\S+", "for all any every each some whe
                                                 " numbers constant constants "
                              "arbitrary value values of and being the integration in"))
 _QUALIFIER_SIGNS = re.compile(r'(?:[A-Za-z](?:_\w)?|\\in|\\forall|\\mathbb\{[ZR]\}|[\s,"();])*')
-_WITH_BASE = re.compile(r'(-?[\dA-F]+)["\s]*[(]?["\s]*(?:in\s+)?base["\s]*\{?(\d+)\}?["\s)]*', re.IGNORECASE)
+_WITH_BASE = re.compile(r'(-?[\dA-F]+)["\s]*[(]?["\s]*(?:in\s+)?base["\s-]*\{?(\d+|[a-z]+)\}?["\s)]*', re.IGNORECASE)
 _RATIO_IN_WORDS = re.compile(r'(\d[\d.]*)["\s]+to["\s]+(\d[\d.]*)')
 _MAPPING = re.compile(r'(?:([A-Za-z])\s*:\s*)?([a-z])\s*\\mapsto\s*(.+)', re.DOTALL)
 _REALS_BUT = re.compile(r'["\s]*(?:x[\s"]*(?:\\in|is|can be)[\s"]*)?(?:\\mathbb\{R\}|(?:all|any|the|every) real (?:numbers?|values?)|all'
@@ -94,12 +102,28 @@ def phrase(text: str) -> str | None:
 
 def choice_letter(text: str) -> str | None:
     """The letter, if the text is one choice of a multiple-choice question."""
-    if len(text) > 1 and not text.startswith(("(", '"', "O", "o", "C", "c")) and text[1] not in ").: ":
+    if len(text) > 1 and not text.startswith(("(", '"', "O", "o", "C", "c")) and text.isascii() and text[1] not in ").: ":
         return None
     marked = re.sub(r'^"\s*([A-J])\s*"\s+(?=[\d\\"])', "\\1\x00", text)  # \text{B} \quad 12
     plain = " ".join(marked.replace('"', " ").replace("\x00", " \x00 ").split()).replace(" \x00 ", "\x00")
     choice = _CHOICE.fullmatch(plain) or _CHOICE_WITH_TEXT.fullmatch(plain)
     return next(filter(None, choice.groups())) if choice else None
+
+
+def text_of_choice(text: str) -> str | None:
+    """The text behind the letter of a choice: 12 in (B) 12. None for the letter alone."""
+    found = _MARK_OF_CHOICE.match(text.lstrip())
+    rest = text.lstrip()[found.end():].strip() if found else ""
+    rest += '"' if rest.count('"') % 2 else ""
+    return None if not rest or choice_letter(rest) else rest
+
+
+def integer_letter(text: str) -> str | None:
+    """The letter that stands for any integer, as in "k \\in \\mathbb{Z}" and "where n is an integer"."""
+    if "\\mathbb{Z}" not in text and "integer" not in text:
+        return None
+    found = _INTEGER_LETTER.search(text)
+    return next(filter(None, found.groups())) if found else None
 
 
 def without_words_around(text: str) -> str:
@@ -111,6 +135,7 @@ def without_words_around(text: str) -> str:
     text = re.sub(r"^[A-Z]'?\s*(?=\([^()]*,[^()]*\)$)", "", text)  # P(1, 2)
     if text.isascii() and not re.search(r"[A-Za-z]", text):
         return text
+    text = _ROUNDING.sub("", text, count=1) if "(" in text or '"' in text else text
     text = _BEHIND.sub("", _IN_FRONT.sub("", text, count=1)) if " " in text or not text.isascii() else text
     text += '"' * (text.count('"') % 2)
     text = without_qualifier(text)
@@ -124,6 +149,8 @@ def without_words_around(text: str) -> str:
         if is_condition and not re.search(r"[<>]|\\[lg]e", kept):
             values = re.sub(r'(?<![A-Za-z\\])[a-z]\s*=|"?\b(?:and|or)\b"?', lambda m: "" if "=" in m[0] else ",", kept)
             return f"\\mathbb{{R}}\\setminus\\{{{values}\\}}"
+    if "\\to" in text:  # f: R \to R, f(x) = x^2
+        text = re.sub(r"^[a-z]\s*:\s*\S+\s*\\to\s*\S+?\s*,\s*", "", text)
     if "\\mapsto" in text and (found := _MAPPING.fullmatch(text)):
         return f"{found[1] or 'f'}({found[2]})={found[3]}"
     if "\\equiv" in text and "mod" not in text:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from common.verify.equal import Evaluation, TooMuchWork, Work
-from common.verify.expression_values import PRECISION_BITS, round_fraction
-from common.verify.latex import INFINITY
-from common.verify.trees import variables
+from common.verify.expression_values import PRECISION_BITS
+from common.verify.numbers import round_fraction
+from common.verify.trees import INFINITY, Node, degrees, substituted, variables
 
 Form = tuple[Any, ...]
 End = tuple[float, Form]
@@ -119,7 +120,7 @@ def _pieces_of_relation(form: Form) -> list[Piece] | None:
         sides = [_pieces_of_relation(("relation", (operator,), pair, False)) for operator, pair in pairs]
         return None if None in sides else _common(*(_joined(side) for side in sides if side is not None))
     elif is_variable != [True, False]:
-        return None
+        return _pieces_of_absolute_value(operators, parts)
     items = parts[1][1] if parts[1][0] == "list" else (parts[1],)
     points = _points(items)
     if points is None:
@@ -133,6 +134,32 @@ def _pieces_of_relation(form: Form) -> list[Piece] | None:
     end, closed = points[0][0], operators[0] in ("\\le", "\\ge")
     ranges: dict[str, Piece] = {"<": (LOWEST, False, end, closed), ">": (end, closed, HIGHEST, False)}
     return [ranges["<" if operators[0] in ("<", "\\le") else ">"]] if operators[0] in ("<", "\\le", ">", "\\ge") else None
+
+
+def _pieces_of_absolute_value(operators: tuple[str, ...], parts: tuple[Form, ...]) -> list[Piece] | None:
+    """The pieces of |ax + b| < c, with < or another inequality."""
+    trees = [part[1] if part[0] == "value" else None for part in parts]
+    if len(trees) != 2 or None in trees or trees[0][:2] != ("call", "abs") or operators[0] not in ("<", "\\le", ">", "\\ge"):
+        return None
+    inner, size, names = trees[0][2], number(parts[1]), variables(trees[0])
+    if len(names) != 1 or size is None or size <= 0 or (degrees(inner, names) or set()) - {0, 1}:
+        return None
+    at_0, at_1 = (substituted(inner, ("sym", *names), ("num", Fraction(value))) for value in (0, 1))
+
+    def end(side: Node) -> End | None:
+        """The x where ax + b is c, or -c."""
+        tree: Node = ("div", ("add", [side, ("neg", at_0)]), ("add", [at_1, ("neg", at_0)]))
+        return _end(("value", tree, "", ""))
+
+    ends = [end(trees[1]), end(("neg", trees[1]))]
+    if None in ends:
+        return None
+    low, high = sorted((found for found in ends if found), key=lambda found: found[0])
+    closed = operators[0] in ("\\le", "\\ge")
+    inside: Piece = (low, closed, high, closed)
+    if operators[0] in ("<", "\\le"):
+        return [inside]
+    return [(LOWEST, False, low, closed), (high, closed, HIGHEST, False)]
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.verify.latex import Unsupported
 from common.verify.real_sets import HIGHEST, LOWEST, real_set
+from common.verify.tokens import Unsupported
 from common.verify.trees import variables
 
 MAX_ITEMS = 64  # of a list, a set or a matrix; comparing two unordered lists takes up to the square of it

@@ -1,7 +1,12 @@
 """The trees of parsed expressions: their parts and their variables."""
 from __future__ import annotations
 
-from common.verify.latex import Node
+from typing import Any
+
+# The tree of an expression is a tuple, its kind first: ("num", Fraction), ("sym", name of a variable), ("pi",), ("e",), ("i",),
+# ("add", [terms]), ("neg", node), ("mul", node, node), ("div", node, node), ("pow", base, exponent), ("call", function, node, ...)
+Node = tuple[Any, ...]
+INFINITY: Node = ("sym", "infty")
 
 WHOLE = "\0"  # ends the name of a variable that has whole values: see whole_variables
 
@@ -16,6 +21,47 @@ def variables(tree: Node) -> set[str]:
     if tree[0] == "sym":
         return {tree[1]}
     return set().union(*(variables(part) for part in operands(tree)))
+
+
+def substituted(tree: Node, old: Node, new: Node) -> Node:
+    """The tree with one tree in place of another one."""
+    if tree == old:
+        return new
+    if tree[0] == "add":
+        return ("add", [substituted(part, old, new) for part in tree[1]])
+    return tuple(substituted(part, old, new) if isinstance(part, tuple) else part for part in tree)
+
+
+def degrees(tree: Node, names: set[str]) -> set[int] | None:
+    """The degrees in these variables of the terms of a tree. None if they stand in a divisor, an exponent or a function."""
+    if tree[0] == "sym":
+        return {int(tree[1] in names)}
+    if tree[0] in ("add", "neg", "mul", "div"):
+        parts = [degrees(part, names) for part in operands(tree)]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts) or (tree[0] == "div" and found[1] != {0}):
+            return None
+        if tree[0] in ("add", "neg"):
+            return set().union(*found)
+        return {a + b for a in found[0] for b in found[1]}
+    return None if variables(tree) & names else {0}
+
+
+_CONSTANTS = ("C", "c", "K", "k", "constant", "const", "C_1", "c_1", "C_0", "D", "A")
+
+
+def with_constant_of(x: Node, y: Node) -> Node:
+    """The tree y with the C of x for its own constant of integration: x^2 + c for x^2 + C."""
+    if x[0] != "add" or y[0] != "add" or ("sym", "C") not in (*x[1], *y[1]):
+        return y
+    names = variables(x) | variables(y)
+    constants = [[name for name in _CONSTANTS if ("sym", name) in tree[1]][:1] for tree in (x, y)]
+    if [] in constants or constants[0] == constants[1]:
+        return y
+    mine, other = constants[0][0], constants[1][0]
+    if mine in variables(y) or other in variables(x) or len(names) < 3:
+        return y
+    return substituted(y, ("sym", other), ("sym", mine))
 
 
 def whole_variables(*trees: Node) -> tuple[Node, ...]:

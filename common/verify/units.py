@@ -59,8 +59,8 @@ _TABLE = """
     V volt
     A amp ampere
     K kelvin
-    C
-    F
+    C coulomb
+    F farad
     Pa pascal
     kPa
     Hz hertz
@@ -77,6 +77,24 @@ _TABLE = """
     women woman
     am
     pm
+    unit
+    um micrometer micrometre micron microns
+    nm nanometer nanometre 纳米
+    us microsecond
+    kJ kilojoule
+    kN kilonewton
+    kohm
+    cal calorie
+    kcal kilocalorie
+    kHz kilohertz
+    MHz megahertz
+    atm atmosphere
+    rpm
+    cup
+    tbsp tablespoon
+    tsp teaspoon
+    decade
+    century centuries 世纪
     mi/hr mph
     km/hr kph kmh kmph
     m/sec mps
@@ -92,6 +110,14 @@ _GLUED = re.compile(r"^(?:%|[a-z]{2,}|\$)$")
 _NOUNS = frozenset(re.findall(r"\S+", """fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass
     dog cat apple orange
     dozen-eggs pieces student way integer solution digit point coin page side cup marble ball card book step"""))
+# Chinese words between a number and what it counts
+_CLASSIFIERS = frozenset("个個种種只隻本条條张張次件棵组組块塊支枝位辆朵颗粒份页道户间台段座头匹根名家所套瓶盒"
+                         "箱袋杯碗题项步级层排列行章节班队架艘把盏人")
+# units that stand side by side: 3 hours 20 minutes
+_SIDE_BY_SIDE = {("hr", "min"), ("min", "sec"), ("day", "hr"), ("wk", "day"), ("yr", "mo"), ("mo", "day"), ("ft", "in"), ("yd", "ft"),
+                 ("m", "cm"), ("km", "m"), ("kg", "g"), ("lb", "oz"), ("pound", "oz"), ("dollar", "cent"), ("gal", "qt")}
+_TWO_QUANTITIES = re.compile(r"(\d+)\s*([A-Za-z]+)\.?[\s,]*(?:and\s+)?(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?")
+_MINUTES = re.compile(r"(?<=[\d}\s])\\min\s*$")
 # words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
 DENYING_WORDS = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|"
                  r"if|when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|"
@@ -106,7 +132,7 @@ CHANGING = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqr
                       r"which|that|from|by|at|as|factorials?|infinity|roots?|zeros?|tens|ones|hundreds|tenths|remainder|minimum|maximum"
                       r"|one|"
                       r"(?:two|three|four|five|six|seven|eight|nine|ten)s?|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|"
-                      r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs|[a-z]+wards?|others|always|sometimes|perhaps|[a-z]*less)\b|[不非或和与没无负倍万亿百十半]",
+                      r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs|[a-z]+wards?|others|always|sometimes|perhaps|[a-z]*less)\b|[不非或和与没无负倍万亿百十半多少余减加乘除对双]|千(?![克米瓦卡])",
                       re.IGNORECASE)
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
 _WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
@@ -118,7 +144,7 @@ _UNIT = re.compile(r'(?:(?<=[\d)}!\]])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*(?:
                    rf'\\?(%)|(\(?\s*{_WORD}(?:\s*(?:/|\\cdot)?\s*{_WORD}){{0,4}}\s*\)?))$')
 _TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
 _SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")
-_TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot)\b|[+-](?![^(\[{]*[)\]}])")
+_TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot|cis)\b|[+-](?![^(\[{]*[)\]}])")
 
 
 def split_unit(text: str) -> tuple[str, str]:
@@ -128,6 +154,11 @@ def split_unit(text: str) -> tuple[str, str]:
     angle = _SEXAGESIMAL.fullmatch(text)
     if angle:  # degrees, minutes and seconds of arc
         return f"{angle[1]}+\\frac{{{angle[2]}}}{{60}}+\\frac{{{angle[3] or 0}}}{{3600}}", "deg"
+    if "\\" in text:  # min, which is also an operator, \frac{m}{s}, \Omega, \mu m
+        text = _MINUTES.sub(' "min"', text)
+        text = re.sub(r'\\frac\s*\{\s*"([^"{}]+)"\s*\}\s*\{\s*"([^"{}]+)"\s*\}\s*$', r'"\1/\2"', text)
+        text = re.sub(r'(?<=[\d}) ])(?:"\s*(k)\s*"\s*)?\\Omega\s*$', r' "\1ohm"', text)
+        text = re.sub(r'\\mu\s*"?\s*([msgLFAC])\s*"?\s*$', r' "u\1"', text)
     found = _UNIT.search(text, max(0, len(text) - LONGEST_UNIT))
     if not found:
         return text, ""
@@ -141,6 +172,19 @@ def split_unit(text: str) -> tuple[str, str]:
         return text, ""
     unit = _read_unit(words, number, text[found.start(3) - 1])
     return (number, unit) if unit else (text, "")
+
+
+def two_quantities(text: str) -> list[tuple[str, str]] | None:
+    """The numbers and units of "3 hours 20 minutes", largest first. None for another text."""
+    if not text[:1].isdigit() or text.isdecimal():
+        return None
+    found = _TWO_QUANTITIES.fullmatch(" ".join(_MINUTES.sub(" min", text).replace('"', " ").split()))
+    if not found:
+        return None
+    units = (_known(found[2]) or "", _known(found[4]) or "")
+    if units == ("dollar", "cent"):
+        return [(f"{found[1]}+\\frac{{{found[3]}}}{{100}}", "dollar")]
+    return [(found[1], units[0]), (found[3], units[1])] if units in _SIDE_BY_SIDE else None
 
 
 def _read_unit(words: str, number: str, before: str) -> str | None:
@@ -200,6 +244,8 @@ def _are_nouns(words: list[str], number: str, quoted: bool, before: str) -> bool
     """Whether words that the table does not have count things: the last one is a plural, or there is one thing."""
     if len(words) > 4 or any(len(word) < 3 or not re.search("[aeiouyAEIOUY]", word) for word in words if word.isascii()):
         return False
+    if not words[0].isascii():
+        return words[0][0] in _CLASSIFIERS
     if not quoted and not (before == " " and len(words[0]) >= (3 if number[-1:].isdigit() else 4)):
         return False
     head = words[-1].partition("^")[0].lower()

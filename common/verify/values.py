@@ -4,9 +4,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from common.verify.latex import Node, Unsupported, parse
+from common.verify.latex import parse
 from common.verify.phrases import phrase
 from common.verify.spelling import split_outside_brackets
+from common.verify.tokens import Unsupported
+from common.verify.trees import Node
 from common.verify.units import split_unit
 
 Form = tuple[Any, ...]

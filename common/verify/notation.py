@@ -1,0 +1,126 @@
+"""Notations that take more than one token to recognise: C(n, k) and its like, operators with limits, products with dots.
+
+The functions go on where the parser of latex.py stands, and return the tree that they have read.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.verify.tokens import CLOSING_SIGNS, MULTIPLICATION_SIGNS, Unsupported
+from common.verify.trees import Node, substituted, variables
+
+if TYPE_CHECKING:
+    from common.verify.latex import Parser
+
+BOUND: Node = ("sym", "\1")  # the variable of a sum or an integral, whatever its letter
+COUNTING_LETTERS = frozenset("CPA")  # C(n, k) counts choices; P(n, k), A_n^k and the like count arrangements
+
+
+def counted(name: str, n: Node, k: Node) -> Node:
+    """The number of choices, or of arrangements, of k out of n."""
+    if name == "C":
+        return ("call", "binom", n, k)
+    return ("div", ("call", "!", n), ("call", "!", ("add", [n, ("neg", k)])))
+
+
+def counting_call(parser: Parser, name: str) -> Node | None:
+    """C(10, 3) behind its C. None if no bracket with one comma follows."""
+    depth = commas = 0
+    for _, text in parser.tokens[parser.position:]:
+        depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
+        commas += text == "," and depth == 1
+        if depth == 0:
+            break
+    if commas != 1:
+        return None
+    parts = arguments(parser)
+    for part in parts:
+        if {letter[0] for letter in variables(part)} - set("nkmprN"):
+            raise Unsupported("no numbers")
+    return counted(name, *parts)
+
+
+def counting_scripts(parser: Parser, name: str) -> Node:
+    """C_{10}^{3} from its _ on. C_1^2 is the square of C_1."""
+    parser.take("_")
+    start = parser.position
+    below = parser.argument()
+    text = " ".join(token for _, token in parser.tokens[start:parser.position] if token not in ("{", "}"))
+    symbol: Node = ("sym", f"{name}_{text}")
+    if parser.peek() != ("sign", "^"):
+        return symbol
+    parser.take()
+    above = parser.argument(signed=True)
+    if below[0] == above[0] == "num":
+        counts = below[1] >= max(3, above[1])
+    else:
+        counts = bool(variables(below)) and not (variables(below) | variables(above)) - set("nkmprN")
+    return counted(name, below, above) if counts else ("pow", symbol, above)
+
+
+def counting_scripts_in_front(parser: Parser) -> Node:
+    """{}_{10}C_3 or {}^{10}C_3 from its first script on."""
+    parser.take()
+    n = parser.argument()
+    kind, name = parser.take()
+    if kind != "letter" or name not in COUNTING_LETTERS or parser.peek() != ("sign", "_"):
+        raise Unsupported("a script in front")
+    parser.take()
+    return counted(name, n, parser.argument())
+
+
+def arguments(parser: Parser) -> list[Node]:
+    """The arguments in brackets, with commas between them. None if no bracket follows."""
+    opening = parser.peek()[1]
+    if opening not in ("(", "{", "["):
+        return []
+    parser.take()
+    found = [parser.sum()]
+    while parser.peek() == ("sign", ","):
+        parser.take()
+        found.append(parser.sum())
+    parser.take(CLOSING_SIGNS[opening])
+    return found
+
+
+def operator_with_limits(parser: Parser, name: str) -> Node:
+    """A sum, an integral and the like: an unknown function of its factors. The limits belong to the name of the function."""
+    below = above = ""
+    while parser.peek()[1] in ("_", "^"):
+        if parser.take()[1] == "_":
+            below = parser.plain_text()
+        else:
+            above = parser.plain_text()
+    body = parser.product()
+    bound = None
+    if name in ("sum", "prod") and below[1:3] == " =":
+        bound, below = below[0], below[1:]
+    elif name == "int" and below and above:
+        bound = _differential(body)
+    if bound and bound not in above.split() and bound not in below.split():
+        body = substituted(substituted(body, ("sym", bound), BOUND), ("i",) if bound == "i" else ("sym", bound), BOUND)
+    return ("call", f"{name}_{below}^{above}", body)
+
+
+def _differential(body: Node) -> str | None:
+    """The t of an integrand that ends in dt."""
+    if body[0] == "mul" and body[2][0] == "sym" and body[1][0] in ("mul", "sym"):
+        factor = body[1][2] if body[1][0] == "mul" else body[1]
+        return body[2][1] if factor == ("sym", "d") else None
+    return None
+
+
+def product_with_dots(parser: Parser, factors: list[Node]) -> Node:
+    """n(n-1)\\cdots 1 from its dots on: the factors before and behind them. Raises Unsupported without one of them."""
+    parser.take()
+    behind = []
+    while True:
+        if parser.peek()[1] in MULTIPLICATION_SIGNS and parser.peek()[0] != "letter":
+            parser.take()
+        elif not parser.starts_factor():
+            break
+        behind.append(parser.power())
+    if not behind or len(factors) + len(behind) < 3:
+        raise Unsupported("dots")
+    return ("call", f"dots {len(factors)}", *factors, *behind)
+

@@ -1,0 +1,84 @@
+"""The readings of a whole answer: mostly one form, sometimes more. C(10, 3) is a point or a number of choices."""
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from common.verify.extract import MAX_ANSWER_LENGTH
+from common.verify.forms import read_form
+from common.verify.phrases import (
+    approximation_behind,
+    choice_letter,
+    formula_in_a_sentence,
+    integer_letter,
+    phrase,
+    text_of_choice,
+    without_words_around,
+)
+from common.verify.real_sets import number, real_set
+from common.verify.relations import Form, as_interval
+from common.verify.spelling import normalize
+from common.verify.tokens import Unsupported
+from common.verify.values import WITH_THOUSANDS, read_value
+
+_COUNT = re.compile(r"[CPA]\s*\([^(),]+,[^(),]+\)")
+_REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
+
+
+@lru_cache(maxsize=8192)
+def read_forms(answer: str) -> tuple[Form, ...]:
+    """The forms that an answer may have, mostly one. There is none for an answer without content. Raises Unsupported."""
+    if len(answer) > MAX_ANSWER_LENGTH:
+        return ()
+    text = normalize(formula_in_a_sentence(answer))
+    if len(text) > 2 * MAX_ANSWER_LENGTH:
+        return ()
+    if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
+        return ()
+    if letter := choice_letter(text):
+        return (read_value(letter), *_readings_of_text(text_of_choice(text)))
+    plain = text
+    text = _without_near_approximation(re.sub(r"^(?:=|\\approx)\s*", "", without_words_around(text)))
+    text = phrase(text) or text
+    if letter := choice_letter(text):
+        return (read_value(letter), *_readings_of_text(text_of_choice(text)))
+    if text.startswith("]") or text.endswith("["):  # [1, 2[
+        text = _REVERSED_INTERVAL.sub(_usual_interval, text)
+    form = read_form(text)
+    forms = [form]
+    if WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
+        forms.append(("thousands", tuple(read_form(item) for item in text.split(","))))
+    if plain[0] in "CPA" and _COUNT.fullmatch(plain):
+        forms.append(read_value(plain))
+    if form[0] == "dots":
+        forms.append(read_value(text))
+    letter = integer_letter(plain)
+    if letter and letter != "k":  # the letter of a family of solutions is free
+        renamed = re.sub(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", "k", plain)
+        forms.append(read_form(without_words_around(renamed)))
+    interval = as_interval(form)
+    forms += [interval] if interval else []
+    reals = real_set(form)
+    return (*forms, reals) if reals else tuple(forms)
+
+
+def _readings_of_text(text: str | None) -> tuple[Form, ...]:
+    """The form of the text behind the letter of a choice, if there is one."""
+    try:
+        return (read_form(text),) if text else ()
+    except Unsupported:
+        return ()
+
+
+def _usual_interval(match: re.Match[str]) -> str:
+    """[1, 2) for [1, 2[."""
+    return ("[" if match[1] == "[" else "(") + match[2] + ("]" if match[3] == "]" else ")")
+
+
+def _without_near_approximation(text: str) -> str:
+    """The text without the approximation behind it, if this is right to 5 %: 13/7 (about 1.86) is 13/7."""
+    found = approximation_behind(text)
+    if found is None:
+        return text
+    value, approximation = number(read_form(found[0])), float(found[1])
+    return found[0] if value is not None and abs(value - approximation) <= 0.05 * abs(value) else text
