@@ -130,7 +130,7 @@ def _read_vector(text: str, depth: int) -> Form | None:
             return components(parse(text)) if "\\vec{" in text else read_form(text, depth + 1)
         except Unsupported:
             return None
-    if text[-1] != ")" and "\\end" not in text:
+    if not text.endswith(")") and "\\end" not in text:
         return None
     terms = signed_terms(text)
     forms = []

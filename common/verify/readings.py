@@ -48,7 +48,7 @@ def read_forms(answer: str) -> tuple[Form, ...]:
     forms = [form]
     if WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
         forms.append(("thousands", tuple(read_form(item) for item in text.split(","))))
-    if plain[0] in "CPA" and _COUNT.fullmatch(plain):
+    if plain[:1] in ("C", "P", "A") and _COUNT.fullmatch(plain):
         forms.append(read_value(plain))
     if form[0] == "dots":
         forms.append(read_value(text))
