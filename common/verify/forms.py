@@ -139,7 +139,8 @@ def _read_vector(text: str, depth: int) -> Form | None:
         if found is None and ("\\end" not in term or len(terms) < 2):
             return None
         factor, vector = found or ("", term)
-        if len(terms) == 1 and ((text[0] != "+" and sign + factor == "+") or re.search(r"[A-Za-z](?<!\\frac)", factor.replace("\\sqrt", ""))):
+        is_plain = text[0] != "+" and sign + factor == "+"
+        if len(terms) == 1 and (is_plain or re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt)", "", factor))):
             return None  # a plain tuple, or a function of two arguments
         form = read_form(vector, depth + 1)
         if form[0] not in ("bracketed", "matrix"):
