@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from common.verify.notation import (
     COUNTING_LETTERS,
+    Grammar,
     arguments,
     counting_call,
     counting_scripts,
@@ -24,7 +25,6 @@ from common.verify.tokens import (
     ONE_NAME_FOR_FUNCTION,
     OPERATORS_WITH_LIMITS,
     SYMMETRIC,
-    Tokens,
     Unsupported,
 )
 from common.verify.trees import INFINITY, Node
@@ -34,7 +34,7 @@ MAX_DEPTH = 40  # of one expression
 
 # ---- grammar --------------------------------------------------------------------------------------------------------
 
-class Parser(Tokens):
+class Parser(Grammar):
     """A recursive-descent parser of one expression. Each method reads a part of it from the current token on and returns its tree.
 
     An expression is a sum of products of powers; the base of a power is a primary: a number, a name, a group or a command.

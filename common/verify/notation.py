@@ -4,16 +4,37 @@ The functions go on where the parser of latex.py stands, and return the tree tha
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
 
-from common.verify.tokens import CLOSING_SIGNS, MULTIPLICATION_SIGNS, Unsupported
+from common.verify.tokens import CLOSING_SIGNS, MULTIPLICATION_SIGNS, Tokens, Unsupported
 from common.verify.trees import Node, substituted, variables
-
-if TYPE_CHECKING:
-    from common.verify.latex import Parser
 
 BOUND: Node = ("sym", "\1")  # the variable of a sum or an integral, whatever its letter
 COUNTING_LETTERS = frozenset("CPA")  # C(n, k) counts choices; P(n, k), A_n^k and the like count arrangements
+
+
+class Grammar(Tokens, ABC):
+    """What the functions below need of the parser."""
+
+    @abstractmethod
+    def sum(self) -> Node:
+        """Terms with + or - between them."""
+
+    @abstractmethod
+    def product(self) -> Node:
+        """Factors with a sign of multiplication or division, or nothing, between them."""
+
+    @abstractmethod
+    def power(self) -> Node:
+        """A primary with its exponents."""
+
+    @abstractmethod
+    def argument(self, signed: bool = False) -> Node:
+        """A group or one token."""
+
+    @abstractmethod
+    def starts_factor(self) -> bool:
+        """Whether the current token can begin a factor."""
 
 
 def counted(name: str, n: Node, k: Node) -> Node:
@@ -23,7 +44,7 @@ def counted(name: str, n: Node, k: Node) -> Node:
     return ("div", ("call", "!", n), ("call", "!", ("add", [n, ("neg", k)])))
 
 
-def counting_call(parser: Parser, name: str) -> Node | None:
+def counting_call(parser: Grammar, name: str) -> Node | None:
     """C(10, 3) behind its C. None if no bracket with one comma follows."""
     depth = commas = 0
     for _, text in parser.tokens[parser.position:]:
@@ -40,7 +61,7 @@ def counting_call(parser: Parser, name: str) -> Node | None:
     return counted(name, *parts)
 
 
-def counting_scripts(parser: Parser, name: str) -> Node:
+def counting_scripts(parser: Grammar, name: str) -> Node:
     """C_{10}^{3} from its _ on. C_1^2 is the square of C_1."""
     parser.take("_")
     start = parser.position
@@ -58,7 +79,7 @@ def counting_scripts(parser: Parser, name: str) -> Node:
     return counted(name, below, above) if counts else ("pow", symbol, above)
 
 
-def counting_scripts_in_front(parser: Parser) -> Node:
+def counting_scripts_in_front(parser: Grammar) -> Node:
     """{}_{10}C_3 or {}^{10}C_3 from its first script on."""
     parser.take()
     n = parser.argument()
@@ -69,7 +90,7 @@ def counting_scripts_in_front(parser: Parser) -> Node:
     return counted(name, n, parser.argument())
 
 
-def arguments(parser: Parser) -> list[Node]:
+def arguments(parser: Grammar) -> list[Node]:
     """The arguments in brackets, with commas between them. None if no bracket follows."""
     opening = parser.peek()[1]
     if opening not in ("(", "{", "["):
@@ -83,7 +104,7 @@ def arguments(parser: Parser) -> list[Node]:
     return found
 
 
-def operator_with_limits(parser: Parser, name: str) -> Node:
+def operator_with_limits(parser: Grammar, name: str) -> Node:
     """A sum, an integral and the like: an unknown function of its factors. The limits belong to the name of the function."""
     below = above = ""
     while parser.peek()[1] in ("_", "^"):
@@ -110,7 +131,7 @@ def _differential(body: Node) -> str | None:
     return None
 
 
-def product_with_dots(parser: Parser, factors: list[Node]) -> Node:
+def product_with_dots(parser: Grammar, factors: list[Node]) -> Node:
     """n(n-1)\\cdots 1 from its dots on: the factors before and behind them. Raises Unsupported without one of them."""
     parser.take()
     behind = []
