@@ -25,13 +25,13 @@ from common.verify.latex import parse
 from common.verify.names import is_name, is_name_of_matrix, is_symbol
 from common.verify.phrases import without_qualifier
 from common.verify.real_sets import HIGHEST, LOWEST, real_set, without
-from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_expression, is_variable, join_relations, labelled_values
+from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_variable, join_relations, labelled_values
 from common.verify.spelling import PUNCTUATION_AT_END, bracket_depths, closing_bracket, split_outside_brackets
 from common.verify.tokens import Unsupported
 from common.verify.trees import variables
 from common.verify.units import two_quantities
 from common.verify.values import read_numeral_with_base, read_value, split_at_commas
-from common.verify.vectors import canonical_unit_vectors, components, factor_and_tuple, scaled, signed_terms, total
+from common.verify.vectors import RELATION_SIGN, read_matrix, read_vector
 
 MAX_DEPTH = 8  # of lists in lists
 
@@ -40,16 +40,8 @@ MAX_DEPTH = 8  # of lists in lists
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
 _DOTS = re.compile(r"\\cdots|\.\.\.")
-_TRANSPOSED = r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\mathsf\s*\{?T\}?|\"T\"|\\prime)\s*\}?"
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*)?(.+?)\s*,?\s*"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
 _CONJUNCTION = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
-_MATRIX = re.compile(r"(?:[(\[]|\\?\{)?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix"
-                     r"|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
-_SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?\s*([(\[]?\s*\\begin\{{[pbvBV]?(?:matrix|array"
-                            rf"|smallmatrix)\}}.*\\end\{{\w+\}}\s*[)\]]?)({_TRANSPOSED})?",
-                            re.DOTALL)
-
-
 def read_form(text: str, depth: int = 0) -> Form:
     """The form of a normalized text. `depth` is the number of forms around it. Raises Unsupported for too many levels or items.
 
@@ -62,8 +54,8 @@ def read_form(text: str, depth: int = 0) -> Form:
         return ("bracketed", "()", (LOWEST[1], HIGHEST[1]))
     if quantities := two_quantities(text):
         return _read_quantities(quantities)
-    form = (_read_congruence(text, depth) or _read_list(text, depth) or _read_relation(text, depth) or _read_matrix(text, depth)
-            or _read_union(text, depth) or _read_vector(text, depth))
+    form = (_read_congruence(text, depth) or _read_list(text, depth) or _read_relation(text, depth) or read_matrix(text, depth, read_form)
+            or _read_union(text, depth) or read_vector(text, depth, read_form))
     if form:
         return form
     has_two_signs = "\\pm" in text or "\\mp" in text
@@ -122,34 +114,6 @@ def _read_congruence(text: str, depth: int) -> Form | None:
     return ("congruence", value, modulus)
 
 
-def _read_vector(text: str, depth: int) -> Form | None:
-    """A sum of multiples of i, j and k, of tuples or of matrices; a tuple with a number in front."""
-    if "\\vec" in text or "\\hat" in text:
-        text = canonical_unit_vectors(text)
-        try:
-            return components(parse(text)) if "\\vec{" in text else read_form(text, depth + 1)
-        except Unsupported:
-            return None
-    if not text.endswith(")") and "\\end" not in text:
-        return None
-    terms = signed_terms(text)
-    forms = []
-    for sign, term in terms:
-        found = factor_and_tuple(term)
-        if found is None and ("\\end" not in term or len(terms) < 2):
-            return None
-        factor, vector = found or ("", term)
-        is_plain = text[0] != "+" and sign + factor == "+"
-        if len(terms) == 1 and (is_plain or re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt)", "", factor))):
-            return None  # a plain tuple, or a function of two arguments
-        form = read_form(vector, depth + 1)
-        if form[0] not in ("bracketed", "matrix"):
-            return None
-        tree = parse(sign + (factor or "1"))
-        forms.append(scaled(tree, form) if factor or sign == "-" else form)
-    return total(forms) if forms and None not in forms else None
-
-
 def _read_sum_with_dots(text: str, depth: int) -> Form | None:
     """1 + 2 + \\cdots + n: the terms before the dots and those behind."""
     if not _DOTS.search(text):
@@ -196,57 +160,6 @@ def _read_list(text: str, depth: int) -> Form | None:
     if not words and (conditions := join_relations(items, {"and"}))[0] in ("and", "bracketed", "reals"):
         return conditions  # x > 1, x < 4
     return labelled or (join_relations(items, words) if separated != text else flattened("list", items))
-
-
-def _read_matrix(text: str, depth: int) -> Form | None:
-    """A matrix, a vector, a determinant, a norm, or a function by cases. A system of equations is the list of its equations."""
-    if "\\begin" not in text:
-        transposed = re.fullmatch(rf"(\(.*\)){_TRANSPOSED}", text) if "^" in text and text[0] == "(" else None
-        row = _read_bracketed(transposed[1], depth) if transposed else None
-        return ("matrix", "matrix", tuple((item,) for item in row[2])) if row else None
-    found = _MATRIX.fullmatch(text)
-    if not found:
-        return _read_scaled_matrix(text, depth)
-    if "\\begin" in found[3]:
-        return None
-    fence, environment, content = found.groups()
-    separator = "&" if "&" in content or environment == "cases" else ","
-    content = re.sub(r"\\hline", "", content)
-    rows = [split_outside_brackets(row, separator) for row in content.split("\\\\")]
-    rows = rows[:-1] if not "".join(rows[-1]).strip() else rows
-    if sum(map(len, rows)) > MAX_ITEMS:
-        raise Unsupported("entries")
-    is_open = environment == "cases" or text.startswith(("{", "\\{")) or (environment == "array" and text[0] == "\\")
-    if is_open and all(_RELATION_SIGN.search(entry.replace("&", "")) for entry in [content.split("\\\\")[0], *map("".join, rows)]) \
-            and not re.search(r'"\s*,?\s*(?:if|for|when|otherwise|else)|&.*[<>]|&.*\\[lg]e', content):
-        rows = [["".join(row).strip(" ,;.")] for row in rows]
-        return _read_list(", ".join(row[0] for row in rows), depth) or read_form("".join(rows[0]), depth + 1)
-    is_cases = environment == "cases" or (is_open and "&" in content)
-    kind = "cases" if is_cases else {"v": "determinant", "V": "norm"}.get(fence, "matrix")
-    rows = [[re.sub(r'"?\s*,?\s*\b(?:if|for|when)\b\s*"?|,\s*$', "", entry) for entry in row] for row in rows]
-    return ("matrix", kind, tuple(tuple(read_form(entry, depth + 1) for entry in row) for row in rows))
-
-
-def _read_scaled_matrix(text: str, depth: int) -> Form | None:
-    """A matrix with a factor in front or a T behind it: its entries are multiplied, its rows are columns."""
-    found = _SCALED_MATRIX.fullmatch(text)
-    if not found or not (found[1].strip() or found[3]):
-        return None
-    matrix = _read_matrix(found[2].strip(), depth + 1)
-    if matrix is None or matrix[0] != "matrix" or matrix[1] != "matrix":
-        return None
-    rows = matrix[2]
-    if found[1].strip():
-        factor = read_value({"-": "-1", "+": "1"}.get(found[1].strip(), found[1].strip()))
-        product = scaled(factor[1], matrix) if is_expression(factor) else None
-        if product is None:
-            return None
-        rows = product[2]
-    if found[3]:
-        if len({len(row) for row in rows}) > 1:
-            return None
-        rows = tuple(zip(*rows, strict=True))
-    return ("matrix", "matrix", rows)
 
 
 def _read_set(text: str, depth: int) -> Form | None:
@@ -305,12 +218,10 @@ def _read_bracketed(text: str, depth: int) -> Form | None:
 
 # ---- equations and inequalities -------------------------------------------------------------------------------------
 
-_RELATION_SIGN = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
-
 def _read_relation(text: str, depth: int) -> Form | None:
     """An equation, an inequality, or a chain of them. For x \\in S it is the form of S."""
     depths = bracket_depths(text)
-    found = [match for match in _RELATION_SIGN.finditer(text) if depths[match.start()] == 0]
+    found = [match for match in RELATION_SIGN.finditer(text) if depths[match.start()] == 0]
     operators = [match[0] for match in found]
     if not operators:
         return None

@@ -1,14 +1,27 @@
-"""Vectors and matrices that are computed: 3i - 2j + k, (1, 2) + t(3, -1), -(2, 1). The functions work on forms: forms.py."""
+"""Reads matrices and vectors, also those that are computed: 2A, A^T, 3i - 2j + k, (1, 2) + t(3, -1). The forms are those of forms.py."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from common.verify.spelling import bracket_depths
+from common.verify.latex import parse
+from common.verify.relations import MAX_ITEMS, is_expression
+from common.verify.spelling import bracket_depths, split_outside_brackets
+from common.verify.tokens import Unsupported
 from common.verify.trees import Node, degrees, substituted
+from common.verify.values import read_value
 
 Form = tuple[Any, ...]
+_TRANSPOSED = r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\mathsf\s*\{?T\}?|\"T\"|\\prime)\s*\}?"
+Reader = Callable[[str, int], Form]  # reads a text at a depth: forms.py
+_MATRIX = re.compile(r"(?:[(\[]|\\?\{)?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix"
+                     r"|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
+_SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?\s*([(\[]?\s*\\begin\{{[pbvBV]?(?:matrix|array"
+                            rf"|smallmatrix)\}}.*\\end\{{\w+\}}\s*[)\]]?)({_TRANSPOSED})?",
+                            re.DOTALL)
+RELATION_SIGN = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
 UNIT_VECTORS = ("vec i", "vec j", "vec k")  # as latex.py reads \vec{i}; \hat{i} is written so too
 
 
@@ -76,3 +89,84 @@ def total(forms: list[Form]) -> Form | None:
 
 def _with_rows(form: Form, rows: tuple[tuple[Form, ...], ...]) -> Form:
     return (*form[:2], rows if form[0] == "matrix" else rows[0])
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------------
+
+def read_matrix(text: str, depth: int, read: Reader) -> Form | None:
+    """A matrix, a vector, a determinant, a norm, or a function by cases. A system of equations is the list of its equations."""
+    if "\\begin" not in text:
+        transposed = re.fullmatch(rf"(\(.*\)){_TRANSPOSED}", text) if "^" in text and text[0] == "(" else None
+        row = read(transposed[1], depth + 1) if transposed else None
+        return ("matrix", "matrix", tuple((item,) for item in row[2])) if row and row[0] == "bracketed" else None
+    found = _MATRIX.fullmatch(text)
+    if not found:
+        return _read_scaled_matrix(text, depth, read)
+    if "\\begin" in found[3]:
+        return None
+    fence, environment, content = found.groups()
+    separator = "&" if "&" in content or environment == "cases" else ","
+    content = re.sub(r"\\hline", "", content)
+    rows = [split_outside_brackets(row, separator) for row in content.split("\\\\")]
+    rows = rows[:-1] if not "".join(rows[-1]).strip() else rows
+    if sum(map(len, rows)) > MAX_ITEMS:
+        raise Unsupported("entries")
+    is_open = environment == "cases" or text.startswith(("{", "\\{")) or (environment == "array" and text[0] == "\\")
+    if is_open and all(RELATION_SIGN.search(entry.replace("&", "")) for entry in [content.split("\\\\")[0], *map("".join, rows)]) \
+            and not re.search(r'"\s*,?\s*(?:if|for|when|otherwise|else)|&.*[<>]|&.*\\[lg]e', content):
+        rows = [["".join(row).strip(" ,;.")] for row in rows]
+        return read(", ".join(row[0] for row in rows), depth + 1)
+    is_cases = environment == "cases" or (is_open and "&" in content)
+    kind = "cases" if is_cases else {"v": "determinant", "V": "norm"}.get(fence, "matrix")
+    rows = [[re.sub(r'"?\s*,?\s*\b(?:if|for|when)\b\s*"?|,\s*$', "", entry) for entry in row] for row in rows]
+    return ("matrix", kind, tuple(tuple(read(entry, depth + 1) for entry in row) for row in rows))
+
+
+def _read_scaled_matrix(text: str, depth: int, read: Reader) -> Form | None:
+    """A matrix with a factor in front or a T behind it: its entries are multiplied, its rows are columns."""
+    found = _SCALED_MATRIX.fullmatch(text)
+    if not found or not (found[1].strip() or found[3]):
+        return None
+    matrix = read_matrix(found[2].strip(), depth + 1, read)
+    if matrix is None or matrix[0] != "matrix" or matrix[1] != "matrix":
+        return None
+    rows = matrix[2]
+    if found[1].strip():
+        factor = read_value({"-": "-1", "+": "1"}.get(found[1].strip(), found[1].strip()))
+        product = scaled(factor[1], matrix) if is_expression(factor) else None
+        if product is None:
+            return None
+        rows = product[2]
+    if found[3]:
+        if len({len(row) for row in rows}) > 1:
+            return None
+        rows = tuple(zip(*rows, strict=True))
+    return ("matrix", "matrix", rows)
+
+
+def read_vector(text: str, depth: int, read: Reader) -> Form | None:
+    """A sum of multiples of i, j and k, of tuples or of matrices; a tuple with a number in front."""
+    if "\\vec" in text or "\\hat" in text:
+        text = canonical_unit_vectors(text)
+        try:
+            return components(parse(text)) if "\\vec{" in text else read(text, depth + 1)
+        except Unsupported:
+            return None
+    if not text.endswith(")") and "\\end" not in text:
+        return None
+    terms = signed_terms(text)
+    forms = []
+    for sign, term in terms:
+        found = factor_and_tuple(term)
+        if found is None and ("\\end" not in term or len(terms) < 2):
+            return None
+        factor, vector = found or ("", term)
+        is_plain = text[0] != "+" and sign + factor == "+"
+        if len(terms) == 1 and (is_plain or re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt)", "", factor))):
+            return None  # a plain tuple, or a function of two arguments
+        form = read(vector, depth + 1)
+        if form[0] not in ("bracketed", "matrix"):
+            return None
+        tree = parse(sign + (factor or "1"))
+        forms.append(scaled(tree, form) if factor or sign == "-" else form)
+    return total(forms) if forms and None not in forms else None
