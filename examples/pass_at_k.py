@@ -1,8 +1,8 @@
-"""Pass@k training: the reward belongs to sets of k completions, and a set is right if one of its completions is.
+"""Pass@k training and PKPO: the reward belongs to sets of k completions, and a set is right if one of its completions is.
 
 Base: train_grpo.py, changed in phase 4
-Paper: arXiv 2508.10751, section 2.3 (analytical derivation)
-Changes: the advantage of a completion is its mean over all sets of k completions of the group that hold it
+Paper: arXiv 2508.10751, section 2.3 (analytical derivation); PKPO (2505.15201)
+Changes: the advantage of a completion is its mean over all sets of k completions of the group that hold it; --method chooses how sets count
 Cost: as the base
 When: the model is asked several times and one right answer is enough, or training has made its answers too alike
 
@@ -10,10 +10,14 @@ Of n completions of a problem c are right. A share rho = 1 - C(n - c, k) / C(n, 
 the standard deviation of their rewards. The advantage of a right completion is (1 - rho) / sigma. That of a wrong one is
 (1 - rho - C(n - c - 1, k - 1) / C(n - 1, k - 1)) / sigma. With --k 1 this is GRPO.
 
+PKPO (--method pkpo) has the unbiased gradient of pass@k. A completion is worth k / n times the share of right sets among those that hold
+it. From each set pkpo_loo subtracts what the set is worth without the completion. Then only right completions have an advantage.
+
 Deviations: those of train_grpo.py. No 1e-6 is added to sigma. A reward above 0.5 is a success. A group with fewer than k completions, which
 --sampling adaptive can give, has the advantage 0. There is no overlong penalty, because rewards count as right or wrong here.
 What to know: a group with more than n - k right completions has no gradient, so easy problems teach nothing. Advantages get smaller as k
-gets larger, which a higher learning rate can make good. pass@1 may stand still while pass@k rises. The paper has k 4 and more, n 32.
+gets larger, which a higher learning rate can make good. With
+pkpo all advantages are positive or 0. pass@1 may stand still while pass@k rises. The paper has k 4 and more, n 32.
 
     python examples/pass_at_k.py --num_generations 16 --k 4
 """
@@ -31,7 +35,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import comb, sqrt
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from common.config import CommonConfig, flag
 from common.errors import UserError
@@ -40,6 +44,7 @@ from common.launch import for_programs, parse_command_line, run_script
 
 @dataclass
 class Config(CommonConfig):
+    method: Literal["passk", "pkpo", "pkpo_loo"] = flag("passk", "algorithm", "Pass@k training, PKPO, or PKPO with a baseline.")
     k: int = flag(4, "algorithm", "Completions in a set. A set is right if one of them is. 1: GRPO.")
     epsilon: float = flag(0.2, "algorithm", "Lower clip of the ratio: 1 - epsilon.")
     epsilon_high: float | None = flag(None, "algorithm", "Upper clip of the ratio: 1 + epsilon_high. DAPO: 0.28. Default: epsilon.")
@@ -85,22 +90,28 @@ from common.verify.rewards import make_reward
 
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
-def pass_at_k_advantages(rewards: Tensor, group_ids: Tensor, k: int) -> Tensor:
-    """Advantages (B,) of pass@k training (arXiv 2508.10751), averaged over all sets of k completions of a group.
+def pass_at_k_advantages(rewards: Tensor, group_ids: Tensor, k: int, method: str = "passk") -> Tensor:
+    """Advantages (B,) over all sets of k completions of a group: pass@k training (arXiv 2508.10751) or PKPO (2505.15201).
 
     rewards (B,): above 0.5 is a success. group_ids (B,) int64, any numbers: rows with equal numbers are one group.
-    A group whose sets are all right, or all wrong, gets exactly 0, and so does one with fewer than k completions.
+    A group whose sets are all wrong, and with passk all right, gets exactly 0. So does one with fewer than k completions.
     Rewards [1, 1, 0, 0, 0, 0, 0, 0]: k 4 -> 0.522 for the right ones and -0.174 for the wrong ones; k 1 -> 1.732 and -0.577.
+    "pkpo": k 4 -> 0.5 and 0.357. "pkpo_loo": 0.286 and 0.
     """
     advantages, right = torch.zeros_like(rewards), rewards > SUCCESS_ABOVE
     for number in group_ids.unique():
         rows = group_ids == number
         n, c = int(rows.sum()), int((rows & right).sum())
         rho = 1 - comb(n - c, k) / comb(n, k) if n >= k else 0.0  # the share of the sets that are right
-        if 0 < rho < 1:
+        if method == "passk" and 0 < rho < 1:
             without = comb(n - c - 1, k - 1) / comb(n - 1, k - 1)  # of the sets with a certain wrong completion: the share that are wrong
             advantages[rows] = (1 - rho - without) / sqrt(rho * (1 - rho))
             advantages[rows & right] = (1 - rho) / sqrt(rho * (1 - rho))
+        elif method != "passk" and rho > 0:
+            # of the others in a set with a certain wrong, and with a certain right completion: the share without a success
+            beside_wrong, beside_right = (comb(others, k - 1) / comb(n - 1, k - 1) for others in (max(n - c - 1, 0), n - c))
+            advantages[rows] = k / n * (1 - beside_wrong) if method == "pkpo" else 0.0
+            advantages[rows & right] = k / n * (1.0 if method == "pkpo" else beside_right)
     return advantages
 
 
@@ -159,8 +170,8 @@ def train(config: Config) -> None:
             sampler.record()  # remembers how often each problem was solved
 
         # 4 advantages
-        # a completion has the mean of the standardised rewards of the sets that hold it, and all its tokens get this advantage
-        advantages = pass_at_k_advantages(rewards, batch.group_ids, config.k)
+        # a completion gets what the sets that hold it are worth, and so do all its tokens
+        advantages = pass_at_k_advantages(rewards, batch.group_ids, config.k, config.method)
         run.log_completions(batch, rewards, advantages)  # rewards (B,), advantages (B,)
         mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T): tokens in the loss
         # without a KL term a completion with advantage 0 has gradient 0: it gets no forward pass, but it counts in the loss divisor

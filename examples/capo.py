@@ -1,0 +1,305 @@
+"""CAPO: tokens whose own step would change the policy too much are left out of the update.
+
+Base: train_grpo.py, changed in phases 5 and 6
+Paper: curvature-aware policy optimization (arXiv 2510.00819)
+Changes: for each token the shift of the policy and the change of the objective are predicted, as if its gradient moved the output head in
+  one step of SGD; a token above either threshold leaves the loss and the divisor
+Cost: one more forward pass with all logits, in chunks
+When: large learning rates or small batches, in which single tokens upset the policy
+
+Deviations: those of train_grpo.py. The output head is frozen under LoRA, so the predicted step is never taken. It measures tokens.
+- All probabilities are used. The official code takes the 50 largest.
+- The step of SGD is that of the paper, not its option that imitates Adam.
+- The rate of this step is a tenth of the learning rate, since LoRA takes ten times the rate of full fine-tuning (--capo_rate_factor).
+What to know: thresholds scale with the square of that rate and with the norm of the head's input, so they belong to a model. Watch
+capo/rejected, and choose --capo_tau_shift so that 2 to 8 % are rejected early. Published: 1e-4 and 0.01 for GRPO, 1e-3 and 5e-4 for
+Dr. GRPO, 1e-5 and 0.1 for REINFORCE.
+
+    python examples/capo.py --capo_tau_shift 1e-4
+"""
+from __future__ import annotations
+
+import sys
+
+sys.path.insert(0, __file__.rpartition("/examples/")[0])  # finds common/ from anywhere
+
+from common.interrupt import end_quietly
+
+end_quietly(__name__)  # a signal during the imports, which take seconds, is no stack trace
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from common.config import CommonConfig, flag
+from common.errors import UserError
+from common.launch import for_programs, parse_command_line, run_script
+
+
+@dataclass
+class Config(CommonConfig):
+    scale_rewards: Literal["group", "batch", "mean", "none"] = flag(
+        "group", "algorithm", "Divide advantages by the standard deviation of the group or batch, by the mean of the group, or by nothing.",
+        once_bool=("group", "none"))
+    leave_one_out: bool = flag(False, "algorithm", "Baseline of a completion: the mean reward of the others in its group (RLOO).")
+    capo_tau_shift: float = flag(1e-4, "algorithm", "A token is left out if it is predicted to shift the policy by this much.")
+    capo_tau_change: float = flag(0.01, "algorithm", "A token is left out if it is predicted to change the objective by this much.")
+    capo_rate_factor: float = flag(0.1, "algorithm", "Rate of the predicted step, as a multiple of the learning rate. Full fine-tuning: 1.")
+    epsilon: float = flag(0.2, "algorithm", "Lower clip of the ratio: 1 - epsilon.")
+    epsilon_high: float | None = flag(None, "algorithm", "Upper clip of the ratio: 1 + epsilon_high. DAPO: 0.28. Default: epsilon.")
+    overlong_buffer: int = flag(
+        0, "algorithm", "The reward falls over this many tokens before the length limit (DAPO section 3.4). 0: it does not fall.")
+    overlong_factor: float = flag(1.0, "algorithm", "How far the reward falls within --overlong_buffer.")
+
+    def check(self) -> None:
+        """Raises UserError for values that cannot work with this algorithm."""
+        super().check()
+        if self.num_generations < 2:
+            raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
+        if self.overlong_factor < 0:
+            raise UserError(f"--overlong_factor {self.overlong_factor}: give 0 or more; it is subtracted from the reward")
+        if not 0 <= self.overlong_buffer < self.max_completion_length:
+            raise UserError(f"--overlong_buffer {self.overlong_buffer}: give 0, or less than the {self.max_completion_length} tokens of "
+                            "--max_completion_length")
+        if self.scale_rewards == "mean" and self.overlong_buffer:
+            raise UserError("--scale_rewards mean is for rewards of 0 and 1, and --overlong_buffer changes them: leave one of the two out")
+        if min(self.capo_tau_shift, self.capo_tau_change, self.capo_rate_factor) <= 0:
+            raise UserError("--capo_tau_shift, --capo_tau_change and --capo_rate_factor: give numbers above 0, as 1e-4, 0.01 and 0.1")
+        if not 0 <= self.epsilon < 1 or (self.epsilon_high or 0) < 0:
+            raise UserError(f"--epsilon {self.epsilon} --epsilon_high {self.epsilon_high}: give 0 <= epsilon < 1 and epsilon_high >= 0, "
+                            "as 0.2 and 0.28")
+
+
+if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
+    CONFIG = parse_command_line(Config, __file__)
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.policy.load import load_policy
+from common.policy.loss import CHUNK_ELEMENTS, aggregate, importance_weights, kl_estimate, loss_divisor
+from common.policy.micro_batches import MicroBatch, microbatches, minibatches
+from common.policy.optim import clip_gradients, learning_rate_at, make_optimizer, take_step
+from common.policy.policy import Policy, all_logps, per_token
+from common.policy.pretrained import context_length, load_tokenizer
+from common.policy.skipped import check_skipped
+from common.problems.choose import ProblemSampler
+from common.problems.data import load_rows
+from common.problems.prompts import load_template, make_problems
+from common.records import make_batch
+from common.rollout.choose_engine import connect, make_engine
+from common.rollout.rounds import evaluate, sample, verify
+from common.run.metrics import TokenMeans, batch_metrics
+from common.run.preflight import preflight
+from common.run.run import Run
+from common.verify.rewards import make_reward
+
+# ---- the algorithm --------------------------------------------------------------------------------------------------
+
+def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_rewards: str = "group", leave_one_out: bool = False) -> Tensor:
+    """Advantages (B,): (reward - mean of the group) / (standard deviation of the group + 1e-6). GRPO (arXiv 2402.03300) 4.1.2.
+
+    rewards (B,). group_ids (B,) int64, any numbers: rows with equal numbers are one group. Groups may differ in size, and their rows
+    may be mixed. The standard deviation is that of the population.
+    scale_rewards "none": reward - mean, without the division. Dr. GRPO (2503.20783). "batch": the standard deviation of all rewards,
+    as in Lite PPO (2508.08221) and ScaleRL (2510.13786). "mean": divided by the group's mean, for rewards of 0 and 1 alone, else
+    UserError. MaxRL (2602.02710).
+    leave_one_out: the mean is that of the other completions of the group, which multiplies by G / (G - 1). RLOO (2402.14740).
+    A group with equal rewards, or with one completion, gets exactly 0.
+    Rewards [1, 0, 0, 0] -> [1.732, -0.577, -0.577, -0.577]. "none": [0.75, -0.25, -0.25, -0.25]. "mean": [3, -1, -1, -1].
+    """
+    _, group = group_ids.unique(return_inverse=True)
+    size = torch.bincount(group).to(rewards)  # (groups,)
+    mean = torch.zeros_like(size).index_add(0, group, rewards) / size
+    centred = rewards - mean[group]
+    low = torch.full_like(size, torch.inf).scatter_reduce(0, group, rewards, "amin")
+    high = torch.full_like(size, -torch.inf).scatter_reduce(0, group, rewards, "amax")
+    advantages = torch.where((low == high)[group], 0.0, centred)  # the mean of equal rewards may differ by rounding
+    if leave_one_out:
+        advantages = advantages * (size / (size - 1).clamp(min=1))[group]
+    if scale_rewards == "mean":
+        if not ((rewards == 0) | (rewards == 1)).all():
+            raise UserError("--scale_rewards mean is for rewards of 0 and 1; this reward gave others: use group, batch or none")
+        advantages = advantages / torch.where(mean > 0, mean, 1.0)[group]
+    elif scale_rewards == "batch":
+        advantages = advantages / (rewards.std(correction=0) + 1e-6)
+    elif scale_rewards == "group":
+        variance = torch.zeros_like(size).index_add(0, group, centred.square()) / size
+        advantages = advantages / (variance.sqrt() + 1e-6)[group]
+    return advantages
+
+
+def predicted_changes(logits: Tensor, tokens: Tensor, advantages: Tensor, squares: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """For each of N tokens: the shift of the policy, and the change of the objective, after one step of SGD of the head on it alone.
+
+    logits (N, V) nats, tokens (N,), advantages A (N,). squares (N,): h.h of the head's input h. rate: of the step.
+    With v = onehot(token) - p, the gradient of the head is A v h. shift = (rate A v.v h.h)^2 / 2. change = rate A^2 v.v h.h +
+    rate^2 / 2 A (A h.h)^2 ((v.v)^2 - the variance of v under p). Logits [2, 0, -1], token 1, A 1, h.h 4, rate 0.05 -> 0.0449, 0.3383.
+    """
+    p = torch.softmax(logits, dim=-1)
+    v = F.one_hot(tokens, logits.shape[1]) - p
+    norm, variance = v.square().sum(dim=1), (p * v.square()).sum(dim=1) - (p * v).sum(dim=1).square()
+    first = rate * advantages * norm * squares
+    return first.square() / 2, advantages * first + rate**2 / 2 * advantages * (advantages * squares).square() * (norm**2 - variance)
+
+
+@torch.no_grad()
+def rejected_tokens(policy: Policy, micro: MicroBatch, advantages: Tensor, rate: float, tau_shift: float, tau_change: float) -> Tensor:
+    """(b, T) bool: True on completion tokens with a predicted shift >= tau_shift, or |change| >= tau_change. advantages (b,)."""
+    hidden, tokens = policy.states_before(micro)  # (N, H), (N,)
+    each = advantages[:, None].expand(micro.completion_mask.shape).flatten()[micro.places]  # (N,)
+    rows, found = max(1, CHUNK_ELEMENTS // policy.vocabulary), []
+    for i in range(0, len(tokens), rows):
+        part = slice(i, i + rows)
+        logits = policy.logits(hidden[part]) / policy.temperature
+        shift, change = predicted_changes(logits, tokens[part], each[part], hidden[part].float().square().sum(dim=1), rate)
+        found.append((shift >= tau_shift) | (change.abs() >= tau_change))
+    return micro.spread(torch.cat(found))
+
+
+def grpo_token_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """Loss of each token (B, T): -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A). GRPO equation 3.
+
+    ratio = exp(logps - old_logps); logps, old_logps (B, T) nats. A: advantages (B,).
+    Ratio 1.25 and A 1: with epsilon_high 0.2 the loss is -1.2 and has no gradient. With epsilon_high 0.28 it is -1.25.
+    """
+    ratio = torch.exp(logps - old_logps)  # (B, T)
+    advantages = advantages[:, None]
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantages)
+
+
+def clipped_tokens(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, epsilon: float, epsilon_high: float) -> Tensor:
+    """(B, T) bool: True on tokens without gradient, because their ratio is beyond the clip. Arguments as in `grpo_token_loss`."""
+    ratio, advantages = torch.exp(logps - old_logps), advantages[:, None]
+    return ((ratio > 1 + epsilon_high) & (advantages > 0)) | ((ratio < 1 - epsilon) & (advantages < 0))
+
+
+def overlong_penalty(lengths: Tensor, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+    """The penalty (B,) <= 0 that is added to the reward. DAPO (arXiv 2503.14476) equation 13.
+
+    It is 0 for up to max_length - buffer tokens, and then falls in a straight line to -factor at max_length.
+    lengths (B,) in tokens. With max_length 1024 and buffer 256: 768 -> 0, 800 -> -0.125, 1024 -> -1.
+    """
+    if buffer <= 0:
+        return torch.zeros(lengths.shape)
+    return -factor * ((lengths - (max_length - buffer)) / buffer).clamp(min=0.0)
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(config: Config) -> None:
+    """Runs `config.max_steps` steps. Writes metrics, completions and checkpoints to the run folder. Raises UserError."""
+    run = Run(config, Path(__file__))  # the run folder, its files, and the number of the step
+    reward = make_reward(config)  # everything that can fail without a model comes before the model
+    rows = load_rows(config)  # (training rows, held-out rows): questions and reference answers as text
+    tokenizer, model_config = load_tokenizer(config)
+    template = load_template(config, tokenizer)  # turns a question into a prompt
+    config.derive(stop=config.stop or list(template.stop))  # strings that end a completion
+    problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
+    run.identify(tokenizer, template.render("?"), problems, held_out)  # a resumed run must be made of the same as before
+    engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
+    policy = load_policy(config, tokenizer, model_config, engine)  # the frozen base, and the LoRA adapter "default" that is trained
+    optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
+    fill = partial(sample, engine=engine, config=config)  # samples the completions that groups still lack
+    sampler = ProblemSampler(problems, config, fill, reward, run)  # chooses the problems of each step
+    preflight(engine, policy, config, problems + held_out)  # on a GPU: does the largest micro-batch fit?
+    run.start(policy, {"optimizer": optimizer, "sampler": sampler, "reward": reward})
+    connect(engine, policy)  # the engine now samples from the policy; a check compares their log-probs
+    if config.eval_steps and run.step == 0:  # step 0: the model before training
+        run.log(evaluate(fill, held_out, config, reward))
+
+    for step in run.steps():
+        # 1 choose problems
+        chosen = sampler.choose(step)  # one Group per problem; some ways of --sampling have already sampled and scored completions
+
+        # 2 sample completions
+        with run.timer("sample"):
+            run.count(fill(chosen))  # samples the completions that the groups still lack
+            batch = make_batch([group.problem for group in chosen], [group.completions for group in chosen])  # B completions
+
+        # 3 verify
+        with run.timer("verify"):
+            rewards = verify(chosen, reward)  # (B,) float32: one reward per completion, in the order of the batch
+            sampler.record()  # remembers how often each problem was solved
+
+        # 4 advantages
+        # a completion is compared with its group, and all its tokens get the same advantage
+        rewards += overlong_penalty(batch.lengths, config.max_completion_length, config.overlong_buffer, config.overlong_factor)
+        advantages = group_advantages(rewards, batch.group_ids, scale_rewards=config.scale_rewards, leave_one_out=config.leave_one_out)
+        run.log_completions(batch, rewards, advantages)  # rewards (B,), advantages (B,)
+        mask = batch.loss_mask(batch.truncated if config.mask_truncated_completions else None)  # (B, T): tokens in the loss
+        # without a KL term a completion with advantage 0 has gradient 0: it gets no forward pass, but it counts in the loss divisor
+        needs_pass = mask.any(dim=1) & ((advantages != 0) | (config.beta > 0))  # (B,)
+
+        # 5 log-probs before the update
+        engine.sleep()  # gives up memory that only sampling needs, until it samples again
+        old_logps = ref_logps = None  # (B, T) nats: by the policy before the update, and by the reference policy; None: not needed
+        with run.timer("update"):
+            trained = needs_pass.nonzero()[:, 0]  # numbers of the rows that get a pass
+            limits = learning_rate_at(step, config) * config.capo_rate_factor, config.capo_tau_shift, config.capo_tau_change
+            rejected = per_token(lambda micro: rejected_tokens(policy, micro, micro.take(advantages), *limits), batch, trained,
+                                 config.max_tokens_per_microbatch, policy).bool() & mask  # (B, T)
+            share = (rejected.sum() / mask.sum().clamp(min=1)).item()
+            mask = mask & ~rejected
+            needs_pass = needs_pass & mask.any(dim=1)
+            if config.num_iterations * config.num_minibatches > 1:  # with a single update, its own forward pass gives the old log-probs
+                old_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
+            if config.beta > 0:
+                with policy.reference():  # the policy before training: the base model, or the adapter of --adapter
+                    ref_logps = all_logps(policy, batch, trained, config.max_tokens_per_microbatch)
+
+        # 6 update
+        clip = {"epsilon": config.epsilon, "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high}
+
+        def loss_of(micro: MicroBatch, divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
+            """The loss of b completions, and numbers (b, T) to log. It may use all of phase 4, and entropy and kl with their gradients."""
+            logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, both with a gradient
+            old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
+            token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
+            if config.importance_cap > 0:
+                token_loss = token_loss * importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)
+            kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
+            loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
+            return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),
+                          "clipped": clipped_tokens(logps, old, micro.take(advantages), **clip)}
+
+        with run.timer("update"):
+            check_skipped(loss_of, policy, batch, mask, needs_pass, step)
+            means, norms = TokenMeans(), []
+            # one optimiser step per minibatch; a minibatch is cut into micro-batches of b completions that fit in memory
+            for minibatch in minibatches(len(batch), config.num_iterations, config.num_minibatches, config.seed, step):
+                divisor = loss_divisor(mask[minibatch], config.loss_aggregation, config.max_completion_length)  # of all micro-batches
+                losses = []
+                for micro in microbatches(batch, minibatch[needs_pass[minibatch]], config.max_tokens_per_microbatch, policy, mask):
+                    loss, numbers = loss_of(micro, divisor)
+                    loss.backward()  # gradients of the micro-batches add up
+                    losses.append((micro.rows, loss.detach()))
+                    means.add(micro.mask, **numbers)
+                norms.append(clip_gradients(optimizer, config.max_grad_norm, len(losses)))
+                run.stop_if_not_finite(losses, norms[-1], batch)  # ends the run before NaN can reach the weights
+                take_step(optimizer, learning_rate_at(step, config))
+            metrics = {
+                "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
+                "clip_ratio/region_mean": means.mean("clipped"), "capo/rejected": share, "grad_norm": torch.stack(norms).mean().item(),
+                "learning_rate": learning_rate_at(step, config),
+                "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                "sampling/sampling_logp_difference/max": means.max("difference")}
+
+        # 7 sync the sampler
+        with run.timer("sync"):
+            engine.sync()  # from now on the engine samples with the updated adapter
+
+        # 8 evaluate, log, save
+        with run.timer("evaluate"):  # every --eval_steps and after the last step, on held-out problems
+            evaluation = evaluate(fill, held_out, config, reward) if run.due_for_evaluation else {}
+        run.log({**batch_metrics(batch, rewards), **sampler.metrics(chosen), **metrics, **reward.failures, **evaluation})
+        run.save_if_due()  # every --save_steps, after the last step, and when the run is stopped
+
+
+train = for_programs(train)  # also after an error its folder is given free
+
+
+if __name__ == "__main__":
+    run_script(train, CONFIG)
