@@ -1,33 +1,25 @@
 """Every script in examples/ beside its base, on the testbeds `few` and `habits` of benchmarks/claims.py, at two learning rates.
 
     python benchmarks/compare_examples.py [--seeds 3] [--out runs/compare-examples]
-    python benchmarks/compare_examples.py --only write                        # the page, from the runs that are there
-    python benchmarks/compare_examples.py --figure docs/examples_runs.md      # the figure alone, from the tables of the page
 
 The learning rates are the one that claims.py found best for the base, and half of it. All methods make four updates a step, as there. Flags
 of a method keep the defaults of its script. All examples run on one seed before the next seed begins. One process runs both rates of an
 example. The same command goes on after an interruption. One thread a run.
-
-The tables of the page are found by their headings and replaced; its words are written by hand.
 """
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
-import re
 import shutil
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-import curves
 from claims import TESTBEDS
-from curves import Run, dots, height, minus, save, shown, t_interval, table
-from sweep import ROOT, folder_name, is_done, note_of, run_all, seeds_of
+from sweep import ROOT, folder_name, run_all, seeds_of
 
-from common.console import fail, guard, say
+from common.console import guard
 from common.files import write_file
 
 sys.path.append(str(ROOT / "tools"))
@@ -37,7 +29,6 @@ STEPS, EVERY, PROBLEMS = 10, 5, 150
 RATES = [1.2e-3, 6e-4]  # claims.py found the first best for GRPO and for PPO on both testbeds
 CRITIC = {"few": 10.0, "habits": 2.5}  # PPO's critic learning rate, in multiples of the policy's; from claims.py, too
 SETTINGS = f"--max_steps {STEPS} --eval_steps {EVERY} --eval_problems {PROBLEMS} --save_steps 0 --warmup_steps 2 --num_minibatches 4"
-PAGE = ROOT / "docs" / "examples_runs.md"
 FAILED = "failed.txt"  # in the folder of a run: why it ended early
 
 
@@ -64,7 +55,7 @@ def train_both(testbed: str, name: str, seed: int, folder: Path) -> None:
     module: Any = importlib.import_module(name if methods()[name] == name else f"examples.{name}")
     for rate in RATES:
         own = folder / f"{rate:g}"
-        if (own / FAILED).exists() or (own / "metrics.jsonl").exists() and last_step(own) == STEPS:
+        if (own / FAILED).exists() or ((own / "metrics.jsonl").exists() and last_step(own) == STEPS):
             continue
         shutil.rmtree(own, ignore_errors=True)
         argv = [*flags_of(testbed, name, rate), "--seed", str(seed), "--output_dir", str(own)]
@@ -88,10 +79,6 @@ def jobs_of(out: Path, seeds: list[int]) -> dict[Path, list[str]]:
             for seed in seeds for testbed in CRITIC for name in methods()}
 
 
-def read(folder: Path) -> Run | None:
-    """A finished run; None of one that is not there, or that failed."""
-    return curves.read(folder) if (folder / "metrics.jsonl").exists() and not (folder / FAILED).exists() else None
-
 
 def main() -> None:
     """The command line."""
@@ -99,16 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seeds_of, default="3", help="how many (0, 1, ...), or which, as 7,9 (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
-    parser.add_argument("--out", "--output_dir", type=Path, metavar="DIR", default=ROOT / "runs" / "compare-examples", help="folder of the runs")
-    parser.add_argument("--only", choices=["run", "write"], help="make the runs alone, or the page alone")
-    parser.add_argument("--figure", type=Path, metavar="PAGE", help="draw the figure of this page from its tables, and end")
+    parser.add_argument("--out", "--output_dir", type=Path, metavar="DIR", default="runs/compare-examples", help="folder of the runs")
     parser.add_argument("--train", nargs=2, metavar=("TESTBED", "NAME"), help="one process of the comparison, which it starts itself")
     parser.add_argument("--seed", type=int, default=0, help="seed of --train")
     asked = parser.parse_args()
-    if asked.train:
-        return train_both(*asked.train, asked.seed, asked.out.absolute())
     out = asked.out.absolute()
-    if asked.only != "write":
+    if asked.train:
+        train_both(*asked.train, asked.seed, out)
+    else:
         run_all(jobs_of(out, asked.seeds), asked.jobs, "examples")
 
 
