@@ -79,7 +79,6 @@ def jobs_of(out: Path, seeds: list[int]) -> dict[Path, list[str]]:
             for seed in seeds for testbed in CRITIC for name in methods()}
 
 
-
 def main() -> None:
     """The command line."""
     guard()
