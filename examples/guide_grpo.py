@@ -54,7 +54,7 @@ class Config(CommonConfig):
         0, "algorithm", "The reward falls over this many tokens before the length limit (DAPO section 3.4). 0: it does not fall.")
     overlong_factor: float = flag(1.0, "algorithm", "How far the reward falls within --overlong_buffer.")
     hint_share: float = flag(0.5, "algorithm", "Share of the steps of a solution that the hint shows. The last step is never shown.")
-    hint_text: str = flag("\n\nHint: {hint}", "algorithm", "Text that follows the question. {hint} is the place of the hint.")
+    hint_text: str = flag("\n\nHint: {hint}", "algorithm", "Text behind the question. {hint} is the place of the hint, \\n a newline.")
     solution_column: str = flag("answer", "algorithm", "Column of the data with the worked solution. MATH: solution.")
     step_split: Literal["lines", "math"] = flag("lines", "algorithm", "Where steps of a solution begin: lines, or math (sentences).")
 
@@ -205,7 +205,8 @@ def with_hints(problems: list[Problem], config: Config, template: Template, toke
         hint = hint_of(str(problem.row.get(config.solution_column) or ""), config.hint_share, config.step_split)
         before, question, after = problem.prompt.rpartition(problem.question)
         if hint and question:
-            found.append(replace(problem, prompt=f"{before}{question}{config.hint_text.replace('{hint}', hint)}{after}"))
+            text = config.hint_text.replace("\\n", "\n").replace("{hint}", hint)
+            found.append(replace(problem, prompt=f"{before}{question}{text}{after}"))
     ids = prompt_ids("hinted", [problem.prompt for problem in found], template, tokenizer)
     hinted = {problem.id: replace(problem, prompt_ids=tuple(own)) for problem, own in zip(found, ids, strict=True) if len(own) <= longest}
     say(f"hints: {len(hinted)} of the {len(problems)} training problems have one, of the column {config.solution_column}")

@@ -1,6 +1,7 @@
 """The functions of examples/ that compare completions or steps, against numbers that were worked out apart from them."""
 
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, product
 from statistics import mean, pstdev
 
 import pytest
@@ -13,7 +14,9 @@ import train_ppo
 from common.errors import UserError
 from common.policy.critic import Critic, SecondAdapter
 from common.policy.loss import aggregate, whiten
-from examples import egae, guide_grpo, pairs, pass_at_k, pcl, prime, roll_in
+from common.policy.micro_batches import microbatches
+from common.records import Completion
+from examples import egae, guide_grpo, igpo, pairs, pass_at_k, pcl, prime, roll_in, vine_dpo
 from train_grpo import group_advantages
 
 NEAR = {"atol": 2e-6, "rtol": 0}
@@ -322,6 +325,156 @@ def test_the_reward_model_of_prime_learns_and_is_saved_beside_the_policy(finishe
     prm = SecondAdapter(again, "prm", 0)
     again.load(tmp_path, "prm")
     assert all(prm.parameters()[name.replace(".default.", ".prm.")].equal(value) for name, value in again.parameters_of().items())
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "loss", "coefficients"), [(0.0, 0.663597, [-0.0485, 0.0485]), (0.2, 0.675597, [-0.0285, 0.0285])]
+)
+def test_vine_dpo_prefers_the_right_continuation(smoothing, loss, coefficients):
+    logps, ref = torch.tensor([[-4.0, -5.0]], requires_grad=True), torch.tensor([[-4.4, -4.8]])
+    found = vine_dpo.dpo_loss(logps, ref, beta=0.1, label_smoothing=smoothing)
+    found.sum().backward()
+    close(found.detach(), [loss])
+    assert_close(logps.grad, torch.tensor([coefficients]), atol=1e-5, rtol=0)
+    if not smoothing:  # two completions of a problem in pairs.py
+        one = pairs.group_loss("dpo", logps.detach()[0], ref[0], ref[0], torch.tensor([1.0, 0]), torch.ones(2), torch.ones(2),
+                               beta=0.1, eta=1, epsilon=0.2)  # fmt: skip
+        close(one, loss)
+
+
+def test_a_pair_is_the_first_right_and_the_first_wrong_continuation():
+    made = [Completion([i], [0.0], "length" if i == 1 else "stop", "") for i in range(4)]
+    assert vine_dpo.pair_of(made, [1.0, 0, 0, 1]) == made[:2] and vine_dpo.pair_of(made, [1.0, 0, 0, 1], False) == [made[0], made[2]]
+    assert vine_dpo.pair_of(made, [0.0] * 4) == vine_dpo.pair_of(made, [1.0] * 4) == []
+    nine = [Completion([i], [0.0], "stop", "") for i in range(9)]
+    for value, chance in ((0.1, 0.612580), (0.9, 0.612580), (0.5, 0.996094)):
+        found = sum(
+            value ** sum(rewards) * (1 - value) ** (9 - sum(rewards))
+            for rewards in product((0.0, 1.0), repeat=9)
+            if vine_dpo.pair_of(nine, list(rewards))
+        )
+        assert found == pytest.approx(chance, abs=1e-6)
+
+
+def test_the_gradient_of_vine_dpo_is_that_of_its_pairs(tmp_path, monkeypatch):
+    """Found through coefficients in small micro-batches, and once more through the whole loss at once."""
+    passes, checked, logps, clip = [], [], vine_dpo.all_logps, vine_dpo.clip_gradients
+    monkeypatch.setattr(vine_dpo, "all_logps", lambda *args: passes.append(args) or logps(*args))
+
+    def check(optimizer, max_norm, count):
+        policy, batch = passes[-1][:2]
+        parameters = list(policy.parameters_of().values())
+        (micro,) = microbatches(batch, torch.arange(len(batch)), 10**6, policy)
+        sums = []
+        for inside in (policy.reference, lambda: policy.using("default")):
+            with inside():
+                sums.append((policy.logps(micro)[0] * micro.mask).sum(dim=1)[micro.rows.argsort()])
+        margin = 0.2 * (sums[1] - sums[0]).reshape(-1, 2).diff(dim=1)
+        wanted = torch.autograd.grad(torch.nn.functional.softplus(margin).mean(), parameters)
+        for parameter, expected in zip(parameters, wanted, strict=True):
+            assert_close(parameter.grad, expected, atol=1e-5, rtol=1e-3)
+        assert max(expected.abs().max() for expected in wanted) > 1e-3
+        checked.append((batch, margin.detach(), count))
+        return clip(optimizer, max_norm, count)
+
+    monkeypatch.setattr(vine_dpo, "clip_gradients", check)
+    flags = ("--max_steps", "2", "--eval_steps", "0", "--num_minibatches", "1", "--max_tokens_per_microbatch", "80", "--beta", "0.2",
+             "--warmup_steps", "0")  # fmt: skip
+    assert run("examples.vine_dpo", tmp_path / "run", *flags, monkeypatch=monkeypatch) == 0
+    rows = metrics(tmp_path / "run")
+    assert [len(batch) // 2 for batch, *_ in checked] == [row["pairs/number"] for row in rows]
+    assert checked[1][1].abs().max() > 1e-3 and max(count for *_, count in checked) > 1
+    prompts = {row["prompt"]: row for row in completions(tmp_path / "run")}
+    for batch, *_ in checked:
+        for right, wrong, problem in zip(batch.completions[::2], batch.completions[1::2], batch.problems[::2], strict=True):
+            assert right.text.endswith(f"#### {problem.answer}") and not wrong.text.endswith(f"#### {problem.answer}")
+            assert problem.prompt in prompts
+        prefixes = [p.prompt_ids for p in batch.problems[::2]]
+        assert len({(ids, *b.ids) for ids, b in zip(prefixes, batch.completions[::2], strict=True)}) == len(prefixes)
+
+
+def test_vine_dpo_rests_in_a_step_without_pairs_and_forks_at_the_prompt_alone_if_asked(tmp_path, monkeypatch):
+    made, make, real = [], vine_dpo.make_batch, vine_dpo.pair_of
+    monkeypatch.setattr(vine_dpo, "make_batch", lambda *parts: made.append(make(*parts)) or made[-1])
+    flags = ("--max_steps", "1", "--eval_steps", "0", "--mc_max_states", "1")
+    assert run("examples.vine_dpo", tmp_path / "one", *flags, monkeypatch=monkeypatch) == 0
+    batch, compared = made
+    assert {problem.prompt_ids for problem in compared.problems} <= {problem.prompt_ids for problem in batch.problems}
+    assert len({problem.id for problem in compared.problems}) == len(compared) // 2 == metrics(tmp_path / "one")[0]["pairs/number"]
+    monkeypatch.setattr(vine_dpo, "pair_of", lambda *parts: real(*parts)[:0])
+    assert run("examples.vine_dpo", tmp_path / "none", *flags, monkeypatch=monkeypatch) == 0
+    (row,) = metrics(tmp_path / "none")
+    assert row["pairs/number"] == 0 and "grad_norm" not in row and row["value/states"] == 4
+    saved = load_file(tmp_path / "none" / "checkpoint-1" / "adapter_model.safetensors")
+    assert all(weight.eq(0).all() for name, weight in saved.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("flags", [{"beta": 0.0}, {"importance_cap": 2.0}, {"label_smoothing": 0.5}, {"mc_samples": 1}])
+def test_flags_that_vine_dpo_cannot_use_are_refused(flags):
+    with pytest.raises(UserError):
+        vine_dpo.Config(model="m", dataset="d", **flags).check()
+    vine_dpo.Config(model="m", dataset="d").check()
+
+
+def test_the_gain_of_a_step_is_the_growth_of_the_probability_of_the_answer():
+    logps = torch.tensor([[-2.0, -1, 9], [-1.2, -0.6, 9], [-1.6, -0.9, 9], [-0.2, -0.1, 9]])
+    values = igpo.answer_values(logps, torch.tensor([[True, True, False]] * 4))
+    close(values, [0.223130, 0.406570, 0.286505, 0.860708])
+    close(values.diff(), [0.183439, -0.120065, 0.574203])
+
+
+@pytest.mark.parametrize(
+    ("joint", "first", "second"),
+    [
+        (False, [2.297763, 2.135542, 0.999998], [-2.297763, -0.999998]),
+        (True, [1.647301, 1.986452, 1.841102], [-1.647301, -0.581400]),
+    ],
+)
+def test_gains_and_outcomes_are_standardised_in_the_group(joint, first, second):
+    found = igpo.igpo_advantages([[0.1, 0.3], [-0.2]], [1.0, 0], weight=1.0, joint=joint)
+    for row, expected in zip(found, (first, second), strict=True):
+        close(row, expected)
+    assert igpo.igpo_advantages([[0.2], []], [1.0, 1], weight=1.0, joint=False) == [[0, 0], [0]]
+
+
+def test_igpo_without_gains_is_grpo_on_every_token(finished):
+    rewards = torch.tensor([1.0, 0, 0, 1, 0])
+    found = igpo.igpo_advantages([[0.3, -0.1], [], [0.2], [0.4], [0.1]], rewards.tolist(), weight=0.0, joint=False)
+    expected = group_advantages(rewards, torch.zeros(5, dtype=torch.long)).tolist()
+    for row, advantage in zip(found, expected, strict=True):
+        close(row, [advantage] * len(row))
+    steps = ("--max_steps", "3", "--eval_steps", "0", "--num_minibatches", "2")
+    base, rows = metrics(finished("train_grpo", *steps)), metrics(finished("examples.igpo", *steps, "--gain_weight", "0"))
+    for row, wanted in zip(rows, base, strict=True):
+        assert row["reward"] == wanted["reward"] and row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("answer", ["14", "7", "18"])
+def test_the_answer_is_forced_as_the_completion_would_write_it(answer, tokenizer):
+    cue, forced = igpo.forced_tokens(tokenizer, "\n#### ", answer)
+    assert tokenizer.decode(cue) == "\n#### " and tokenizer.decode(forced) == answer
+    assert cue + forced == tokenizer.encode(f"\n#### {answer}")
+
+
+def test_states_ask_for_the_answer_behind_their_prefix(random_models, tokenizer):
+    policy = make_policy(random_models["llama"], tokenizer)
+    config = igpo.Config(model="m", dataset="d", answer_cue=r"\n#### ")
+    problem = replace(random_batch(tokenizer).problems[0], answer="14")
+    states = [igpo.State(problem, prefix) for prefix in ((), (5, 9), (5, 9, 7), ())]
+    values = igpo.estimate_values(states, policy, tokenizer, config)
+    assert list(values) == states[:3]
+    for state, value in values.items():
+        ids = torch.tensor([[*problem.prompt_ids, *state.prefix, *tokenizer.encode("\n#### 14")]])
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids).logits[0, -2]  # 14 is one token
+        assert value == pytest.approx(logits.softmax(-1)[ids[0, -1]].item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("flags", [{"num_generations": 1}, {"gain_weight": -1.0}, {"reward": "file.py:f"}, {"step_split": "words"}])
+def test_flags_that_igpo_cannot_use_are_refused(flags):
+    with pytest.raises(UserError):
+        igpo.Config(model="m", dataset="d", **flags).check()
+    igpo.Config(model="m", dataset="d").check()
 
 
 def cut_off(values, cut, lam, rewards=0.0):
