@@ -60,13 +60,13 @@ def binned(run: Run, name: str, size: int = 10) -> Curve:
 
 
 def greedy(run: Run) -> list[float]:
-    """Greedy accuracy at each evaluation."""
-    return [row["eval/greedy"] for row in run["rows"] if "eval/greedy" in row]
+    """Greedy accuracy, or the greedy mean of a reward of one's own, at each evaluation."""
+    return [row[name] for row in run["rows"] for name in ("eval/greedy", "eval/reward_greedy") if name in row]
 
 
 def tenths(run: Run) -> dict[str, str]:
-    """Cells of a table: the evaluations at steps 0, 10, 20, ..."""
-    return {f"step {step}": f"{value:.3f}" for step, value in run["steps"].items() if step % 10 == 0}
+    """Cells of a table: the evaluations at steps 0, 10, 20, ..., or all of them if they are few."""
+    return {f"step {step}": f"{value:.3f}" for step, value in run["steps"].items() if step % 10 == 0 or len(run["steps"]) <= 5}
 
 
 def totals(run: Run) -> dict[str, str]:

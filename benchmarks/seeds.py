@@ -8,7 +8,8 @@
 Prints every tenth step's evaluation of every run, the wall time from process start to exit (not of a run that was interrupted), and the
 entropy of the policy over the steps, as estimated from all sampled tokens (`neg_logp`). `--evaluate N` adds eval.py on the last checkpoint:
 all test problems, N samples each, with a 95 % interval over problems. Several methods are compared with the first one, seed by seed, with
-95 % t intervals over the seeds. The same command goes on after an interruption.
+95 % t intervals over the seeds. A reward of one's own has another metric: `--metric eval/reward`. The same command goes on after an
+interruption.
 """
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser = Parser(__doc__, "runs/seeds")
     parser.add_argument("methods", nargs="+", help='"name: script.py flags"')
     parser.add_argument("--evaluate", type=int, default=0, metavar="N", help="samples a problem for eval.py (default: no eval.py)")
+    parser.add_argument("--metric", default="eval/pass@1", help="number in metrics.jsonl to compare (default: eval/pass@1)")
     parser.add_argument("--panels", nargs="+", default=["steps"], choices=[*AXES, "entropy"])
     parser.add_argument("--title", default="How many unseen problems a model solves as it trains")
     arguments, flags = parser.parse()
@@ -46,7 +48,7 @@ def main() -> None:
     folders = sweep(cells, arguments.seeds, arguments.out, arguments.jobs)
     if arguments.evaluate:
         run_all(dict(eval_job(folder, arguments.evaluate) for own in folders.values() for folder in own), arguments.jobs, "eval.py")
-    runs = {name: [read(folder) for folder in own] for name, own in folders.items()}
+    runs = {name: [read(folder, arguments.metric) for folder in own] for name, own in folders.items()}
     rows, entropies, final = [], [], {name: [] for name in cells}
     for name, own in runs.items():
         for seed, run, folder in zip(arguments.seeds, own, folders[name], strict=True):
@@ -69,7 +71,7 @@ def main() -> None:
     if arguments.plot:
         entropy = Chart({name: [binned(run, "neg_logp") for run in own] for name, own in runs.items()}, AXES["steps"],
                         "entropy: -log p of sampled tokens, nats per token")
-        charts = [entropy if panel == "entropy" else charts_of(runs, [panel])[0] for panel in arguments.panels]
+        charts = [entropy if panel == "entropy" else charts_of(runs, [panel], arguments.metric)[0] for panel in arguments.panels]
         save(picture(charts, arguments.title), arguments.plot)
 
 

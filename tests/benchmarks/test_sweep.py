@@ -277,3 +277,22 @@ def test_a_real_sweep_and_a_real_resume(tmp_path, monkeypatch):
     sweep.write_note(folder, **{**sweep.note_of(folder), "finished": False})  # as if it had been killed after its checkpoint
     assert call(*words, monkeypatch=monkeypatch) is None
     assert "is finished" in folder.with_suffix(".log").read_text() and steps(folder) == [0, 1, 2]
+
+
+def test_processor_time_runs_the_named_script_with_the_processors_clock(tmp_path):
+    script = tmp_path / "train_mine.py"
+    script.write_text("import sys, time\nif __name__ == '__main__':\n"
+                      "    print(time.perf_counter is time.process_time, sys.argv, sys.path[0])\n")
+    command = [sys.executable, ROOT / "benchmarks" / "processor_time.py"]
+    done = subprocess.run([*command, "--output_dir", "out", script, "--seed", "1"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"True {[str(script), '--output_dir', 'out', '--seed', '1']} {tmp_path}", done.stderr
+    done = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True)
+    assert done.returncode and done.stderr == "error: name the training script among the flags, as train_grpo.py\n"
+
+
+def test_few_evaluations_are_all_in_the_table_and_a_custom_rewards_greedy_mean_is_read():
+    rows = [{"step": step, "eval/reward": step / 10, "eval/reward_greedy": step / 20} for step in (0, 4, 8)]
+    few = curves.tenths({"steps": {row["step"]: row["eval/reward"] for row in rows}})
+    assert few == {"step 0": "0.000", "step 4": "0.400", "step 8": "0.800"}
+    assert list(curves.tenths({"steps": dict.fromkeys(range(0, 35, 5), 0.5)})) == ["step 0", "step 10", "step 20", "step 30"]
+    assert curves.greedy({"rows": rows}) == [0, 0.2, 0.4]
