@@ -7,13 +7,14 @@ limited by construction, so there is no timeout. docs/verifier.md has the conven
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
 from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
 from common.verify.readings import read_forms
 from common.verify.real_sets import number, same_sets
-from common.verify.relations import FLIPPED, Form, is_expression, is_variable
+from common.verify.relations import FLIPPED, Form, is_choice, is_expression
 from common.verify.tokens import Unsupported
 from common.verify.trees import Node, substituted, variables, with_constant_of
 from common.verify.units import units_agree
@@ -70,7 +71,7 @@ def answers_equal(a: str, b: str) -> bool:
         if forms_a and forms_b and forms_a[0][0] == forms_b[0][0] == "relation" and _names(forms_a[0]) != _names(forms_b[0]):
             # not as intervals: x > 5 is not y > 5, though both are (5, \infty)
             forms_a, forms_b = (tuple(form for form in forms if form[0] == "relation") for forms in (forms_a, forms_b))
-        if forms_a and forms_b and _is_choice(forms_a[0]) and _is_choice(forms_b[0]):
+        if forms_a and forms_b and is_choice(forms_a[0]) and is_choice(forms_b[0]):
             return forms_a[0] == forms_b[0]  # not by the texts behind the letters: (A) 12 is not (B) 12
         work = Work()
         return any(_equal(x, y, work) for x in forms_a for y in forms_b)
@@ -80,12 +81,7 @@ def answers_equal(a: str, b: str) -> bool:
 
 def _names(relation: Form) -> set[str]:
     """The variables in the parts of a relation."""
-    return set().union(*(variables(part[1]) for part in relation[2] if is_expression(part)))
-
-
-def _is_choice(form: Form) -> bool:
-    """Whether the form is one capital letter."""
-    return is_variable(form) and len(form[2]) == 1 and form[2].isupper() and not form[3]
+    return set().union(*(variables(part[1]) for part in relation[2] if is_expression(part))) - {"infty"}
 
 
 # ---- plain numerals -------------------------------------------------------------------------------------------------
@@ -151,7 +147,7 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     if x[0] == "congruence":
         return _equal(x[2], y[2], work) and (_equal(x[1], y[1], work) or _differ_by_multiple(x[1], y[1], x[2]))
     if x[0] == "dots":
-        return x[1] == y[1] and _equal_starts(x[2], y[2], work) and _equal_in_order(x[3], y[3], work)
+        return x[1] == y[1] and _equal_in_order(x[3], y[3], work) and _equal_starts(x[2], y[2], x[3][-1], work)
     if x[0] in ("union", "and", "or"):
         return _equal_in_any_order(x[1], y[1], work)
     if x[0] == "bracketed":
@@ -191,20 +187,25 @@ def _equal_with_dots(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bo
     if _DOTS not in y:
         return False
     place_x, place_y = x.index(_DOTS), y.index(_DOTS)
-    return _equal_starts(x[:place_x], y[:place_y], work) and _equal_in_order(x[place_x + 1:], y[place_y + 1:], work)
+    ends_x, ends_y = x[place_x + 1:], y[place_y + 1:]
+    return _equal_in_order(ends_x, ends_y, work) and _equal_starts(x[:place_x], y[:place_y], ends_x[-1] if ends_x else _DOTS, work)
 
 
-def _equal_starts(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
-    """Whether two beginnings are equal, or the longer one goes on with the step of the shorter one, which has two terms at least."""
+def _equal_starts(x: tuple[Form, ...], y: tuple[Form, ...], last: Form, work: Work) -> bool:
+    """Whether two beginnings are equal, or the longer one goes on as the last term says: 3^2 stands before n^2, and 3 before 10."""
     shorter, longer = sorted((x, y), key=len)
     if len(shorter) == len(longer):
         return _equal_in_order(x, y, work)
-    if len(shorter) < 2 or not _equal_in_order(shorter, longer[:len(shorter)], work) or not all(map(is_expression, longer)):
+    if not _equal_in_order(shorter, longer[:len(shorter)], work) or not all(map(is_expression, (*longer, last))):
         return False
-    first, second = (("value", form[1], "", "") for form in longer[:2])
-    step: Node = ("add", [second[1], ("neg", first[1])])
-    return all(_equal(("value", ("add", [longer[0][1], *[step] * place]), "", ""), longer[place], work)
-               for place in range(len(shorter), len(longer)))
+    names = variables(last[1])
+    if len(names) == 1:  # the last term with 0, 1, 2, ... for n
+        terms = [substituted(last[1], ("sym", *names), ("num", Fraction(n))) for n in range(len(longer) + 3)]
+        return any(_equal_in_order(longer, tuple(("value", term, "", "") for term in terms[first:first + len(longer)]), work)
+                   for first in range(3))
+    step: Node = ("add", [longer[1][1], ("neg", longer[0][1])])
+    return not names and len(shorter) > 1 and all(
+        _equal(("value", ("add", [longer[0][1], *[step] * place]), "", ""), longer[place], work) for place in range(len(longer)))
 
 
 def _equal_in_order(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:

@@ -196,6 +196,8 @@ class Evaluator:
         x = parts[0]
         if name == "!":
             return self.factorial(x)
+        if name == "gamma":
+            return self.factorial(self.add(x, Fraction(-1)))
         if name == "binom":
             return self.binomial(*parts)
         if name == "!!" and isinstance(x, Fraction) and x.denominator == 1 and -1 <= x <= 500:
@@ -302,5 +304,9 @@ class Evaluator:
             return libmp.mpc_div(one, denominator, precision, "n")
         if name == "tan" and magnitude(libmp.mpc_cos(z, precision, "n")) < -precision // 2:
             raise Undefined(name)
-        self.cancelled |= name in ("sin", "cos", "tan")  # at a multiple of pi the value is zero, but rounding leaves a small number
-        return _ELEMENTARY[name](z, precision, "n")
+        value = _ELEMENTARY[name](z, precision, "n")
+        if name in ("sin", "cos", "tan"):  # at a multiple of pi the value is zero, but rounding leaves a small number
+            self.cancelled = True
+            if magnitude(value) < max(magnitude(z), 0) - precision + 16:
+                return (libmp.fzero, libmp.fzero)
+        return value

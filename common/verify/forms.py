@@ -25,7 +25,7 @@ from common.verify.latex import parse
 from common.verify.names import is_name, is_name_of_matrix, is_symbol
 from common.verify.phrases import without_qualifier
 from common.verify.real_sets import HIGHEST, LOWEST, real_set, without
-from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_variable, join_relations, labelled_values
+from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_choice, is_variable, join_relations, labelled_values
 from common.verify.spelling import PUNCTUATION_AT_END, bracket_depths, closing_bracket, split_outside_brackets
 from common.verify.tokens import Unsupported
 from common.verify.trees import variables
@@ -118,9 +118,9 @@ def _read_sum_with_dots(text: str, depth: int) -> Form | None:
     """1 + 2 + \\cdots + n: the terms before the dots and those behind."""
     if not _DOTS.search(text):
         return None
-    for sign, pattern in (("+", r"\+"), ("*", r"\\cdot(?!s)|\\times")):
+    for sign, pattern, plain in (("+", r"\+", "+"), ("*", r"\\cdot(?!s)|\\times", "\\cdot ")):
         masked = re.sub(pattern, "\x00", text)
-        parts = [part.replace("\x00", "\\cdot ").strip() for part in split_outside_brackets(masked, "\x00")]
+        parts = [part.replace("\x00", plain).strip() for part in split_outside_brackets(masked, "\x00")]
         dots = [place for place, part in enumerate(parts) if _DOTS.fullmatch(part)]
         if len(dots) == 1 and 0 < dots[0] < len(parts) - 1:
             before, behind = parts[:dots[0]], parts[dots[0] + 1:]
@@ -156,6 +156,11 @@ def _read_list(text: str, depth: int) -> Form | None:
         if all(form and form[0] == "labelled" for form in read):
             return ("list", tuple(form for form in read if form))
     items = _read_items(separated, True, depth)
+    if items[-1][0] == "congruence" and all(item[0] == "value" or item[:2] == ("relation", ("\\equiv",)) for item in items[:-1]):
+        values = [item[2][1] if item[0] == "relation" else item for item in items[:-1]]  # x \equiv 1 or x \equiv 4 mod 5
+        return ("list", (*(("congruence", value, items[-1][2]) for value in values), items[-1]))
+    if words == {"or"} and all(is_choice(item) for item in items):
+        return ("or", items)
     labelled = labelled_values(items) if "or" not in words else None
     if not words and (conditions := join_relations(items, {"and"}))[0] in ("and", "bracketed", "reals"):
         return conditions  # x > 1, x < 4
@@ -239,6 +244,8 @@ def _read_relation(text: str, depth: int) -> Form | None:
         operators, texts = ["="], [texts[0], texts[-1]]
     if operators == ["="] and (point := _labelled_point(*texts, depth)):
         return point
+    if operators == ["="] and is_name(texts[1]) and not is_name(texts[0]):  # 7 = x
+        texts.reverse()
     parts = tuple(read_form(part, depth + 1) if part else ("text", "") for part in texts)
     named = is_name(texts[0]) or (len(parts) == 2 and parts[1][0] == "matrix" and is_name_of_matrix(texts[0]))
     is_named = bool(texts[0]) and named and set(operators) <= {"=", "\\approx"}

@@ -250,6 +250,8 @@ class Parser(Grammar):
             return count
         if name in COUNTING_LETTERS and self.peek() == ("sign", "_"):
             return counting_scripts(self, name)
+        if name == "Gamma" and self.peek() == ("sign", "("):
+            return ("call", "gamma", self.group("("))
         if self.peek() == ("sign", "_"):
             self.take()
             name = f"{name}_{self.plain_text()}"

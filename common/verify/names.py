@@ -8,12 +8,13 @@ from common.verify.units import DENYING_WORDS
 # the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
 _NAME_OF_VALUE = re.compile(
     r"""\[\s*(?:\\triangle\s*)?[A-Z]{3,6}\s*\]|[A-Z]{2}(?:\s*\+\s*[A-Z]{2})+|"""
+    r"""m\s*\(?\s*\\angle\s*[A-Z0-9]+\s*\)?|[fgh]\([fgh]\([^()]*\)\)|\([^()=]*\)'|\\mathbb\{[A-Z]\}|"""
     r"""[a-z]_\{?\w\}?(?:\s*[+]\s*[a-z]_\{?\w\}?)+|n\s*\([A-Z\s]*(?:\\c[au]p\s*[A-Z\s]+)*\)|"""
     r"""\(\s*[a-z]\s*\\circ\s*[a-z]\s*\)\s*\(.*\)|\\vec\s*\{?[a-z]\}?\s*\\(?:cdot|times)\s*\\vec\s*\{?[a-z]\}?|"""
     r"""\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(?:\\angle\s*)?(?:\\?[A-Za-z]+|[A-Z]{2,3})(?:\s*\))?|\\(?:int|iint|oint|sum|prod"""
     r"""|lim)(?![a-z]).*|"""
     r"""[a-dk-np-s](?:\s*\+\s*[a-dk-np-s])+|\\sigma\^2|\\?[|]\s*\\?[|]?.+\\?[|]|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
-    r"""\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\{?\d\}?)?\s*[A-Za-z]?\s*\}\s*\{[^{}]*(?:d|\\partial)[^{}]*\}\s*(?:\(.*\)|\[.*\])?|"""
+    r"""\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\{?\d\}?)?\s*[A-Za-z]?\s*\}\s*\{[^{}]*(?:d|\\partial)[^{}]*\}\s*(?:\(.*\)|\[.*\]|\\[a-z]+[^-+=]*)?|"""
     r"""\\d?dot\s*\{?\s*[a-z]\s*\}?|D(?:_\{?[a-z]\}?)?\s*\(?\s*[a-z]\s*\)?|"""
     r"""(?:\\(?:angle|triangle|overline|bar|hat|tilde|nabla|partial|frac|"""
     r"""alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma|rho|gamma|omega|tau|kappa|psi|eta|nu|xi"""

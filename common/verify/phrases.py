@@ -37,7 +37,7 @@ _SPELLINGS = {phrase.strip(): group.partition(";")[0].strip()
 _NO_CHANGING_WORDS = (r"(?!.*(?:" + DENYING_WORDS + r"|\b(?:or|squared?|cubed?|plus|minus|doubled?|tripled?|half|twice|reciprocal|opposite|"
                       r"negative|mod|fails?|eliminated|untrue|union|also)\b))")
 # "The value of f(x) is": no number, one verb, no word that hedges
-_LEAD_IN = re.compile(_NO_CHANGING_WORDS + r"(?:so|thus|therefore|hence|then|the|this|our|its?|final|answer)\b"
+_LEAD_IN = re.compile(_NO_CHANGING_WORDS + r"(?:so|thus|therefore|hence|then|there|the|this|our|its?|final|answer)\b"
                       r"(?:(?!\b(?:is|are|equals)\b)[A-Za-z() '])*+"
                       r"\b(?:is|are|equals)\b:?\s+(?=\S)(?!.*\b(?:is|are|equals)\b)|(?:the )?(?:final"
                       r" )?answers?\b:?\s+(?=\S)", re.IGNORECASE)
@@ -59,11 +59,12 @@ _CHOICE_WITH_TEXT = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|(
 _MARK_OF_CHOICE = re.compile(r'"?\s*(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(\s*"?\s*[A-Z]\s*"?\s*\)|[A-J]\s*"?\s*[).:]|[A-J]\s*"(?=\s))\s*"?')
 _INTEGER_LETTER = re.compile(r'(?<![A-Za-z\\])([a-z])\s*\\in\s*\\mathbb\{Z\}|(?<![A-Za-z\\])([a-z])[\s"]*is (?:an|any) integer'
                              r'|integers?[\s"]*([a-z])(?![A-Za-z])')
-_ROUNDING = re.compile(r'(?<=\d)[\s",(]+(?:correct |rounded )?(?:to )?(?:the nearest [a-z]+|(?:\d+|one|two|three|four)[\s"]*'
-                       r'(?:d\.?\s?p\.?|decimal places?|s\.?\s?f\.?|sig\.? figs?|significant (?:figures|digits)))[\s")]*$', re.IGNORECASE)
+_ROUNDING = re.compile(r'(?<=\d)[\s,(]+(?:correct |rounded )?(?:to )?(?:the nearest [a-z]+|(?:\d+|one|two|three|four)\s*'
+                       r'(?:d\.?\s?p\.?|decimal places?|s\.?\s?f\.?|sig\.? figs?|significant (?:figures|digits)))[\s)]*$', re.IGNORECASE)
 _IN_FRONT = re.compile(r'^["\s]*(?:(?![^为是共有约答得]*[不非无没负除至])[\u4e00-\u9fff]{0,7}[为是共有约答得][:]?["\s]*|'
                        r'(?:(?:the )?(?:ordered )?(?:point|pair|triple|vector|interval|matrix|number|value|line|'
-                       r'equation|function)|approximately|approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+)(?=[-\d\\$.([])',
+                       r'equation|function)|a total of|approximately|'
+                       r'approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+)(?=[-\d\\$.([])',
                        re.IGNORECASE)
 _BEHIND = re.compile(r'(?<=\S)[\s",(]+(?:respectively|in total|total|altogether|exactly|approximately|approx\.?)[\s".)]*$', re.IGNORECASE)
 _APPROXIMATION = re.compile(r'(?<=[\w)}])[\s",;]*(?:"?\s*or\b)?[\s"(,]*(?:\\approx|(?:which is )?(?:about|approximately|approx\.?'
@@ -76,8 +77,15 @@ _QUALIFIER_WORDS = frozenset(re.findall(r"\S+", "for all any every each some whe
                                                 " numbers constant constants "
                              "arbitrary value values of and being the integration in"))
 _QUALIFIER_SIGNS = re.compile(r'(?:[A-Za-z](?:_\w)?|\\in|\\forall|\\mathbb\{[ZR]\}|[\s,"();])*')
-_WITH_BASE = re.compile(r'(-?[\dA-F]+)["\s]*[(]?["\s]*(?:in\s+)?base["\s-]*\{?(\d+|[a-z]+)\}?["\s)]*', re.IGNORECASE)
-_RATIO_IN_WORDS = re.compile(r'(\d[\d.]*)["\s]+to["\s]+(\d[\d.]*)')
+_WITH_BASE = re.compile(r'"?(-?[\dA-F]+)["\s]*[(]?["\s]*(?:in\s+)?base["\s-]*\{?(\d+|[a-z]+)\}?["\s)]*', re.IGNORECASE)
+_RATIO_IN_WORDS = re.compile(r'\d[\d.]*(?:["\s]+to["\s]+\d[\d.]*)+')
+# all real numbers greater than 2; all x > 2
+_ALL_THAT = re.compile(r'"?\s*(?:for )?(?:all|any|every)[\s"]+(?:real[\s"]+)?(?:(?:numbers?|values?)[\s"]+)?(?:of[\s"]+)?(?:([a-z])[\s"]*)?'
+                       r'(?:such that[\s"]+|with[\s"]+)?(?=[<>]|\\[lg]e |[a-z]\s*(?:[<>]|\\[lg]e )|(?:that are |which are )?'
+                       r'(?:greater|less|more|at)\b)', re.IGNORECASE)
+_COMPARISONS = [(re.compile(rf'"?\s*(?:(?:that|which) are )?\b(?:{words})\b[\s"]*', re.IGNORECASE), sign) for words, sign in (
+    ("greater than or equal to|at least", "\\ge "), ("less than or equal to|at most", "\\le "), ("greater than|more than", ">"),
+    ("less than", "<"))]
 _MAPPING = re.compile(r'(?:([A-Za-z])\s*:\s*)?([a-z])\s*\\mapsto\s*(.+)', re.DOTALL)
 _REALS_BUT = re.compile(r'["\s]*(?:x[\s"]*(?:\\in|is|can be)[\s"]*)?(?:\\mathbb\{R\}|(?:all|any|the|every) real (?:numbers?|values?)|all'
                         r' reals)'
@@ -135,14 +143,21 @@ def without_words_around(text: str) -> str:
     text = re.sub(r"^[A-Z]'?\s*(?=\([^()]*,[^()]*\)$)", "", text)  # P(1, 2)
     if text.isascii() and not re.search(r"[A-Za-z]", text):
         return text
-    text = _ROUNDING.sub("", text, count=1) if "(" in text or '"' in text else text
+    if rounding := _ROUNDING.search(text.replace('"', "")):
+        text = text.replace('"', "")[:rounding.start()]
     text = _BEHIND.sub("", _IN_FRONT.sub("", text, count=1)) if " " in text or not text.isascii() else text
     text += '"' * (text.count('"') % 2)
     text = without_qualifier(text)
     if found := _WITH_BASE.fullmatch(text):
         return f"{found[1]}_{{{found[2]}}}"
     if found := _RATIO_IN_WORDS.fullmatch(text):
-        return f"{found[1]}:{found[2]}"
+        return re.sub(r'["\s]+to["\s]+', ":", text)
+    if found := _ALL_THAT.match(text):
+        rest = text[found.end():]
+        for words, sign in _COMPARISONS:
+            rest = words.sub(lambda _, sign=sign: sign, rest, count=1)
+        text = (found[1] or "x") + rest if rest[0] in "<>\\" else rest
+        text += '"' * (text.count('"') % 2)
     if found := _REALS_BUT.fullmatch(text):
         kept = found[1].replace("\\neq", "=") if re.search("where|with|such|,", text[:found.start(1)]) else found[1]
         is_condition = "\\neq" in found[1] or (kept is found[1] and not re.search("where|with|such", text[:found.start(1)]))

@@ -22,6 +22,11 @@ def is_variable(form: Form) -> bool:
     return is_expression(form) and form[1][0] == "sym"
 
 
+def is_choice(form: Form) -> bool:
+    """Whether the form is one capital letter."""
+    return is_variable(form) and len(form[2]) == 1 and form[2].isupper() and not form[3]
+
+
 def flattened(kind: str, items: tuple[Form, ...]) -> Form:
     """A list or set. A list among its items is replaced by its items: 1, 2 \\pm 3 has three items. Raises Unsupported for too many."""
     named = [item[2][1] if item[0] == "relation" and item[3] and item[2][1][0] == "list" else item for item in items]

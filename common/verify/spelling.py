@@ -102,7 +102,9 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
     # numbers: repeating decimals, money, thousands separators
     (".", r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
-    ("\\$", r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+)", r'\1 "dollar" '),
+    ("\\$", r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+(?:\^\{?\d+\}?|\\frac\s*\{?\d+\}?\s*\{?\d+\}?)?)", r'\1 "dollar" '),
+    ("\\left", r"\\left\s*<", "("), ("\\right", r"\\right\s*>", ")"),
+    ("aligned", r"\\left\s*(?:\\\{|\\lbrace)\s*(?=\\begin\{aligned\})", ""),
     ("\\", r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
     (",", r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))", ""),
     (",", r"\{\s*,\s*\}|,\\[!,]\s*", ", "),
@@ -119,7 +121,7 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     # numbers with a word: 3 million, mod 7
     ("illion", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(million|billion|trillion)\b(?: *("))?', _power_of_ten),
     ("thousand", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand)\b(?: *("))?', _power_of_ten),
-    ("mod", r"\\pmod\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'),
+    ("mod", r"\\p?mod(?![a-z])\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'),
     ("\\dot", r"(\.\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\1\\overline{\2\3\4}"),
     ("vert", r"\\[lr]vert(?![a-z])", "|"), ("Vert", r"\\[lr]?Vert(?![a-z])", r"\\|"),
     ("bmod", r"\\bmod\s*\{?\s*(\w+)\s*\}?", r'"mod" (\1)'),

@@ -117,7 +117,7 @@ _CLASSIFIERS = frozenset("个個种種只隻本条條张張次件棵组組块塊
 _SIDE_BY_SIDE = {("hr", "min"), ("min", "sec"), ("day", "hr"), ("wk", "day"), ("yr", "mo"), ("mo", "day"), ("ft", "in"), ("yd", "ft"),
                  ("m", "cm"), ("km", "m"), ("kg", "g"), ("lb", "oz"), ("pound", "oz"), ("dollar", "cent"), ("gal", "qt")}
 _TWO_QUANTITIES = re.compile(r"(\d+)\s*([A-Za-z]+)\.?[\s,]*(?:and\s+)?(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?")
-_MINUTES = re.compile(r"(?<=[\d}\s])\\min\s*$")
+_ALSO_AN_OPERATOR = re.compile(r"(?<=[\d}\s])\\(min|deg)\s*$")
 # words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
 DENYING_WORDS = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|"
                  r"if|when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|"
@@ -155,7 +155,7 @@ def split_unit(text: str) -> tuple[str, str]:
     if angle:  # degrees, minutes and seconds of arc
         return f"{angle[1]}+\\frac{{{angle[2]}}}{{60}}+\\frac{{{angle[3] or 0}}}{{3600}}", "deg"
     if "\\" in text:  # min, which is also an operator, \frac{m}{s}, \Omega, \mu m
-        text = _MINUTES.sub(' "min"', text)
+        text = _ALSO_AN_OPERATOR.sub(r' "\1"', text)
         text = re.sub(r'\\frac\s*\{\s*"([^"{}]+)"\s*\}\s*\{\s*"([^"{}]+)"\s*\}\s*$', r'"\1/\2"', text)
         text = re.sub(r'(?<=[\d}) ])(?:"\s*(k)\s*"\s*)?\\Omega\s*$', r' "\1ohm"', text)
         text = re.sub(r'\\mu\s*"?\s*([msgLFAC])\s*"?\s*$', r' "u\1"', text)
@@ -178,7 +178,7 @@ def two_quantities(text: str) -> list[tuple[str, str]] | None:
     """The numbers and units of "3 hours 20 minutes", largest first. None for another text."""
     if not text[:1].isdigit() or text.isdecimal():
         return None
-    found = _TWO_QUANTITIES.fullmatch(" ".join(_MINUTES.sub(" min", text).replace('"', " ").split()))
+    found = _TWO_QUANTITIES.fullmatch(" ".join(_ALSO_AN_OPERATOR.sub(r" \1", text).replace('"', " ").split()))
     if not found:
         return None
     units = (_known(found[2]) or "", _known(found[4]) or "")

@@ -29,9 +29,9 @@ def read_value(text: str) -> Form:
     if spelled := phrase(unquoted):
         return ("text", spelled)
     if _is_words(unquoted):
-        words = " ".join(unquoted.rstrip(".").split())
+        words = " ".join(unquoted.rstrip(".").replace("-", " ").split())
         is_abbreviation = words.isupper() and len(words) < 4
-        return ("text", re.sub(r"^(?:a|an|the) ", "", words if is_abbreviation else words.lower()))
+        return ("text", re.sub(r"^(?:a|an|the|on) ", "", words if is_abbreviation else words.lower()))
     spelled = re.sub(r"(?<=\d)\s+(?=\d)", "~", text)  # 2 3 is not 23
     spelled = re.sub(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)\}(?!\d)", "", spelled)  # x^{2} is x^2
     try:
@@ -63,5 +63,5 @@ def split_at_commas(text: str) -> list[str]:
 
 def read_numeral_with_base(text: str) -> Form | None:
     """2104_5 as ("base", digits, base)."""
-    found = _NUMERAL_WITH_BASE.fullmatch(text.replace('"', ""))
+    found = _NUMERAL_WITH_BASE.fullmatch(re.sub(r"^\{(\w+)\}|\"", r"\1", text))
     return ("base", found[1] + found[2], _NAMES_OF_BASES.get(found[3], found[3]) or found[4]) if found else None

@@ -96,7 +96,7 @@ def _with_rows(form: Form, rows: tuple[tuple[Form, ...], ...]) -> Form:
 def read_matrix(text: str, depth: int, read: Reader) -> Form | None:
     """A matrix, a vector, a determinant, a norm, or a function by cases. A system of equations is the list of its equations."""
     if "\\begin" not in text:
-        transposed = re.fullmatch(rf"(\(.*\)){_TRANSPOSED}", text) if "^" in text and text[0] == "(" else None
+        transposed = re.fullmatch(rf"([(\[].*[)\]]){_TRANSPOSED}", text) if "^" in text and text[0] in "([" else None
         row = read(transposed[1], depth + 1) if transposed else None
         return ("matrix", "matrix", tuple((item,) for item in row[2])) if row and row[0] == "bracketed" else None
     found = _MATRIX.fullmatch(text)
