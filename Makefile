@@ -4,10 +4,14 @@ PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 REQUIREMENTS := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo requirements.txt || echo requirements-cpu.txt)
 
-.PHONY: demo test test-vllm test-nullgpu audit clean
+.PHONY: demo gallery test test-vllm test-nullgpu audit clean
 
 demo: .venv/installed
 	.venv/bin/python train_vineppo.py
+
+# What each example changes, as one page: runs/gallery.html
+gallery: .venv/installed
+	.venv/bin/python tools/gallery.py
 
 # Style, imports between the rooms of common/, then all tests on two cores, with ../shared/acceptance where it is there;
 # skipped tests are listed by name

@@ -1,6 +1,8 @@
 """Every script in examples/: what it says of itself, how far it is from its base, and three steps of it."""
 
+import html
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from common.errors import UserError
 from common.policy.loss import aggregate, selected_logps
 
 sys.path.append(str(ROOT / "tools"))  # the folder of tools is no package
+import gallery
 import list_examples as catalogue
 
 EXAMPLES = [path.stem for path in catalogue.examples()]
@@ -55,6 +58,22 @@ def test_a_phase_that_the_base_alone_has_changed_is_found():
 def test_the_table_of_the_examples_is_that_of_the_files():
     page = catalogue.PAGE.read_text()
     assert catalogue.MARKS[0] + "\n" + catalogue.table() + "\n" + catalogue.MARKS[1] in page, "run python tools/list_examples.py"
+
+
+def test_the_gallery_has_every_difference_and_needs_no_network():
+    page = gallery.page()
+    assert re.findall(r'<h2 id="(\w+)"', page) == EXAMPLES
+    assert not re.search(r"(src|href)=\"(?!#)|@import|url\(|<script", page)
+    sections = page.split("<section>")[1:]
+    for name, section in zip(EXAMPLES, sections, strict=True):
+        text, base, _ = both(name)
+        (here, _), (there, _) = gallery.code_of(text), gallery.code_of(base)
+        for source in (here, there):  # colours leave the text as it is
+            assert [html.unescape(re.sub(r"<[^>]*>", "", line)) for line in gallery.coloured(source)] == source.splitlines()
+        rows = re.findall(r'<div class="(add|del)">(.*)</div>', section)
+        shown = [(kind, html.unescape(re.sub(r"<[^>]*>", "", line))) for kind, line in rows]
+        assert {line for kind, line in shown if kind == "add"} >= set(here.splitlines()) - set(there.splitlines())
+        assert {line for kind, line in shown if kind == "del"} >= set(there.splitlines()) - set(here.splitlines())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
