@@ -81,7 +81,8 @@ from common.rollout.choose_engine import choose_engine, connect, make_engine
 from common.rollout.rounds import make_requests
 from common.run.compare import compare, table
 from common.run.evaluation import begin, claim_results, keep
-from common.run.folder import CONFIG, append_rows, lines_of
+from common.run.folder import CONFIG as CONFIG_FILE
+from common.run.folder import append_rows, lines_of
 from common.run.judging import PROBLEMS, SUMMARY, add_opinion, checker_version, judge, judge_again, second_opinion
 from common.run.lock import Lock
 from common.run.saved_config import read_config, resolve
@@ -258,7 +259,7 @@ def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], d
 
 def judge_saved(config: Config, folder: Path) -> dict[str, Any]:
     """The content of summary.json of a saved evaluation, whose completions are judged anew in a new folder."""
-    saved = resolve(Config, read_config(folder / CONFIG, Config).flags, {})
+    saved = resolve(Config, read_config(folder / CONFIG_FILE, Config).flags, {})
     problems: dict[str, Problem] = {}
     if ":" in config.second_opinion:  # the function may read the row of the data
         found = load_split(saved, saved.split)

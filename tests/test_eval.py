@@ -8,7 +8,7 @@ import signal
 
 import numpy as np
 import pytest
-from helpers import SHARED, evaluate, run, save_random_model
+from helpers import QUICK, SHARED, evaluate, exit_code, launch, output_of, run, save_random_model
 from safetensors.torch import load_file, save_file
 
 import common.rollout.transformers_engine as transformers_engine
@@ -17,6 +17,12 @@ from common.problems.prompts import Template
 from common.run.compare import difference
 from common.verify.answers import answers_equal
 from eval import interval, majority_at_k, majority_vote, pass_at_k
+
+
+def test_the_script_runs_from_the_command_line(tmp_path):
+    process = launch("eval", tmp_path / "eval", "--num_samples", "0", "--max_problems", "2", quick=QUICK[:2])
+    assert exit_code(process, seconds=300) == 0, output_of(tmp_path / "eval").read_text()
+    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["problems"] == 2
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():

@@ -1,5 +1,6 @@
 """What is imported when: the command line alone needs nothing heavy, and the rooms of common/ import each other one way."""
 
+import ast
 import importlib.util
 import shutil
 import subprocess
@@ -54,6 +55,16 @@ def test_an_import_that_is_not_allowed_breaks_its_contract(file, line, contract,
     code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
     ended = subprocess.run([sys.executable, "-c", code, "--no-cache"], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1 and f"{contract} BROKEN" in " ".join(ended.stdout.split()), ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "eval", *sorted(f"examples/{path.stem}" for path in (ROOT / "examples").glob("*.py"))])
+def test_no_import_takes_the_name_of_the_parsed_flags(script):
+    """The flags are read before most imports, and used at the end of the script."""
+    tree = ast.parse((ROOT / f"{script}.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = [alias.asname or alias.name for node in imports for alias in node.names]
+    given = [node.args[1].id for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run_script"]
+    assert given == ["CONFIG"] and "CONFIG" not in imported
 
 
 @pytest.mark.parametrize("missing", ["sys.modules['fcntl'] = None", "sys.modules['resource'] = None", "sys.platform = 'win32'"])
