@@ -88,6 +88,7 @@ from common.run.lock import Lock
 from common.run.saved_config import read_config, resolve
 from common.verify.answers import answers_equal
 from common.verify.rewards import CustomReward
+from common.verify.voting import groups_of_equal_answers
 
 # ---- the numbers ----------------------------------------------------------------------------------------------------
 
@@ -107,11 +108,7 @@ def majority_vote(answers: list[str | None]) -> str | None:
 
     In a tie the answer that comes first wins. Example: ["3", "0.5", None, "1/2"] -> "0.5".
     """
-    groups: list[list[str]] = []
-    for answer in answers:
-        if answer is not None:
-            same = next((group for group in groups if answers_equal(group[0], answer)), None)
-            groups.append([answer]) if same is None else same.append(answer)
+    groups = groups_of_equal_answers(answers)
     return max(groups, key=len)[0] if groups else None  # of equal groups, max takes the first
 
 

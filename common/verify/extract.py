@@ -14,8 +14,8 @@ _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
 # \boxed 9 or \boxed x, but not the first digit of \boxed 9/2
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?!\s*[\w/^!+*\\(-]|[.,]\d)")
 # between two boxes: "or" leaves the choice to the reader, the others only list
-_ALTERNATIVE = re.compile(r"[\s$,;]*(?:\\[()\[\]]|\\text\{)?\s*\b(?:or"
-                          r"|either)\b\s*\}?[\s$]*(?:[A-Za-z]\s*=\s*)?(?:\\[(\[])?[\s$]*", re.IGNORECASE)
+_ALTERNATIVE = re.compile(r"[\s$,;]*+(?:\\[()\[\]]|\\text\{)?\s*+\b(?:or"
+                          r"|either)\b\s*+\}?[\s$]*+(?:[A-Za-z]\s*=\s*+)?(?:\\[(\[])?[\s$]*+", re.IGNORECASE)
 _LETTER_BEFORE = re.compile(r"(?<![A-Za-z\\])([A-Za-z](?:_\{?\w\}?)?)\s*=\s*[\s$]*\\f?box(?:ed)?\s*\{$")
 _LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*and\s*\}|\band\b|\([a-h0-9]\)|\b(?:part"
                       r"|answer)\s+[a-h0-9]\b|"
@@ -174,7 +174,7 @@ def _marked(text: str) -> str | None:
 def _first_line(text: str) -> str:
     """The first line with content. A displayed formula may take more lines."""
     text = text.lstrip()
-    display = re.match(r"(?:\$\$|\\\[)\s*(.+?)\s*(?:\$\$|\\\])", text, re.DOTALL)
+    display = re.match(r"(?:\$\$|\\\[)(.+?)(?:\$\$|\\\])", text, re.DOTALL)
     return display[1] if display else text.partition("\n")[0]
 
 

@@ -67,12 +67,12 @@ _IN_FRONT = re.compile(r'^["\s]*(?:(?![^为是共有约答得]*[不非无没负�
                        r'approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+)(?=[-\d\\$.([])',
                        re.IGNORECASE)
 _BEHIND = re.compile(r'(?<=\S)[\s",(]+(?:respectively|in total|total|altogether|exactly|approximately|approx\.?)[\s".)]*$', re.IGNORECASE)
-_APPROXIMATION = re.compile(r'(?<=[\w)}])[\s",;]*(?:"?\s*or\b)?[\s"(,]*(?:\\approx|(?:which is )?(?:about|approximately|approx\.?'
-                            r'|roughly))[\s"]*'
-                            r'(-?\d*\.?\d+)(?:[\s"]*(?:[A-Za-z]+|\\?%))?[\s")]*$', re.IGNORECASE)
-_QUALIFIER = re.compile(r'[\s,;("]*(?:(?<![A-Za-z\\])(?:for|where|with)\b|\\forall)'
-                        r'|[,;(][\s"]*(?:and[\s"]+)?(?=[A-Za-z](?:_\w)?[\s,]*(?:[A-Za-z][\s,]*)?'
-                        r'(?:\\in(?![a-z])|"?\s*(?:is|an|any|are)\b))|\s(?=[A-Za-z]\s*\\in(?![a-z]))')
+_APPROXIMATION = re.compile(r'(?<=[\w)}])[\s",;]*+(?:or\b)?[\s"(,]*+(?:\\approx|(?:which is )?(?:about|approximately|approx\.?'
+                            r'|roughly))[\s"]*+'
+                            r'(-?(?:\d++(?:\.\d++)?|\.\d++))(?:[\s"]*+(?:[A-Za-z]+|\\?%))?[\s")]*$', re.IGNORECASE)
+_QUALIFIER = re.compile(r'[\s,;("]*+(?:(?<![A-Za-z\\])(?:for|where|with)\b|\\forall)'
+                        r'|[,;(][\s"]*+(?:and[\s"]++)?+(?=[A-Za-z](?:_\w)?[\s,]*+(?:[A-Za-z][\s,]*+)?'
+                        r'(?:\\in(?![a-z])|"?\s*+(?:is|an|any|are)\b))|\s(?=[A-Za-z]\s*\\in(?![a-z]))')
 _QUALIFIER_WORDS = frozenset(re.findall(r"\S+", "for all any every each some where with is are an integer integers real reals number"
                                                 " numbers constant constants "
                              "arbitrary value values of and being the integration in"))

@@ -77,7 +77,7 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     (None, "[\u20ac\u00a3\u00a5\u20b9]", lambda m: f'"{_CURRENCIES[m[0]]}"'),
     ("\\", r"\\(pounds|euro|yen|textsterling|texteuro|mathdollar|textdollar)(?:\{\})?\s*(\d(?:[\d.,]*\d)?)",
      lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
-    ("", r"\"?\s*\b(USD|EUR|GBP|INR|Rs|US(?=\"?\s*\\?\$))\.?\s*\"?\s*(?:\\?\$)?\s*(\d(?:[\d.,]*\d)?)",
+    ("", r"\"?+\s*+\b(USD|EUR|GBP|INR|Rs|US(?=\"?\s*\\?\$))\.?+\s*+\"?+\s*+(?:\\?\$)?+\s*+(\d(?:[\d.,]*\d)?)",
      lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
     (None, "\u211d", r"\\R "),
     # one macro where LaTeX has several

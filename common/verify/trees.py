@@ -73,11 +73,13 @@ def whole_variables(*trees: Node) -> tuple[Node, ...]:
         named = node[0] == "call" and node[1] in ("lfloor", "lceil", "!!", "gcd", "lcm")
         return named or (node[0] == "pow" and node[1][0] == "neg" and node[1][1][0] == "num") or any(map(needs_it, operands(node)))
 
-    def changed(node: Node) -> Node:
-        if node[0] == "sym":
-            return ("sym", node[1] + WHOLE) if node[1][0] in "jklmnMN" else node
-        if node[0] == "add":
-            return ("add", [changed(part) for part in node[1]])
-        return tuple(changed(part) if isinstance(part, tuple) else part for part in node)
+    return tuple(map(with_whole_variables, trees)) if any(map(needs_it, trees)) else trees
 
-    return tuple(map(changed, trees)) if any(map(needs_it, trees)) else trees
+
+def with_whole_variables(node: Node) -> Node:
+    """The tree with whole values for the variables j to n, M and N."""
+    if node[0] == "sym":
+        return ("sym", node[1] + WHOLE) if node[1][0] in "jklmnMN" else node
+    if node[0] == "add":
+        return ("add", [with_whole_variables(part) for part in node[1]])
+    return tuple(with_whole_variables(part) if isinstance(part, tuple) else part for part in node)

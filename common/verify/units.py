@@ -139,9 +139,9 @@ _WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-
          rf'|(?<=/)[A-Za-z]+|'
          r'(?<=\\cdot )[A-Za-z]{1,3}(?![A-Za-z]))(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[a-z])[23])?')
 # a unit at the end of a text, behind a number: (C or F of degrees), (%), (words)
-_UNIT = re.compile(r'(?:(?<=[\d)}!\]])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*(?:(?:\^\{?\s*\\circ\s*\}?|\\degree(?:s'
-                   r'|Celsius)?)\s*"?\s*([CF])?\s*"?|'
-                   rf'\\?(%)|(\(?\s*{_WORD}(?:\s*(?:/|\\cdot)?\s*{_WORD}){{0,4}}\s*\)?))$')
+_UNIT = re.compile(r'(?:(?<=[\d)}!\]])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*+(?:(?:\^\{?\s*\\circ\s*\}?|\\degree(?:s'
+                   r'|Celsius)?)\s*+"?\s*+([CF])?\s*+"?|'
+                   rf'\\?(%)|(\(?\s*+{_WORD}(?:\s*+(?:(?:/|\\cdot)\s*+)?{_WORD}){{0,4}}\s*+\)?))$')
 _TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
 _SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")
 _TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot|cis)\b|[+-](?![^(\[{]*[)\]}])")
