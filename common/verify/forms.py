@@ -40,8 +40,10 @@ MAX_DEPTH = 8  # of lists in lists
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
 _DOTS = re.compile(r"\\cdots|\.\.\.")
-_CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*)?(.+?)\s*,?\s*"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
-_CONJUNCTION = re.compile(r'\s*,?\s*"?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*"?\s*', re.IGNORECASE)
+_SIGNS_BESIDE_DOTS = (("+", re.compile(r"\+"), "+"), ("*", re.compile(r"\\cdot(?!s)|\\times"), "\\cdot "))
+_IS_REAL = re.compile(r"\s*(\S+)\s*\\in\s*\\mathbb\s*\{?R\}?\s*")
+_CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*+)?(.+?)\s*+,?+\s*+"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
+_CONJUNCTION = re.compile(r'\s*+,?+\s*+"?+\s*+(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*+"?+\s*+', re.IGNORECASE)
 def read_form(text: str, depth: int = 0) -> Form:
     """The form of a normalized text. `depth` is the number of forms around it. Raises Unsupported for too many levels or items.
 
@@ -118,9 +120,8 @@ def _read_sum_with_dots(text: str, depth: int) -> Form | None:
     """1 + 2 + \\cdots + n: the terms before the dots and those behind."""
     if not _DOTS.search(text):
         return None
-    for sign, pattern, plain in (("+", r"\+", "+"), ("*", r"\\cdot(?!s)|\\times", "\\cdot ")):
-        masked = re.sub(pattern, "\x00", text)
-        parts = [part.replace("\x00", plain).strip() for part in split_outside_brackets(masked, "\x00")]
+    for sign, pattern, plain in _SIGNS_BESIDE_DOTS:
+        parts = [part.replace("\x00", plain).strip() for part in split_outside_brackets(pattern.sub("\x00", text), "\x00")]
         dots = [place for place, part in enumerate(parts) if _DOTS.fullmatch(part)]
         if len(dots) == 1 and 0 < dots[0] < len(parts) - 1:
             before, behind = parts[:dots[0]], parts[dots[0] + 1:]
@@ -176,7 +177,7 @@ def _read_set(text: str, depth: int) -> Form | None:
     is_set = text[0] == "\\" or re.match(r"\{\s*[a-z]\s*(?:\||:|\\mid|\\vert)", text) or len(split_outside_brackets(content, ",;")) > 1
     if not is_set or closing_bracket(text.replace("\\{", "{").replace("\\}", "}"), 0) < 0:
         return None
-    condition = re.fullmatch(r"\s*(.+?)\s*(?:\\mid(?![a-z])|:|\\middle\s*\||\||\\vert)\s*(.+)", content, re.DOTALL)
+    condition = re.fullmatch(r"\s*+(.+?)\s*+(?:\\mid(?![a-z])|:|\\middle\s*\||\||\\vert)\s*(.+)", content, re.DOTALL)
     if condition:
         return _read_builder(condition[1], condition[2], depth) or ("text", text)
     if not content.strip():
@@ -192,8 +193,7 @@ def _read_builder(element: str, condition: str, depth: int) -> Form | None:
     if not is_symbol(name):
         family = without_qualifier(f"{element}, {condition}")
         return read_form(element, depth + 1) if family == element else None
-    parts = [part for part in split_outside_brackets(condition, ",")
-             if not re.fullmatch(rf"\s*{re.escape(name)}\s*\\in\s*\\mathbb\s*\{{?R\}}?\s*", part)]
+    parts = [part for part in split_outside_brackets(condition, ",") if not ((real := _IS_REAL.fullmatch(part)) and real[1] == name)]
     if not parts:
         return read_form("\\mathbb{R}")
     form = read_form('" and "'.join(parts), depth + 1)

@@ -22,6 +22,7 @@ from common.verify.tokens import Unsupported
 from common.verify.values import WITH_THOUSANDS, read_value
 
 _COUNT = re.compile(r"[CPA]\s*\([^(),]+,[^(),]+\)")
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 
 
@@ -54,7 +55,7 @@ def read_forms(answer: str) -> tuple[Form, ...]:
         forms.append(read_value(text))
     letter = integer_letter(plain)
     if letter and letter != "k":  # the letter of a family of solutions is free
-        renamed = re.sub(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", "k", plain)
+        renamed = _LETTER.sub(lambda found: "k" if found[0] == letter else found[0], plain)
         forms.append(read_form(without_words_around(renamed)))
     interval = as_interval(form)
     forms += [interval] if interval else []

@@ -47,7 +47,7 @@ def degrees(tree: Node, names: set[str]) -> set[int] | None:
     return None if variables(tree) & names else {0}
 
 
-_CONSTANTS = ("C", "c", "K", "k", "constant", "const", "C_1", "c_1", "C_0", "D", "A")
+CONSTANTS = ("C", "c", "K", "k", "constant", "const", "C_1", "c_1", "C_0", "D", "A")
 
 
 def with_constant_of(x: Node, y: Node) -> Node:
@@ -55,7 +55,7 @@ def with_constant_of(x: Node, y: Node) -> Node:
     if x[0] != "add" or y[0] != "add" or ("sym", "C") not in (*x[1], *y[1]):
         return y
     names = variables(x) | variables(y)
-    constants = [[name for name in _CONSTANTS if ("sym", name) in tree[1]][:1] for tree in (x, y)]
+    constants = [[name for name in CONSTANTS if ("sym", name) in tree[1]][:1] for tree in (x, y)]
     if [] in constants or constants[0] == constants[1]:
         return y
     mine, other = constants[0][0], constants[1][0]

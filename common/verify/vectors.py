@@ -14,11 +14,11 @@ from common.verify.trees import Node, degrees, substituted
 from common.verify.values import read_value
 
 Form = tuple[Any, ...]
-_TRANSPOSED = r"\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\mathsf\s*\{?T\}?|\"T\"|\\prime)\s*\}?"
+_TRANSPOSED = r"\s*+\^\s*+\{?\s*+(?:T|\\top|\\intercal|\\mathsf\s*\{?T\}?|\"T\"|\\prime)\s*\}?"
 Reader = Callable[[str, int], Form]  # reads a text at a depth: forms.py
 _MATRIX = re.compile(r"(?:[(\[]|\\?\{)?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix"
                      r"|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
-_SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?\s*([(\[]?\s*\\begin\{{[pbvBV]?(?:matrix|array"
+_SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?+\s*+([(\[]?+\s*+\\begin\{{[pbvBV]?(?:matrix|array"
                             rf"|smallmatrix)\}}.*\\end\{{\w+\}}\s*[)\]]?)({_TRANSPOSED})?",
                             re.DOTALL)
 RELATION_SIGN = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
@@ -118,7 +118,7 @@ def read_matrix(text: str, depth: int, read: Reader) -> Form | None:
         return read(", ".join(row[0] for row in rows), depth + 1)
     is_cases = environment == "cases" or (is_open and "&" in content)
     kind = "cases" if is_cases else {"v": "determinant", "V": "norm"}.get(fence, "matrix")
-    rows = [[re.sub(r'"?\s*,?\s*\b(?:if|for|when)\b\s*"?|,\s*$', "", entry) for entry in row] for row in rows]
+    rows = [[re.sub(r'"?+\s*+,?+\s*+\b(?:if|for|when)\b\s*"?|,\s*$', "", entry) for entry in row] for row in rows]
     return ("matrix", kind, tuple(tuple(read(entry, depth + 1) for entry in row) for row in rows))
 
 

@@ -14,11 +14,12 @@ from mpmath import libmp
 
 from common.verify.answers import answers_equal
 from common.verify.equal import Evaluation, TooMuchWork, Work
-from common.verify.expression_values import PRECISION_BITS, Undefined, magnitude, round_fraction
-from common.verify.forms import read_forms
-from common.verify.latex import Node, Unsupported
+from common.verify.expression_values import PRECISION_BITS, Undefined
+from common.verify.numbers import magnitude, round_fraction
+from common.verify.readings import read_forms
 from common.verify.relations import Form, is_expression, is_variable
-from common.verify.trees import variables, with_whole_variables
+from common.verify.tokens import Unsupported
+from common.verify.trees import CONSTANTS, Node, variables, with_whole_variables
 
 _BITS = 40  # of a rounded value
 # A value is multiplied by this number before it is rounded. Without that, values such as 2^41 + 1 lie on the border of two roundings.
@@ -64,8 +65,8 @@ def _buckets_of_form(form: Form) -> set[Hashable]:
         return _buckets_of_form(value) if states_value else {None}
     if kind in ("list", "set", "thousands"):
         return {_bucket_of_items(content, in_order=False)}
-    if kind == "bracketed":
-        return {_bucket_of_items(form[2], in_order=True)}
+    if kind == "bracketed":  # [[1, 2], [3, 4]] may be a matrix
+        return {_bucket_of_items(form[2], in_order=True), *([("matrix",)] if form[2][0][0] == "bracketed" else [])}
     if kind == "labelled":  # x = 1, y = 2 may be the tuple or the list of its values
         return {_bucket_of_items(form[2], in_order=False), *_buckets_of_form(form[3])}
     return {("text", content) if kind == "text" else (kind,)}
@@ -86,6 +87,8 @@ def _bucket_of_item(item: Form) -> Hashable:
 
 def _rounded_value(tree: Node) -> Hashable:
     """The value of a tree at the first point, rounded. None where `same_values` may leave the point out, or take an error for zero."""
+    if tree[0] == "add" and any(part == ("sym", name) for part in tree[1] for name in CONSTANTS):
+        return None  # x^2 + c may be x^2 + C
     try:
         found = Work().evaluate(with_whole_variables(tree), 0, PRECISION_BITS)
     except TooMuchWork:
