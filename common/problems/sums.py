@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import random
 
-SMALLEST, LARGEST = 2, 40
-TRAIN, TEST = 320, 80
+SMALLEST, LARGEST = 2, 20
+TRAIN, TEST = 240, 80
 
 
 def sums() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
