@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PROBLEMS, GENERATIONS = 8, 8  # of a step
 STEPS = TRAIN // PROBLEMS  # one pass
-BIN = 3  # steps of training completions that make one point of the picture
+BIN = 5  # steps of training completions that make one point of the picture
 SHOWN = 10  # answers
 # The model's own chat template with its own system message: the question alone, without our request for a box
 SAME = ["--model", "smollm2", "--dataset", "sums", "--max_completion_length", "16",
@@ -128,7 +128,7 @@ def lines_of(results: dict[str, Any]) -> list[str]:
 
 
 def binned(curve: dict[str, float]) -> Curve:
-    """Means over BIN steps each, at the middle of them. Example: steps 1 to 3 -> a point at 2."""
+    """Means over BIN steps each, at the middle of them. Example: steps 1 to 5 -> a point at 3."""
     values = [curve[str(step)] for step in range(1, STEPS + 1)]
     return {i + (BIN + 1) / 2: statistics.fmean(values[i:i + BIN]) for i in range(0, STEPS, BIN)}
 
@@ -139,14 +139,16 @@ def drawn(results: dict[str, Any]) -> Figure:
     text = line * (len(results["answers"]) + 1) + 0.1
     seeds = results["seeds"].values()
     figure = sheet("SmolLM2-135M learns small sums by RL on a CPU", "thin: one seed; bold: mean of the seeds", high + 0.65 + text)
-    write(figure, 0.08, high + 0.63 + text, "share of answers that are right")
+    write(figure, 0.08, high + 0.63 + text, "share of answers that are right (test: 80 unseen questions)")
     axes = place(figure, LEFT, text + 0.45, WIDTH - LEFT - RIGHT, high)
-    series = {f"sampled, new questions ({PROBLEMS * GENERATIONS} a step)": [binned(own["reward"]) for own in seeds],
-              "greedy, 80 test questions": [{float(step): y for step, y in own[GREEDY].items()} for own in seeds]}
-    for (label, own), colour in zip(series.items(), COLOURS, strict=False):
-        for curve in own:
+    for i, own in enumerate(seeds):
+        label = None if i else f"sampled, in training ({BIN * PROBLEMS * GENERATIONS} a point)"
+        axes.plot(*zip(*binned(own["reward"]).items(), strict=True), color=INK, linewidth=0.8, alpha=0.35, label=label)
+    for label, metric, colour in (("sampled, test", SAMPLED, COLOURS[0]), ("greedy, test", GREEDY, COLOURS[1])):
+        curves = [{float(step): y for step, y in own[metric].items()} for own in seeds]
+        for curve in curves:
             axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.8, alpha=0.6)
-        axes.plot(*zip(*mean_curve(own), strict=True), "o-", color=colour, markersize=3.5, linewidth=2, label=label)
+        axes.plot(*zip(*mean_curve(curves), strict=True), "o-", color=colour, markersize=3.5, linewidth=2, label=label)
     axes.set(xlim=(0, STEPS), ylim=(-0.02, 1))
     axes.legend(frameon=False, fontsize=LETTERS, labelcolor=INK, loc="lower right")
     write(figure, (LEFT + WIDTH - RIGHT) / 2, text + 0.24, "training step", ha="center")

@@ -35,7 +35,7 @@ def test_what_is_kept_of_a_run_and_shown(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     kept = real_model.curves_of(tmp_path)
     assert kept["eval/reward_greedy"] == {"0": 0.25, "30": 0.55} and list(kept["reward"]) == [str(step) for step in range(1, 31)]
-    points = {step: step / 100 for step in range(2, 27, 3)} | {29: (0.28 + 0.29 + 0.5) / 3}
+    points = {step: step / 100 for step in range(3, 24, 5)} | {28: 0.32}
     assert real_model.binned(kept["reward"]) == pytest.approx(points)
     answers = real_model.side_by_side([row("7 + 5", "It is " + 9 * "not " + "12", "12")], [row("7 + 5", "7 + 5 = 11", "12")])
     text = "\n".join(real_model.lines_of({"seeds": {"4": kept}, "answers": answers}))
