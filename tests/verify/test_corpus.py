@@ -1,7 +1,7 @@
 """The rows of answers.jsonl and of conventions.jsonl, and the table of docs/verifier.md, which is drawn from the latter.
 
-answers.jsonl has, for each reference, predictions that are the same answer and predictions that are not. conventions.jsonl has the questions
-on which graders disagree: what was decided and why, pairs of answers, and the verdicts of two other graders on each pair.
+answers.jsonl has, for each reference, predictions that are the same answer and predictions that are not. conventions.jsonl has the
+questions on which graders disagree: what was decided and why, pairs of answers, and the verdicts of two other graders on each pair.
 To change a convention, change its row there; the tests then say what follows it no longer.
 """
 
@@ -39,8 +39,8 @@ def test_the_table_of_conventions_is_drawn_from_the_rows():
     drawn = []
     for convention in CONVENTIONS:
         pairs = convention["pairs"]
-        agree = [f"{name} {sum(pair[key] is pair['equal'] for pair in pairs)}" for key, name in (("math_verify", "math-verify"), ("math", "MATH"))
-                 if key in pairs[0]]
+        agree = [f"{name} {sum(pair[key] is pair['equal'] for pair in pairs)}"
+                 for key, name in (("math_verify", "math-verify"), ("math", "MATH")) if key in pairs[0]]
         drawn.append(f"| {convention['question']} | {convention['here']} | {convention['why']} | {', '.join(agree)} of {len(pairs)} |")
     page = (HERE.parents[1] / "docs" / "verifier.md").read_text(encoding="utf-8")
     table = page.partition("## Conventions")[2].partition("|---|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
