@@ -244,12 +244,12 @@ def train(config: Config) -> None:
             logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, both with a gradient
             old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
             token_loss = ppo_token_loss(logps, old, micro.take(advantages), epsilon=config.epsilon)  # (b, T)
-            if config.importance_cap > 0:
-                token_loss = token_loss * importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)
+            importance = importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)  # (b, T)
+            token_loss = token_loss * importance
             kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
             loss = aggregate(token_loss, micro.mask, config.loss_aggregation, divisor) + kl_weight * aggregate(
                 kl.clamp(max=MAX_KL), micro.mask, "seq-mean-token-sum", sequences)
-            return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),
+            return loss, {"entropy": entropy, "kl": kl, "kept": importance > 0, "difference": (old - micro.sampling_logps).abs(),
                           "clipped": clipped_tokens(logps, old, micro.take(advantages), epsilon=config.epsilon)}
 
         with run.timer("update"):
@@ -284,6 +284,7 @@ def train(config: Config) -> None:
             metrics = {"entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
                        "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item() if norms else None,
                        "learning_rate": rate, "sampling/sampling_logp_difference/mean": means.mean("difference"),
+                       "sampling/importance_weights/kept": means.mean("kept") if config.importance_bound == "mask" else None,
                        "sampling/sampling_logp_difference/max": means.max("difference"),
                        "value/loss": value_means.mean("loss"), "value/mean": old_values[mask].mean().item() if len(rows) else None,
                        "value/explained_variance": explained_variance(old_values, returns, mask) if len(rows) else None}

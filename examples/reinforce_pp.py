@@ -190,11 +190,11 @@ def train(config: Config) -> None:
             logps, entropy = policy.logps(micro, entropy=True)  # (b, T) nats, both with a gradient
             old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
             token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
-            if config.importance_cap > 0:
-                token_loss = token_loss * importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)
+            importance = importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)  # (b, T)
+            token_loss = token_loss * importance
             kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
             loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
-            return loss, {"entropy": entropy, "kl": kl, "difference": (old - micro.sampling_logps).abs(),
+            return loss, {"entropy": entropy, "kl": kl, "kept": importance > 0, "difference": (old - micro.sampling_logps).abs(),
                           "clipped": clipped_tokens(logps, old, micro.take(advantages), **clip)}
 
         with run.timer("update"):
@@ -216,6 +216,7 @@ def train(config: Config) -> None:
                 "entropy": means.mean("entropy"), "kl": means.mean("kl") if config.beta > 0 else None,
                 "clip_ratio/region_mean": means.mean("clipped"), "grad_norm": torch.stack(norms).mean().item(),
                 "learning_rate": learning_rate_at(step, config),
+                "sampling/importance_weights/kept": means.mean("kept") if config.importance_bound == "mask" else None,
                 "sampling/sampling_logp_difference/mean": means.mean("difference"),
                 "sampling/sampling_logp_difference/max": means.max("difference")}
 

@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
+from math import exp
 
 import pytest
 import torch
-from helpers import documented_flag_sets, metrics, run
+from helpers import completions, documented_flag_sets, metrics, run
 from torch.testing import assert_close
 
+import train_grpo
 from common.errors import UserError
 from common.launch import parse_config
 from common.policy.loss import aggregate, loss_divisor
@@ -133,3 +136,52 @@ def test_every_documented_flag_set_trains(name, tmp_path, monkeypatch):
     assert run("train_grpo", tmp_path / "run", *flags, "--eval_steps", "0", monkeypatch=monkeypatch) == 0
     rows = metrics(tmp_path / "run")
     assert len(rows) == 2 and all(row["grad_norm"] > 0 for row in rows)
+
+
+def errors_of(place, length):
+    """Of the log-probs of a completion, by its place in the group: two of five tokens get a weight beyond 0.5 to 2."""
+    return [(0.9, -0.9, 0.1, 0.0, 0.05)[(place + j) % 5] for j in range(length)]
+
+
+@pytest.mark.parametrize("mode", ["token", "sequence"])
+@pytest.mark.parametrize("bound", ["truncate", "mask"])
+def test_importance_weights_of_every_mode_reach_the_update(mode, bound, finished, tmp_path, monkeypatch):
+    """The sampler's log-probs are falsified, so that weights lie beyond both bounds; what is kept follows from how they were falsified."""
+    batches, real, make = [], train_grpo.sample, train_grpo.make_batch
+
+    def falsified(groups, **options):
+        real(groups, **options)
+        for group in groups:
+            for i, one in enumerate(group.completions):
+                errors = errors_of(i, len(one.ids))
+                group.completions[i] = replace(one, logps=[x - error for x, error in zip(one.logps, errors, strict=True)])
+        return [completion for group in groups for completion in group.completions]
+
+    monkeypatch.setattr(train_grpo, "sample", falsified)
+    monkeypatch.setattr(train_grpo, "make_batch", lambda *parts: batches.append(make(*parts)) or batches[-1])
+    steps = ("--max_steps", "3", "--eval_steps", "0")
+    flags = ("--importance_mode", mode, "--importance_bound", bound, "--importance_floor", "0.5", "--importance_cap", "2")
+    assert run("train_grpo", tmp_path / "run", *steps, *flags, monkeypatch=monkeypatch) == 0
+    rows, plain = metrics(tmp_path / "run"), metrics(finished("train_grpo", *steps, "--importance_cap", "0"))
+    assert plain[0]["grad_norm"] > 0 and rows[0]["grad_norm"] != pytest.approx(plain[0]["grad_norm"], rel=1e-2)
+    assert rows[0]["reward"] == plain[0]["reward"] and all(row["grad_norm"] > 0 for row in rows)
+    if bound == "truncate":
+        assert all("sampling/importance_weights/kept" not in row for row in rows)
+        return
+    logged = completions(tmp_path / "run")
+    for step, (row, batch) in enumerate(zip(rows, batches, strict=True)):
+        kept = tokens = 0
+        for i, (one, line) in enumerate(zip(batch.completions, [x for x in logged if x["step"] == step + 1], strict=True)):
+            if line["advantage"]:
+                errors = errors_of(i % 4, len(one.ids))
+                sums = [sum(errors)] * len(errors) if mode == "sequence" else errors
+                kept, tokens = kept + sum(0.5 <= exp(x) <= 2 for x in sums), tokens + len(sums)
+        assert row["sampling/importance_weights/kept"] == pytest.approx(kept / tokens, abs=1e-6) and 0 < kept < tokens
+
+
+def test_weights_that_are_all_cut_to_one_number_scale_the_gradient(finished):
+    steps = ("--max_steps", "1", "--eval_steps", "0")
+    (plain,) = metrics(finished("train_grpo", *steps, "--importance_cap", "0"))
+    (half,) = metrics(finished("train_grpo", *steps, "--importance_cap", "0.5"))
+    assert half["grad_norm"] == pytest.approx(plain["grad_norm"] / 2, rel=1e-4)
+    assert "sampling/importance_weights/kept" not in half

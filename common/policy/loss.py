@@ -68,8 +68,10 @@ def importance_weights(old_logps: Tensor, sampling_logps: Tensor, mask: Tensor, 
     Multiplies the policy loss, not the KL term. mask (B, T) bool: the tokens in the loss. mode "sequence": the ratio of the whole
     completion, the product over its tokens in the loss, on each token. bound "truncate": a ratio above `cap` counts as cap, one below
     `floor` as floor. "mask": a ratio outside floor to cap has weight 0. Names for them: truncate TIS, mask MIS, mask with a floor IcePop
-    (arXiv 2510.18855). Ratios [2.459603, 0.9] at cap 2 -> [2, 0.9]; with "mask" [0, 0.9].
+    (arXiv 2510.18855). Ratios [2.459603, 0.9] at cap 2 -> [2, 0.9]; with "mask" [0, 0.9]. Cap 0: no weights, so that all are 1.
     """
+    if cap == 0:
+        return torch.ones_like(old_logps)
     difference = (old_logps - sampling_logps).detach()
     if mode == "sequence":
         difference = torch.where(mask, difference, 0.0).sum(dim=1, keepdim=True).clamp(min=-MAX_LOG_RATIO).expand_as(difference)

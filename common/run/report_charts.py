@@ -65,6 +65,8 @@ OTHERS = {
         "Mean difference, in nats, between the log-probs that sampler and trainer give to a token. It should stay small and flat."),
     "sampling/sampling_logp_difference/max": ("Sampler against trainer, largest difference",
         "Largest difference, in nats, between the log-probs that sampler and trainer give to a token."),
+    "sampling/importance_weights/kept": ("Tokens whose weight is not masked, share",
+        "Share of the tokens whose importance weight lies within --importance_floor and --importance_cap. The others are not trained on."),
     "sampling/candidates": ("Problems tried",
         "Number of problems that a step sampled before it chose those to train on."),
     "sampling/learnability_candidates": ("Learnability of the problems tried",
