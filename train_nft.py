@@ -223,9 +223,8 @@ def train(config: Config) -> None:
             answers = micro.take(correct), micro.take(success_rate)  # (b,) each
             token_loss = nft_token_loss(logps, start, *answers, clip=config.nft_clip, **weights)  # (b, T)
             importance = importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)  # (b, T)
-            token_loss = token_loss * importance
             kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
-            loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
+            loss = aggregate(token_loss * importance + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
             return loss, {"entropy": entropy, "kl": kl, "kept": importance > 0, "difference": (old - micro.sampling_logps).abs(),
                           "floored": floored_tokens(logps, start, *answers, clip=config.nft_clip)}
 

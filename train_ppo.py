@@ -245,9 +245,8 @@ def train(config: Config) -> None:
             old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
             token_loss = ppo_token_loss(logps, old, micro.take(advantages), epsilon=config.epsilon)  # (b, T)
             importance = importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)  # (b, T)
-            token_loss = token_loss * importance
             kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
-            loss = aggregate(token_loss, micro.mask, config.loss_aggregation, divisor) + kl_weight * aggregate(
+            loss = aggregate(token_loss * importance, micro.mask, config.loss_aggregation, divisor) + kl_weight * aggregate(
                 kl.clamp(max=MAX_KL), micro.mask, "seq-mean-token-sum", sequences)
             return loss, {"entropy": entropy, "kl": kl, "kept": importance > 0, "difference": (old - micro.sampling_logps).abs(),
                           "clipped": clipped_tokens(logps, old, micro.take(advantages), epsilon=config.epsilon)}

@@ -273,9 +273,8 @@ def train(config: Config) -> None:
             old = logps.detach() if old_logps is None else micro.take(old_logps)  # (b, T)
             token_loss = grpo_token_loss(logps, old, micro.take(advantages), **clip)  # (b, T)
             importance = importance_weights(old, micro.sampling_logps, micro.mask, **config.importance)  # (b, T)
-            token_loss = token_loss * importance
             kl = torch.zeros_like(logps) if ref_logps is None else kl_estimate(logps, micro.take(ref_logps), "k3")  # (b, T)
-            loss = aggregate(token_loss + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
+            loss = aggregate(token_loss * importance + config.beta * kl, micro.mask, config.loss_aggregation, divisor)
             return loss, {"entropy": entropy, "kl": kl, "kept": importance > 0, "difference": (old - micro.sampling_logps).abs(),
                           "clipped": clipped_tokens(logps, old, micro.take(advantages), **clip)}
 
