@@ -34,6 +34,7 @@ from list_examples import base_of, examples, read_fields
 STEPS, EVERY, PROBLEMS = 10, 5, 150
 RATES = [1.2e-3, 6e-4]  # claims.py found the first best for GRPO and for PPO on both testbeds
 CRITIC = {"few": 10.0, "habits": 2.5}  # PPO's critic learning rate, in multiples of the policy's; from claims.py, too
+WITH_CRITIC = ("train_ppo", "egae")
 SETTINGS = f"--max_steps {STEPS} --eval_steps {EVERY} --eval_problems {PROBLEMS} --save_steps 0 --warmup_steps 2 --num_minibatches 4"
 PAGE = ROOT / "docs" / "examples_runs.md"
 FAILED = "failed.txt"  # in the folder of a run: why it ended early
@@ -50,7 +51,7 @@ def methods() -> dict[str, str]:
 def flags_of(testbed: str, name: str, rate: float) -> list[str]:
     """The flags of a run without seed and folder."""
     sizes = TESTBEDS[testbed].flags.partition(" --max_steps")[0]
-    critic = f" --critic_learning_rate {CRITIC[testbed] * rate:g}" if methods()[name] == "train_ppo" else ""
+    critic = f" --critic_learning_rate {CRITIC[testbed] * rate:g}" if name in WITH_CRITIC else ""
     return f"{sizes} {SETTINGS} --learning_rate {rate:g}{critic}".split()
 
 

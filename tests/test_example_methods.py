@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from common.records import Completion, Problem, make_batch
 from common.rollout.reasoning_steps import split_steps
 from common.rollout.text import token_offsets
-from examples import astar_po, capo, empg, kl_cov, pass_at_k, self_correction
+from examples import astar_po, capo, dppo, empg, kl_cov, pass_at_k, self_correction
 
 
 def close(actual, expected):
@@ -196,3 +196,34 @@ def test_the_second_question_has_the_form_of_the_chat_template():
     problem, template = Problem("p", "", (1,), "5", question="1+1?"), SimpleNamespace(name="chat")
     assert self_correction.second_question(problem, config, template, Chat()) == "<end><user>Again: 1+1?<end><assistant>"
     assert self_correction.second_question(problem, config, SimpleNamespace(name="plain"), Chat()) == "Again: 1+1?"
+
+
+def test_dppo_holds_tokens_back_by_how_far_their_probability_moved():
+    before, now = (
+        torch.tensor([[0.10, 0.50], [0.40, 0.70], [0.50, 0.50]]).log(),
+        torch.tensor([[0.30, 0.90], [0.10, 0.52], [0.90, 0.1]]).log(),
+    )
+    advantages = torch.tensor([1.0, -1.0, -1.0])
+    held = dppo.moved_too_far(now, before, advantages, divergence="tv", delta=0.25)
+    assert held.tolist() == [[False, True], [True, False], [False, True]]  # moved 0.2, 0.4, 0.3, 0.18; then against A, and with it
+    held = dppo.moved_too_far(now, before, advantages, divergence="kl", delta=0.5)
+    assert held.tolist() == [[False, True], [False, False], [False, True]]  # nats: 0.1163, 0.5108, 0.3112, 0.0721, then 0.5108 twice
+    assert not dppo.moved_too_far(now, before, advantages, divergence="kl", delta=0.511).any()
+    sure = torch.tensor([[0.0, -1e-9]])
+    assert not dppo.moved_too_far(sure, sure.flip(1), torch.ones(1), divergence="kl", delta=1e-3).any()
+    now.requires_grad_()
+    loss = dppo.dppo_token_loss(now, before, advantages, held)
+    loss.sum().backward()
+    close(loss.detach(), [[-3, 0], [0.25, 0.742857], [1.8, 0]])
+    close(now.grad, loss.detach())  # of -ratio A
+    far = torch.tensor([[0.0]], requires_grad=True)
+    loss = dppo.dppo_token_loss(far, torch.tensor([[-5.0]]), torch.ones(1), torch.tensor([[False]]))
+    loss.backward()
+    assert loss.item() == -20 and far.grad.item() == -20
+
+
+def test_dppo_at_the_sampler_has_the_gradient_of_the_base(finished):
+    steps = ("--max_steps", "2", "--eval_steps", "0")
+    base, rows = (metrics(finished(script, *steps)) for script in ("train_grpo", "examples.dppo"))
+    assert [row["grad_norm"] for row in rows] == pytest.approx([row["grad_norm"] for row in base], rel=1e-3)
+    assert any(row["grad_norm"] > 0 for row in rows)

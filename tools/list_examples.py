@@ -7,6 +7,7 @@ The docstring of an example begins with one sentence. Then it has a line for eac
 from __future__ import annotations
 
 import ast
+import csv
 import difflib
 import re
 import sys
@@ -19,6 +20,7 @@ from common.files import write_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "examples.md"
+COSTS = ROOT / "docs" / "examples_costs.csv"  # written by benchmarks/example_costs.py
 MARKS = "<!-- table: tools/list_examples.py -->", "<!-- end of table -->"
 FIELDS = ("Base", "Paper", "Changes", "Cost", "When")
 PATH_LINE = 'sys.path.insert(0, __file__.rpartition("/examples/")[0])  # finds common/ from anywhere'
@@ -72,16 +74,23 @@ def parts(text: str) -> dict[str, str]:
     return {"setup": setup, **{phase[0]: phase for phase in phases}}
 
 
+def measured() -> dict[str, str]:
+    """Seconds and tokens of a step against the base, by example: "1.14 (1.10-1.18), 1.00"."""
+    rows = csv.DictReader(COSTS.read_text(encoding="utf-8").splitlines()) if COSTS.exists() else ()
+    return {row["example"]: f"{row['seconds']} ({row['lowest']}-{row['highest']}), {row['tokens']}" for row in rows}
+
+
 def table() -> str:
     """The table of docs/examples.md."""
-    rows = ["| example | what it is | base | lines | what changes | cost of a step | when to take it |", "|---|---|---|---|---|---|---|"]
+    rows = ["| example | what it is | base | lines | what changes | cost of a step | seconds, tokens | when to take it |", "|---" * 8 + "|"]
+    ratios = measured()
     for path in examples():
         text = path.read_text(encoding="utf-8")
         fields = read_fields(text)
         base, _ = base_of(fields)
         added, removed = changed_lines(text, base.read_text(encoding="utf-8"))
         cells = (f"[{path.stem}](../examples/{path.name})", f"{fields['Method']} {fields['Paper']}", base.stem, f"+{added} -{removed}",
-                 fields["Changes"], fields["Cost"], fields["When"])
+                 fields["Changes"], fields["Cost"], ratios.get(path.stem, "not measured"), fields["When"])
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
