@@ -1,17 +1,23 @@
 """python -m common.policy merge: the merged model is whole, or nothing of it is there."""
 
 import json
+import re
 import resource
 import runpy
+import shutil
 import signal
 import sys
+import types
 
 import pytest
 import torch
 from helpers import make_policy, save_random_model
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from common.policy.merge import rounded_away
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -43,11 +49,7 @@ def pair(tmp_path_factory, tokenizer):
 def test_a_base_with_a_temperature_and_no_sampling(dtype, pair, tmp_path, monkeypatch):
     base, adapter = pair
     if dtype != torch.float32:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-        model.generation_config.temperature = model.generation_config.top_p = None
-        model.save_pretrained(tmp_path / "half")
-        AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "half")
-        base = tmp_path / "half"
+        base = half_of(base, tmp_path / "half", dtype)
     out = tmp_path / "new" / "merged"
     assert merge("--model", base, "--adapter", adapter, "--out", out, monkeypatch=monkeypatch) == 0
     merged = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
@@ -58,6 +60,60 @@ def test_a_base_with_a_temperature_and_no_sampling(dtype, pair, tmp_path, monkey
     assert (out / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     assert [path.name for path in out.parent.iterdir()] == ["merged"]
+
+
+def half_of(base, folder, dtype=torch.bfloat16):
+    """A copy of the base whose weights are stored in 16 bits."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model.generation_config.temperature = model.generation_config.top_p = None
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def test_float32_keeps_what_rounding_takes_away_and_the_merge_says_so(pair, tmp_path, monkeypatch, capsys):
+    base = half_of(pair[0], tmp_path / "half")
+    small = tmp_path / "small"  # an adapter that moves the weights little, as one that was trained for some steps
+    small.mkdir()
+    weights = load_file(pair[1] / "adapter_model.safetensors")
+    save_file({name: value * (0.02 if "lora_B" in name else 1) for name, value in weights.items()}, small / "adapter_model.safetensors")
+    (small / "adapter_config.json").write_bytes((pair[1] / "adapter_config.json").read_bytes())
+    exact = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), small)(input_ids=IDS).logits
+    off = {}
+    for dtype, kept in (("auto", torch.bfloat16), ("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        out = tmp_path / dtype
+        assert merge("--model", base, "--adapter", small, "--out", out, "--dtype", dtype, monkeypatch=monkeypatch) == 0
+        found = re.findall(r"note: rounding to torch.bfloat16 moved the merged weights by (\d+) %", capsys.readouterr().out)
+        assert len(found) == (kept == torch.bfloat16) and all(5 < int(percent) < 500 for percent in found)
+        merged = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+        assert merged.dtype == kept
+        off[dtype] = (merged.float()(input_ids=IDS).logits - exact).abs().max().item()
+    assert off["float32"] < 1e-4 < off["auto"] == off["bfloat16"]
+    size = {dtype: (tmp_path / dtype / "model.safetensors").stat().st_size for dtype in off}
+    assert size["float32"] > 1.9 * size["bfloat16"]
+
+
+@pytest.mark.parametrize("dtype, step", [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_the_share_that_rounding_takes_away(dtype, step, pair):
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(pair[0], dtype=torch.float32), pair[1])
+    layers = [layer for layer in model.modules() if "default" in getattr(layer, "lora_A", {})]
+    for layer in layers:  # every weight is 1, and every change the same
+        for part in (layer.base_layer, layer.lora_A["default"], layer.lora_B["default"]):
+            part.weight.data.fill_(1.0)
+    for change, share in ((step / 2, 1.0), (2 * step, 0.0), (3 * step, 1 / 3), (64 * step, 0.0)):  # above 1 the numbers lie 2 * step apart
+        for layer in layers:
+            layer.scaling["default"] = change / layer.r["default"]
+        assert rounded_away(model, dtype) == pytest.approx(share, abs=1e-3)
+    assert rounded_away(model, torch.float32) == 0.0
+
+
+def test_room_for_float32_is_twice_that_of_the_base(pair, tmp_path, monkeypatch):
+    base = half_of(pair[0], tmp_path / "half")
+    size = (base / "model.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1.5 * size))
+    arguments = ["--model", base, "--adapter", pair[1], "--out", tmp_path / "merged"]
+    assert "takes" in merge(*arguments, "--dtype", "float32", monkeypatch=monkeypatch) and not (tmp_path / "merged").exists()
+    assert merge(*arguments, monkeypatch=monkeypatch) == 0
 
 
 def test_a_failed_merge_leaves_nothing(pair, tmp_path, monkeypatch):
