@@ -42,6 +42,16 @@ def bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
         return tqdm(items, **{**options, "disable": True})
 
 
+def hide_bars_of_libraries() -> None:
+    """Drops the progress bars of the libraries that load models and data: a log would keep every state of them."""
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # datasets is imported when data is read
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bars()
+    disable_progress_bar()
+
+
 def shown(text: str, keep: str = "") -> str:
     r"""The text for a terminal: "\x1b" and other characters that cannot be seen become their escapes.
 

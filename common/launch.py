@@ -29,7 +29,7 @@ from transformers import HfArgumentParser
 
 from common import parallel
 from common.config import C, CommonConfig, SamplingConfig
-from common.console import fail, guard, say
+from common.console import fail, guard, hide_bars_of_libraries, say
 from common.errors import UserError
 from common.flags import CHAT_TEXT, GROUPS, PLANNED
 from common.interrupt import Stop, Stopped
@@ -256,6 +256,8 @@ def _say_what_is_read(saved: Saved, typed: dict[str, Any]) -> None:
 def parse_command_line(config_class: type[C], file: str) -> C:
     """The config of the command line of the script `file`. Ends the process with one line if a flag is wrong."""
     guard()
+    if not sys.stderr.isatty():
+        hide_bars_of_libraries()
     with parallel.together(), _errors_in_one_line():
         parallel.join()
         return parallel.first(lambda: parse_config(config_class, sys.argv[1:], Path(file).stem), "the flags")

@@ -22,7 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from common.console import say
+from common.console import hide_bars_of_libraries, say
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,12 +135,7 @@ def _be_quiet() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.close(nothing)
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-    from huggingface_hub.utils import disable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bars()
-    disable_progress_bar()
+    hide_bars_of_libraries()
 
 
 def _part() -> None:

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as hf_logging
 
 from common.config import CommonConfig, flag
 from common.errors import UserError
@@ -286,3 +289,28 @@ def test_files_and_trackers_that_a_saved_config_names_are_shown(tmp_path, capsys
     typed = ["--dataset", "gsm8k", "--system_prompt", "Be brief.", "--report_to", "none"]
     parse_config(CommonConfig, ["--config", str(tmp_path / "config.json"), *typed], "train_grpo")
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def bars_of_libraries(monkeypatch):
+    """They are there, and are there again after the test."""
+    hf_logging.enable_progress_bar()
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS", raising=False)
+    yield
+    hf_logging.enable_progress_bar()
+    enable_progress_bars()
+
+
+def test_without_a_terminal_libraries_show_no_bars(bars_of_libraries, random_models, monkeypatch, capfd):
+    def loading() -> str:
+        AutoModelForCausalLM.from_pretrained(random_models["llama"])
+        return capfd.readouterr().err
+
+    assert "Loading weights" in loading()
+    for terminal in (True, False):
+        monkeypatch.setattr(sys, "argv", ["train_x.py"])
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        parse_command_line(CommonConfig, "train_x.py")
+        assert ("Loading weights" in loading()) == terminal
+        assert are_progress_bars_disabled() != terminal  # of downloads from the hub
+        assert (os.environ.get("HF_DATASETS_DISABLE_PROGRESS_BARS") == "1") != terminal
