@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,36 @@ def resident_gb(field: str) -> float:
     """Resident memory of this process in GB (10^9 bytes): "VmRSS" is the memory now, "VmHWM" the largest so far. Linux only."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024 / 1e9
+
+
+class Products:
+    """Where the time of `with` blocks goes, by torch's profiler: products of linear layers, products of attention, and all else."""
+
+    def __init__(self) -> None:
+        self.seconds = self.linear = self.attention = 0.0
+        self.products: Counter[tuple[int, int, int]] = Counter()  # (m, k, n) of the linear layers and the output head
+
+    def __enter__(self) -> None:
+        import torch.profiler
+
+        self.profiler = torch.profiler.profile(record_shapes=True)
+        self.profiler.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.profiler.__exit__(*error)
+        for event in self.profiler.events():
+            seconds = event.self_cpu_time_total / 1e6
+            self.seconds += seconds
+            if event.name in ("aten::mm", "aten::addmm"):
+                self.linear += seconds
+                (m, k), (_, n) = [shape for shape in event.input_shapes if len(shape) == 2][-2:]
+                self.products[m, k, n] += 1
+            elif event.name in ("aten::bmm", "aten::baddbmm") or "scaled_dot_product" in event.name:
+                self.attention += seconds
+
+    def found(self) -> dict[str, Any]:
+        """The sums, for a file."""
+        return {"seconds": self.seconds, "linear": self.linear, "attention": self.attention, "products": list(self.products.items())}
 
 
 def device_name() -> str:

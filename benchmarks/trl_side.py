@@ -2,22 +2,27 @@
 
     TRL_PYTHON benchmarks/trl_side.py JOB.json RESULT.json
 
-JOB.json holds `model` (a folder), `problems` (prompts and answers in the order of training), `lora`, `attention`, and `config`, the
-arguments of GRPOConfig. RESULT.json gets, for each step, its beginning, the seconds of sampling and verifying, and every completion's
-length and reward; and the memory of the process. Of this repository the script uses the answer checker alone.
+JOB.json holds `model` (a folder), `problems` (prompts and answers in the order of training), `lora`, `attention`, `dtype`, `reward`,
+`clock` (of the module `time`), `profile` (number of a step, if its products are wanted), and `config`, the arguments of GRPOConfig.
+RESULT.json gets, for each step, its beginning, the seconds of sampling and verifying, and every completion's
+length and reward; and the memory of the process. Of this repository the script uses the answer checker alone,
+or the reward that the job names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import runpy
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from measure import resident_gb, versions
+from measure import Products, resident_gb, versions
 from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -29,33 +34,55 @@ from common.verify.answers import is_correct
 class Clock(TrainerCallback):
     """Notes when each step begins. Sampling ends with the first reward of a step; the update comes after the rewards."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: dict[str, Any]) -> None:
         self.steps: list[dict[str, Any]] = []
-        self.before_gb = 0.0
+        self.before_gb = self.ended = 0.0
+        self.clock, self.profile = getattr(time, job["clock"]), job.get("profile")
+        self.phases: dict[str, Products] = {}
+        self.within = contextlib.ExitStack()  # the profiler of a phase
+
+    def enter(self, phase: str | None) -> None:
+        """Ends the profile of the phase before. In the step to profile, begins that of `phase`."""
+        self.within.close()
+        if phase is not None and len(self.steps) == self.profile:
+            self.within.enter_context(self.phases.setdefault(phase, Products()))
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.before_gb = self.before_gb or resident_gb("VmHWM")
-        self.steps.append({"began": time.perf_counter()})
+        self.steps.append({"began": self.clock()})
+        self.enter("sample")
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.enter(None)
+        self.ended = self.clock()
 
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=False)
-    clock = Clock()
+    clock, right = Clock(job), is_correct
+    if job["reward"]:
+        path, _, name = job["reward"].rpartition(":")
+        own = runpy.run_path(path)[name]
+
+        def right(completion: str, answer: str) -> bool:
+            return own(completion, types.SimpleNamespace(answer=answer)) > 0
 
     def reward(completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: Any) -> list[float]:
         """The reward of train_grpo.py: 1 for the right answer in a completion that ended by itself, else 0."""
-        step, sampled = clock.steps[-1], time.perf_counter()
+        clock.enter("verify")
+        step, sampled = clock.steps[-1], clock.clock()
         ended = [ids[-1] == tokenizer.eos_token_id for ids in completion_ids]
-        rewards = [float(e and is_correct(c, a)) for e, c, a in zip(ended, completions, answer, strict=True)]
-        step |= {"sample": sampled - step["began"], "verify": time.perf_counter() - sampled, "rewards": rewards}
+        rewards = [float(e and right(c, a)) for e, c, a in zip(ended, completions, answer, strict=True)]
+        step |= {"sample": sampled - step["began"], "verify": clock.clock() - sampled, "rewards": rewards}
         step |= {"lengths": [len(ids) for ids in completion_ids], "trained": 1.0}
+        clock.enter("update")
         return rewards
 
     trainer = GRPOTrainer(
         model=job["model"],
         reward_funcs=reward,
-        args=GRPOConfig(**job["config"], model_init_kwargs={"dtype": "float32", "attn_implementation": job["attention"]}),
+        args=GRPOConfig(**job["config"], model_init_kwargs={"dtype": job["dtype"], "attn_implementation": job["attention"]}),
         train_dataset=Dataset.from_list(job["problems"]),
         processing_class=tokenizer,
         peft_config=LoraConfig(**job["lora"], lora_dropout=0.0, task_type="CAUSAL_LM"),
@@ -65,6 +92,8 @@ def main() -> None:
     trainer.train()
     result = {
         "steps": clock.steps,
+        "ended": clock.ended,
+        "phases": {name: own.found() for name, own in clock.phases.items()},
         "optimizer_steps": trainer.state.global_step,
         "completions": sum(len(step["lengths"]) for step in clock.steps),
         "parameters": parameters,

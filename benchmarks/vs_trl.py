@@ -1,14 +1,17 @@
 """Seconds and memory of a training step: train_grpo.py beside TRL's GRPOTrainer, on the CPU, in runs that take turns.
 
     python benchmarks/vs_trl.py [--rounds 3] [--steps 12] [--threads 2] [--trl_python PATH]
-    python benchmarks/vs_trl.py --profile        # train_grpo.py alone: the time of each phase, and of its matrix products
+    python benchmarks/vs_trl.py --profile        # the time of each phase, and of its matrix products
+    python benchmarks/vs_trl.py --model smollm2 --threads 1 --cpu_seconds --warm_up 1 --steps 3
 
-Both sides train the embedded model in float32 on the same problems in the same order: 16 x 8 completions a step, the same LoRA,
-AdamW, learning rate and answer checker, one update a step, no evaluation. TRL runs in an environment of its own, which is made on
-first use. A calibration first looks for TRL's fastest settings and prints what it tried.
+Both sides train the same model on the same problems in the same order: the same number of completions, the same LoRA, AdamW, learning
+rate and reward, one update a step, no evaluation. Of the embedded model it is 16 x 8 completions a step, of smollm2 8 x 8 on the data set
+sums. TRL runs in an environment of its own, which is made on first use. A calibration first looks for TRL's fastest settings and prints
+what it tried.
 
-The time of a step goes from its beginning to the beginning of the next step, so that it includes everything. The first two steps of
-a run and its last one are not counted. The script prints medians of both sides and their ratio in each round.
+The time of a step goes from its beginning to the beginning of the next step, or to the end of the run, so that it includes everything.
+The first steps of a run (--warm_up) are not counted. The script prints medians of both sides and their ratio in each round. --cpu_seconds
+counts the seconds of the processor that a side took, for a machine that others use; then give --threads 1.
 """
 
 from __future__ import annotations
@@ -21,27 +24,27 @@ import subprocess
 import sys
 import time
 import venv
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, parser, read_rows, resident_gb, run_logged, show, spread, table, versions
+from measure import ROOT, Products, parser, read_rows, resident_gb, run_logged, show, spread, table, versions
 
 from common.console import fail, say
 from common.files import write_file
 
 TRL = "1.16.0"
-WARM_UP = 2  # steps at the beginning of a run that are not counted
-CALIBRATION_STEPS = 6  # counted steps in each run of the calibration
-TURNS = 2  # runs of each setting in the calibration
 OURS, THEIRS = "train_grpo.py", "TRL"
 PHASES = ("sample", "verify", "update", "sync")
-FLAGS = ["--eval_steps", "0", "--save_steps", "0", "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--dtype", "float32"]
+FLAGS = ["--eval_steps", "0", "--save_steps", "0", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
+# of a real model: its template with the question alone, and the reward that reads its answers
+REAL = ["--dataset", "sums", "--prompt_template", "chat:{question}", "--reward", "examples/rewards/last_number.py:last_number",
+        "--reward_failed", "0", "--reward_workers", "1", "--problems_per_step", "8", "--lora_r", "16", "--lora_alpha", "32",
+        "--learning_rate", "3e-4", "--engine", "transformers"]
 
 # One run of either side, as trl_side.py writes it. Each step has began, sample, verify (seconds), lengths, rewards (of every completion)
-# and trained (share of the completions with a forward and backward pass). `start` adds seconds to all steps but the last
+# and trained (share of the completions with a forward and backward pass). `ended` is the end of the last one. `start` adds seconds
 Result = dict[str, Any]
 
 
@@ -51,46 +54,64 @@ def start(command: list[str], path: Path, threads: int) -> Result | None:
     if run_logged(command, path.with_suffix(".log"), **only_cpu):
         return None
     result = json.loads(path.with_suffix(".json").read_text())
-    for step, following in pairwise(result["steps"]):
-        step["seconds"] = following["began"] - step["began"]
+    steps = result["steps"]
+    for step, (began, ended) in zip(steps, pairwise([*(step["began"] for step in steps), result["ended"]]), strict=True):
+        step["seconds"] = ended - began
     return result
 
 
-def counted_seconds(result: Result) -> list[float]:
+def counted_seconds(result: Result, warm_up: int) -> list[float]:
     """The seconds of each counted step."""
-    return [step["seconds"] for step in result["steps"][WARM_UP:-1]]
+    return [step["seconds"] for step in result["steps"][warm_up:]]
+
+
+def flags_of(arguments: argparse.Namespace) -> list[str]:
+    """The flags of train_grpo.py that follow from the command line."""
+    length = ["--max_completion_length", str(arguments.max_completion_length)] if arguments.max_completion_length else []
+    real = REAL if arguments.model != "tiny" else []
+    return [*FLAGS, "--model", arguments.model, *real, "--dtype", arguments.dtype, *length]
 
 
 # ---- train_grpo.py ---------------------------------------------------------------------------------------------------
 
 
-def train(folder: Path, steps: str, seed: str) -> None:
+def train(folder: Path, steps: str, seed: str, flags: list[str]) -> None:
     """Runs train_grpo.py in this process."""
     import train_grpo
     from common.launch import parse_command_line
 
-    sys.argv = ["train_grpo.py", *FLAGS, "--max_steps", steps, "--seed", seed, "--output_dir", str(folder)]
+    sys.argv = ["train_grpo.py", *flags, "--max_steps", steps, "--seed", seed, "--output_dir", str(folder)]
     train_grpo.run_script(train_grpo.train, parse_command_line(train_grpo.Config, train_grpo.__file__))
 
 
-def be_ours(folder: Path, steps: str, seed: str) -> None:
-    """Runs train_grpo.py in this process and writes the same result as trl_side.py."""
+def be_ours(folder: Path, steps: str, seed: str, clock_name: str, *flags: str) -> None:
+    """Runs train_grpo.py in this process and writes the same result as trl_side.py. clock_name: a clock of the module `time`."""
     import torch
     from safetensors.torch import load_file
 
+    from common.config import CommonConfig
+    from common.policy.pretrained import model_folder
     from common.run.run import Run
 
-    began, before, original = [], [], Run.steps
+    began, ended, before, original, clock = [], [], [], Run.steps, getattr(time, clock_name)
 
     def noted(run: Run) -> Iterator[int]:
         before.append(resident_gb("VmHWM"))
         for step in original(run):
-            began.append(time.perf_counter())
+            began.append(clock())
             yield step
+            ended[:] = [clock()]  # of the last step also the checkpoint
 
-    Run.steps = noted
-    train(folder, steps, seed)
+    @contextlib.contextmanager
+    def timer(run: Run, phase: str) -> Iterator[None]:
+        start = clock()
+        yield
+        run.seconds[phase] = run.seconds.get(phase, 0.0) + clock() - start
+
+    Run.steps, Run.timer = noted, timer
+    train(folder, steps, seed, list(flags))
     rows, completions = read_rows(folder / "metrics.jsonl"), read_rows(folder / "completions.jsonl")
+    rows_of_config = json.loads((folder / "config.json").read_text())["flags"]
     noted_steps = []
     for beginning, row in zip(began, rows, strict=True):
         own = [completion for completion in completions if completion["step"] == row["step"]]
@@ -100,9 +121,11 @@ def be_ours(folder: Path, steps: str, seed: str) -> None:
     adapter = load_file(folder / f"checkpoint-{steps}" / "adapter_model.safetensors")
     result = {
         "steps": noted_steps,
+        "ended": ended[0],
         "optimizer_steps": len(rows),  # one a step
         "completions": len(completions),
         "parameters": sum(weight.numel() for weight in adapter.values()),
+        "model": model_folder(CommonConfig(**{name: rows_of_config[name] for name in ("model", "dataset")})),
         "threads": torch.get_num_threads(),
         "before_gb": before[0],
         "peak_gb": resident_gb("VmHWM"),
@@ -111,9 +134,10 @@ def be_ours(folder: Path, steps: str, seed: str) -> None:
     write_file(folder.with_suffix(".json"), json.dumps(result))
 
 
-def run_ours(folder: Path, steps: int, seed: int, threads: int, how: str = "--ours") -> Result:
+def run_ours(folder: Path, steps: int, seed: int, arguments: argparse.Namespace, how: str = "--ours") -> Result:
     """train_grpo.py with its run folder in `folder`."""
-    result = start([sys.executable, __file__, how, str(folder), str(steps), str(seed)], folder, threads)
+    command = [sys.executable, __file__, how, str(folder), str(steps), str(seed), clock_of(arguments), *flags_of(arguments)]
+    result = start(command, folder, arguments.threads)
     return result or fail(f"{OURS} failed; see {folder}.log")
 
 
@@ -131,15 +155,22 @@ def make_environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def job_like(ours: Path) -> dict[str, Any]:
+def clock_of(arguments: argparse.Namespace) -> str:
+    """The name of the clock in the module `time`."""
+    return "process_time" if arguments.cpu_seconds else "perf_counter"
+
+
+def job_like(ours: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The job for TRL: the problems, sizes and rates of one of our runs."""
     flags = json.loads((ours / "config.json").read_text())["flags"]
-    adapter = json.loads((next(ours.glob("checkpoint-*")) / "adapter_config.json").read_text())
     rows = read_rows(ours / "completions.jsonl")[:: flags["num_generations"]]  # the first completion of each group
     same = ("num_generations", "max_completion_length", "max_steps", "temperature", "learning_rate", "lr_scheduler_type")
     same += ("warmup_steps", "max_grad_norm", "epsilon", "beta", "seed")
     return {
-        "model": adapter["base_model_name_or_path"],
+        "model": json.loads(ours.with_suffix(".json").read_text())["model"],
+        "dtype": flags["dtype"],
+        "reward": flags["reward"],
+        "clock": clock_of(arguments),
         "problems": [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows],
         "lora": {"r": flags["lora_r"], "lora_alpha": flags["lora_alpha"], "target_modules": "all-linear"},
         "attention": "sdpa",
@@ -155,15 +186,20 @@ def job_like(ours: Path) -> dict[str, Any]:
     }
 
 
-def choices(completions: int) -> dict[str, list[dict[str, Any]]]:
-    """The settings that the calibration tries, by kind. Each kind is tried on top of the best settings of the kinds before it."""
-    sizes = [completions // parts for parts in (1, 2, 4, 8)]
+def choices(completions: int, few: bool) -> dict[str, list[dict[str, Any]]]:
+    """The settings that the calibration tries, by kind. Each kind is tried on top of the best settings of the kinds before it.
+
+    few: not those that made the embedded model several times slower.
+    """
+    sizes = [completions // parts for parts in ((1, 4) if few else (1, 2, 4, 8))]
     # a block holds 256 tokens, which is one completion; without a bound the cache takes most of the machine's memory
     blocks = {"num_blocks": completions, "max_batch_tokens": 2 * completions}
     continuous = {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": blocks}
-    return {
+    first = {
         "micro-batch": [{"per_device_train_batch_size": n, "gradient_accumulation_steps": completions // n} for n in sizes],
         "attention": [{}, {"attention": "eager"}],
+    }
+    return first if few else first | {
         "sampling": [{}, {"cache_implementation": "static"}, continuous],
         "compilation": [{}, {"torch_compile": True}],
     }
@@ -178,33 +214,35 @@ def run_trl(python: Path, job: dict[str, Any], setting: dict[str, Any], path: Pa
     return start([str(python), "benchmarks/trl_side.py", str(source), str(path.with_suffix(".json"))], path, threads)
 
 
-def calibrate(python: Path, job: dict[str, Any], folder: Path, threads: int) -> dict[str, Any]:
+def calibrate(python: Path, job: dict[str, Any], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """TRL's fastest setting. Prints a table of all that were tried.
 
     Compilation goes on during the first steps, so settings are compared by the mean over all steps. Runs of one setting do the same
     steps, and other load on the machine only adds time, so the faster run counts for each step.
     """
-    best, lines = {}, []
-    for kind, settings in choices(job["config"]["generation_batch_size"]).items():
+    best, lines, turns = {}, [], arguments.turns
+    for kind, settings in choices(job["config"]["generation_batch_size"], arguments.model != "tiny").items():
         runs: list[list[Result | None]] = [[] for _ in settings]
-        for turn in range(TURNS):
+        for turn in range(turns):
             for i, setting in enumerate(settings):
-                runs[i].append(run_trl(python, job, {**best, **setting}, folder / f"calibrate-{kind}-{i}-{turn}", threads))
-                say(f"calibration, {kind}, {named(setting)}: run {turn + 1} of {TURNS} is done")
+                path = folder / f"calibrate-{kind}-{i}-{turn}"
+                runs[i].append(run_trl(python, job, {**best, **setting}, path, arguments.threads))
+                say(f"calibration, {kind}, {named(setting)}: run {turn + 1} of {turns} is done")
         means: list[float] = []
         for setting, own in zip(settings, runs, strict=True):
             if None in own:
                 means.append(float("inf"))
                 lines.append([kind, named(setting), "failed", "", ""])
                 continue
-            fastest = [min(seconds) for seconds in zip(*([s["seconds"] for s in run["steps"][:-1]] for run in own), strict=True)]
+            fastest = [min(seconds) for seconds in zip(*([s["seconds"] for s in run["steps"]] for run in own), strict=True)]
             means.append(statistics.mean(fastest))
-            after, peak = statistics.median(fastest[WARM_UP:]), max(run["peak_gb"] for run in own)
+            after, peak = statistics.median(fastest[arguments.warm_up:]), max(run["peak_gb"] for run in own)
             lines.append([kind, named(setting), f"{means[-1]:.3f}", f"{after:.3f}", f"{peak:.2f}"])
         if min(means) == float("inf"):
             fail(f"TRL failed with every setting; see the logs in {folder}")
         best = {**best, **settings[means.index(min(means))]}
-    seconds = [f"seconds a step, all {WARM_UP + CALIBRATION_STEPS}", f"median of the last {CALIBRATION_STEPS}"]
+    last = arguments.calibration_steps
+    seconds = [f"seconds a step, all {arguments.warm_up + last}", f"median of the last {last}"]
     show("\n" + table(["", "setting of TRL", *seconds, "peak GB"], lines))
     return best
 
@@ -224,9 +262,9 @@ def check_same_work(ours: Result, theirs: Result) -> None:
             fail(f"the two sides did not do the same work: {name} is {ours[name]} in {OURS} and {theirs[name]} in {THEIRS}")
 
 
-def measures(run: Result) -> dict[str, list[float]]:
+def measures(run: Result, warm_up: int) -> dict[str, list[float]]:
     """The quantities of one run: a value for each counted step, or one value for the run."""
-    steps = run["steps"][WARM_UP:-1]
+    steps = run["steps"][warm_up:]
     seconds, lengths = [step["seconds"] for step in steps], [length for step in steps for length in step["lengths"]]
     return {
         "completions/s": [len(lengths) / sum(seconds)],
@@ -243,9 +281,9 @@ def measures(run: Result) -> dict[str, list[float]]:
     }
 
 
-def report(sides: dict[str, list[Result]]) -> str:
+def report(sides: dict[str, list[Result]], warm_up: int) -> str:
     """A table of both sides over all rounds, and a table of their ratios in each round."""
-    found = {name: [measures(run) for run in runs] for name, runs in sides.items()}
+    found = {name: [measures(run, warm_up) for run in runs] for name, runs in sides.items()}
     rows = [[name, *(spread([value for run in runs for value in run[name]], ".3g") for runs in found.values())] for name in found[OURS][0]]
     ratios = []
     for name in ("seconds a step", "seconds a token", "peak resident memory, GB"):
@@ -262,93 +300,79 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     setting = arguments.setting
     if setting is None:
         say(f"a short run of {OURS}, which gives the problems for the calibration")
-        run_ours(folder / "ours-0", WARM_UP + CALIBRATION_STEPS + 1, 0, arguments.threads)
-        setting = calibrate(python, job_like(folder / "ours-0"), folder, arguments.threads)
+        run_ours(folder / "ours-0", arguments.warm_up + arguments.calibration_steps, 0, arguments)
+        setting = calibrate(python, job_like(folder / "ours-0", arguments), folder, arguments)
     show(f"\nsetting of TRL: {json.dumps(setting)}")
     sides: dict[str, list[Result]] = {OURS: [], THEIRS: []}
     for i in range(1, arguments.rounds + 1):
-        ours = run_ours(folder / f"ours-{i}", arguments.steps + 1, i, arguments.threads)
-        theirs = run_trl(python, job_like(folder / f"ours-{i}"), setting, folder / f"trl-{i}", arguments.threads)
+        ours = run_ours(folder / f"ours-{i}", arguments.steps, i, arguments)
+        theirs = run_trl(python, job_like(folder / f"ours-{i}", arguments), setting, folder / f"trl-{i}", arguments.threads)
         if theirs is None:
             fail(f"TRL failed; see {folder / f'trl-{i}.log'}")
         check_same_work(ours, theirs)
         sides[OURS].append(ours)
         sides[THEIRS].append(theirs)
-        seconds = [statistics.median(counted_seconds(run)) for run in (ours, theirs)]
+        seconds = [statistics.median(counted_seconds(run, arguments.warm_up)) for run in (ours, theirs)]
         say(f"round {i} of {arguments.rounds}: {OURS} {seconds[0]:.3f} s a step, {THEIRS} {seconds[1]:.3f} s")
     write_file(folder / "result.json", json.dumps({"setting": setting, "sides": sides}))
-    show(f"\n{arguments.threads} threads, float32, steps {WARM_UP + 1} to {arguments.steps} of {arguments.rounds} runs a side, TRL {TRL}, "
-         f"{versions()}\n\n{report(sides)}")
+    show(f"\n{arguments.threads} threads, {arguments.dtype}, {clock_of(arguments)}, steps {arguments.warm_up + 1} to {arguments.steps} of "
+         f"{arguments.rounds} runs a side, TRL {TRL}, {versions()}\n\n{report(sides, arguments.warm_up)}")
 
 
-# ---- where the time of train_grpo.py goes ----------------------------------------------------------------------------
-
-Shape = tuple[int, int, int]  # (m, k) @ (k, n)
+# ---- where the time goes ----------------------------------------------------------------------------------------------
 
 
-def be_profiled(folder: Path, steps: str, seed: str) -> None:
-    """Runs train_grpo.py in this process and writes the matrix products of each phase in the counted steps as [[m, k, n], times].
-
-    These are the products of linear layers and of the output head. Attention multiplies batches of matrices, which are left out.
-    """
-    import torch.profiler
-
+def be_profiled(folder: Path, steps: str, seed: str, clock_name: str, *flags: str) -> None:
+    """Runs train_grpo.py in this process and writes where the time of the counted step goes, as trl_side.py with `profile`."""
     from common.run.run import Run
 
-    found, timer = {phase: Counter() for phase in PHASES}, Run.timer
+    found, timer = {phase: Products() for phase in PHASES}, Run.timer
 
     @contextlib.contextmanager
     def profiled(run: Run, phase: str) -> Iterator[None]:
-        with timer(run, phase), torch.profiler.profile(record_shapes=True) as profiler:
+        with timer(run, phase), found[phase] if run.step == int(steps) and phase in found else contextlib.nullcontext():
             yield
-        if WARM_UP < run.step < int(steps) and phase in found:
-            products = [event.input_shapes for event in profiler.events() if event.name in ("aten::mm", "aten::addmm")]
-            for shapes in products:
-                (m, k), (_, n) = [shape for shape in shapes if len(shape) == 2][-2:]
-                found[phase][m, k, n] += 1
 
     Run.timer = profiled
-    train(folder, steps, seed)
-    write_file(folder.with_suffix(".json"), json.dumps({"steps": [], **{phase: list(own.items()) for phase, own in found.items()}}))
+    train(folder, steps, seed, list(flags))
+    phases = {phase: own.found() for phase, own in found.items()}
+    write_file(folder.with_suffix(".json"), json.dumps({"steps": [], "ended": 0.0, "phases": phases}))
 
 
-def seconds_of(shape: Shape) -> float:
-    """Seconds of one float32 torch.matmul of this shape; the fastest of several blocks of calls."""
+def seconds_of(shape: tuple[int, int, int], dtype: str) -> float:
+    """Seconds of one torch.matmul of this shape, (m, k) @ (k, n); the fastest of several blocks of calls."""
     import torch
     from torch.utils.benchmark import Timer
 
-    m, k, n = shape
-    inputs = {"a": torch.randn(m, k), "b": torch.randn(k, n), "out": torch.empty(m, n)}
+    (m, k, n), kind = shape, {"dtype": getattr(torch, dtype)}
+    inputs = {"a": torch.randn(m, k, **kind), "b": torch.randn(k, n, **kind), "out": torch.empty(m, n, **kind)}
     timer = Timer("torch.matmul(a, b, out=out)", globals=inputs, num_threads=torch.get_num_threads())
     return min(timer.blocked_autorange(min_run_time=0.01).times)
 
 
 def profile(arguments: argparse.Namespace, folder: Path) -> None:
-    """Prints the seconds of each phase of a step of train_grpo.py, and of the matrix products in it."""
-    say(f"a run of {OURS}")
-    run = run_ours(folder / "ours", arguments.steps + 1, 0, arguments.threads)
-    steps = run["steps"][WARM_UP:-1]
-    say("the same run under torch's profiler, and its matrix products by themselves")
-    profiled = run_ours(folder / "profiled", arguments.steps + 1, 0, arguments.threads, "--profiled")
+    """Prints for one step of both sides the seconds of each phase, those in products, and those of the products by themselves."""
+    python, steps = arguments.trl_python or make_environment(folder.parent / f"trl-{TRL}"), arguments.warm_up + 1
+    say(f"a run of {OURS}, which gives the problems, the same under torch's profiler, and TRL under it")
+    run_ours(folder / "ours", steps, 0, arguments)
+    profiled = {OURS: run_ours(folder / "profiled", steps, 0, arguments, "--profiled")}
+    job = job_like(folder / "ours", arguments) | {"profile": steps}
+    setting = arguments.setting or choices(job["config"]["generation_batch_size"], few=True)["micro-batch"][0]
+    profiled[THEIRS] = run_trl(python, job, setting, folder / "trl", arguments.threads) or fail(f"TRL failed; see {folder}")
     import torch
 
     torch.set_num_threads(arguments.threads)
-    bare, gflop = {}, {}
-    for phase in ("sample", "update", "sync"):
-        bare[phase] = sum(seconds_of(shape) * times for shape, times in profiled[phase]) / len(steps)
-        gflop[phase] = sum(2e-9 * m * k * n * times for (m, k, n), times in profiled[phase]) / len(steps)
-    took = {phase: statistics.mean(step[phase] for step in steps) for phase in PHASES}
-    whole = statistics.mean(counted_seconds(run))
-    took |= {"rest": whole - sum(took.values()), "step": whole}
-    bare["step"], gflop["step"] = sum(bare.values()), sum(gflop.values())
     lines = []
-    for phase, seconds in took.items():
-        lines.append([phase, f"{seconds:.4f}", f"{seconds / whole:.1%}", "", "", "", ""])
-        if phase in bare:
-            numbers = (f"{gflop[phase]:.2f}", f"{gflop[phase] / bare[phase]:.0f}", f"{seconds / bare[phase]:.2f}")
-            lines[-1][3:] = [f"{bare[phase]:.4f}", *numbers]
-    header = ["phase", "seconds a step", "share", "bare matrix products, s", "GFLOP", "GFLOP/s", "times the products"]
-    show(f"\n{OURS}, {run['threads']} threads, means of {len(steps)} steps\n\n{table(header, lines)}")
+    for side, run in profiled.items():
+        whole = sum(phase["seconds"] for phase in run["phases"].values())
+        for name, phase in run["phases"].items():
+            bare = sum(seconds_of(tuple(shape), arguments.dtype) * times for shape, times in phase["products"])
+            gflop = sum(2e-9 * m * k * n * times for (m, k, n), times in phase["products"])
+            rest = phase["seconds"] - phase["linear"] - phase["attention"]
+            parts = [f"{seconds:.2f} ({seconds / whole:.0%})" for seconds in (phase["seconds"], phase["linear"], phase["attention"], rest)]
+            lines.append([side, name, *parts, f"{gflop:.0f}", f"{bare:.2f}"])
+    header = ["side", "phase", "seconds", "linear layers", "attention's products", "all else", "GFLOP of linear layers", "alone, s"]
+    show(f"\none step under torch's profiler, {arguments.threads} threads, {arguments.dtype}\n\n{table(header, lines)}")
 
 
 def main() -> None:
@@ -356,8 +380,15 @@ def main() -> None:
         (be_ours if sys.argv[1] == "--ours" else be_profiled)(Path(sys.argv[2]), *sys.argv[3:])
         return
     options = parser(__doc__)
+    options.add_argument("--model", default="tiny", help="tiny, smollm2, or a folder")
+    options.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    options.add_argument("--max_completion_length", type=int, help="tokens; default: that of train_grpo.py")
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=12, help="of a run; the first two are not counted, and one more step ends the run")
+    options.add_argument("--steps", type=int, default=12, help="of a run, with the warm-up")
+    options.add_argument("--warm_up", type=int, default=2, help="steps at the beginning of a run that are not counted")
+    options.add_argument("--calibration_steps", type=int, default=6, help="counted steps in each run of the calibration")
+    options.add_argument("--turns", type=int, default=2, help="runs of each setting in the calibration")
+    options.add_argument("--cpu_seconds", action="store_true", help="count seconds of the processor")
     options.add_argument("--setting", type=json.loads, help="a setting of TRL as the calibration prints it; then there is no calibration")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--trl_python", type=Path, help=f"the python of an environment with trl=={TRL}; default: one is made")
