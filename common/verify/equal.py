@@ -77,9 +77,11 @@ def same_values(a: Node, b: Node, work: Work) -> bool:
     differ for negative x and y.
     """
     work.spend(30)
-    a, b = whole_variables(a, b)
+    names = variables(a) | variables(b)
+    if names:
+        a, b = whole_variables(a, b)
     equal_where_real, complex_pairs = False, []
-    for x, y, precision in values_at_points(a, b, work):
+    for x, y, precision in values_at_points(a, b, bool(names), work):
         # with an absolute value, one real value is enough: \sqrt{|x|} is real where \sqrt{x} is not
         one_is_enough = x.has_modulus or y.has_modulus
         counts = (x.real or y.real) if one_is_enough else (x.real and y.real)
@@ -102,7 +104,7 @@ def sign_of_ratio(a: Node, b: Node, work: Work) -> int | None:
         return None
     a, b = whole_variables(a, b)
     ratios: list[tuple[Evaluation, int]] = []
-    for x, y, precision in values_at_points(a, b, work):
+    for x, y, precision in values_at_points(a, b, True, work):
         evaluator = Evaluator(0, precision, work.spend)
         try:
             quotient = evaluator.div(x.value, y.value)
@@ -116,14 +118,13 @@ def sign_of_ratio(a: Node, b: Node, work: Work) -> int | None:
     return (sign > 0) - (sign < 0) or None
 
 
-def values_at_points(a: Node, b: Node, work: Work) -> Iterator[tuple[Evaluation, Evaluation, int]]:
+def values_at_points(a: Node, b: Node, has_variables: bool, work: Work) -> Iterator[tuple[Evaluation, Evaluation, int]]:
     """For each point where both have a value: the value of a, the value of b, and the precision in bits.
 
     Points where both are undefined are left out, and points where a value takes too much work. Raises Unsupported if only one is
     undefined at a point, or if fewer than MIN_POINTS remain of several. Raises TooMuchWork.
     """
     num_values = 0
-    has_variables = bool(variables(a) | variables(b))
     for point in range(NUM_POINTS if has_variables else 1):
         precision = PRECISION_BITS
         pair = [work.evaluate(tree, point, precision) for tree in (a, b)]

@@ -54,7 +54,12 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
     content of the last <answer> tag, or the line after the last #### or heading "Answer". Without that it is the rest of the sentence
     after the last "answer is" or "answer:" that is not negated. An empty answer, or one of more than 500 characters, counts as None.
     """
-    text = _outside_thoughts(completion)
+    text = _outside_thoughts(completion) if "think>" in completion else completion
+    # a short cut for most texts: there is one box, and its content has no braces and no backslashes
+    if text.count("box") == 1 and (place := text.find("\\boxed{")) >= 0 and (end := text.find("}", place)) >= 0:
+        content = text[place + 7:end]
+        if "{" not in content and "\\" not in content:
+            return _bounded(content), None
     if "\\boxed" in text or "\\fbox" in text:
         boxes = _boxes(text)
         offered = text[slice(*boxes[-2])] if len(boxes) > 1 and _ALTERNATIVE.fullmatch(_between(text, *boxes[-2:])) else None
@@ -111,13 +116,6 @@ def _outside_thoughts(completion: str) -> str:
 
 def _boxes(text: str) -> list[tuple[int, int]]:
     """The places of the contents of the last balanced boxes that are in no other box."""
-    # a short cut for most texts: there is one box, and its content has no braces and no backslashes
-    if text.count("\\boxed{") == 1 and text.count("box") == 1:
-        start = text.find("\\boxed{") + 7
-        content = text[start:text.find("}", start)]
-        end = start + len(content)
-        if "{" not in content and "\\" not in content and end < len(text) and text[end] == "}":
-            return [(start, end)]
     spans: list[tuple[int, int]] = []
     opened = []
     for match in _BOX_OR_BRACE.finditer(text):

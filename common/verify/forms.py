@@ -43,6 +43,7 @@ _DOTS = re.compile(r"\\cdots|\.\.\.")
 _SIGNS_BESIDE_DOTS = (("+", re.compile(r"\+"), "+"), ("*", re.compile(r"\\cdot(?!s)|\\times"), "\\cdot "))
 _IS_REAL = re.compile(r"\s*(\S+)\s*\\in\s*\\mathbb\s*\{?R\}?\s*")
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*+)?(.+?)\s*+,?+\s*+"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
+_AND_OR = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
 _CONJUNCTION = re.compile(r'\s*+,?+\s*+"?+\s*+(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*+"?+\s*+', re.IGNORECASE)
 def read_form(text: str, depth: int = 0) -> Form:
     """The form of a normalized text. `depth` is the number of forms around it. Raises Unsupported for too many levels or items.
@@ -92,6 +93,8 @@ def _read_plus_minus(text: str, depth: int) -> Form:
 
 def _read_union(text: str, depth: int) -> Form | None:
     """A union or a difference of sets. A union of finite sets is a set."""
+    if "\\" not in text and "U" not in text:
+        return None
     sides = re.split(r"\\(?:setminus|backslash)(?![a-z])|(?<=\})\s*-\s*(?=\\\{)", text)
     if len(sides) == 2:
         return without(read_form(sides[0], depth + 1), read_form(sides[1], depth + 1))
@@ -118,7 +121,7 @@ def _read_congruence(text: str, depth: int) -> Form | None:
 
 def _read_sum_with_dots(text: str, depth: int) -> Form | None:
     """1 + 2 + \\cdots + n: the terms before the dots and those behind."""
-    if not _DOTS.search(text):
+    if "cdots" not in text and "..." not in text:
         return None
     for sign, pattern, plain in _SIGNS_BESIDE_DOTS:
         parts = [part.replace("\x00", plain).strip() for part in split_outside_brackets(pattern.sub("\x00", text), "\x00")]
@@ -146,7 +149,9 @@ def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]
 
 def _read_list(text: str, depth: int) -> Form | None:
     """A list, whose items are separated by commas, semicolons, "and" or "or"."""
-    words = {word.lower() for word in re.findall(r"\b(?:and|or)\b", text, re.IGNORECASE)}
+    words = {word.lower() for word in _AND_OR.findall(text)}
+    if not words and "," not in text and ";" not in text:
+        return None
     separated = _CONJUNCTION.sub(";", text) if words else text
     if not all(piece.strip(' "') for piece in separated.split(";")):
         separated = text
@@ -225,8 +230,11 @@ def _read_bracketed(text: str, depth: int) -> Form | None:
 
 def _read_relation(text: str, depth: int) -> Form | None:
     """An equation, an inequality, or a chain of them. For x \\in S it is the form of S."""
+    found = list(RELATION_SIGN.finditer(text))
+    if not found:
+        return None
     depths = bracket_depths(text)
-    found = [match for match in RELATION_SIGN.finditer(text) if depths[match.start()] == 0]
+    found = [match for match in found if depths[match.start()] == 0]
     operators = [match[0] for match in found]
     if not operators:
         return None

@@ -23,6 +23,8 @@ from common.verify.values import WITH_THOUSANDS, read_value
 
 _COUNT = re.compile(r"[CPA]\s*\([^(),]+,[^(),]+\)")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+# an expression without words, commas, relations and other brackets than ( ) and { }
+_PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 
 
@@ -36,6 +38,8 @@ def read_forms(answer: str) -> tuple[Form, ...]:
         return ()
     if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
         return ()
+    if len(text) > 1 and text[0] != "(" and text[1] != ")" and _PLAIN.fullmatch(text):  # most answers: no other form is possible
+        return (read_value(text),)
     if letter := choice_letter(text):
         return (read_value(letter), *_readings_of_text(text_of_choice(text)))
     plain = text

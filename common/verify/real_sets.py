@@ -44,7 +44,7 @@ def number(form: Form) -> float | None:
 
 def real_set(form: Form) -> Form | None:
     """The set of an interval, a union, an inequality or x \\neq 3, if its ends are numbers and it is more than points. Else None."""
-    pieces = _pieces(form)
+    pieces = _pieces(form) if form[0] not in ("value", "text", "list", "set") else None
     if pieces is None:
         return None
     pieces = _joined(pieces)

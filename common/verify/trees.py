@@ -18,9 +18,14 @@ def operands(node: Node) -> list[Node]:
 
 def variables(tree: Node) -> set[str]:
     """The names of the variables in a tree."""
-    if tree[0] == "sym":
-        return {tree[1]}
-    return set().union(*(variables(part) for part in operands(tree)))
+    found, nodes = set(), [tree]
+    while nodes:
+        node = nodes.pop()
+        if node[0] == "sym":
+            found.add(node[1])
+        else:
+            nodes += node[1] if node[0] == "add" else [part for part in node[1:] if isinstance(part, tuple)]
+    return found
 
 
 def substituted(tree: Node, old: Node, new: Node) -> Node:

@@ -176,7 +176,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 def two_quantities(text: str) -> list[tuple[str, str]] | None:
     """The numbers and units of "3 hours 20 minutes", largest first. None for another text."""
-    if not text[:1].isdigit() or text.isdecimal():
+    if not text[:1].isdigit() or ('"' not in text and " " not in text):
         return None
     found = _TWO_QUANTITIES.fullmatch(" ".join(_ALSO_AN_OPERATOR.sub(r" \1", text).replace('"', " ").split()))
     if not found:

@@ -14,6 +14,9 @@ from common.verify.units import split_unit
 Form = tuple[Any, ...]
 WITH_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _NUMERAL_WITH_BASE = re.compile(r"(-?)\(?\s*0*((?=[A-F]*\d|[A-F]{2})[\dA-F]+)\s*\)?\s*_\s*(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
+_MIXED_NUMBER = re.compile(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)\s+(?=\d)")
+_SPACES_AND_BRACES = re.compile(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)\}(?!\d)")
 _NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
                    "twelve": "12", "sixteen": "16"}
 # not an expression: a sentence, a name, a hexadecimal number
@@ -23,8 +26,10 @@ _WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:
 def read_value(text: str) -> Form:
     """A number or an expression with its unit, or a text."""
     text, unit = split_unit(text)
-    text = WITH_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
-    text = re.sub(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", _mixed_number_as_sum, text)
+    if "," in text:
+        text = WITH_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+    if "/" in text and " " in text:
+        text = _MIXED_NUMBER.sub(_mixed_number_as_sum, text)
     unquoted = text.replace('"', "").strip()
     if spelled := phrase(unquoted):
         return ("text", spelled)
@@ -32,8 +37,8 @@ def read_value(text: str) -> Form:
         words = " ".join(unquoted.rstrip(".").replace("-", " ").split())
         is_abbreviation = words.isupper() and len(words) < 4
         return ("text", re.sub(r"^(?:a|an|the|on) ", "", words if is_abbreviation else words.lower()))
-    spelled = re.sub(r"(?<=\d)\s+(?=\d)", "~", text)  # 2 3 is not 23
-    spelled = re.sub(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)\}(?!\d)", "", spelled)  # x^{2} is x^2
+    spelled = _BETWEEN_DIGITS.sub("~", text) if " " in text else text  # 2 3 is not 23
+    spelled = _SPACES_AND_BRACES.sub("", spelled)  # x^{2} is x^2
     try:
         tree: Node | None = None if _WORDS_OR_HEXADECIMAL.search(unquoted) else parse(text)
     except Unsupported:
@@ -50,6 +55,8 @@ def _mixed_number_as_sum(match: re.Match[str]) -> str:
 
 def _is_words(text: str) -> bool:
     """Whether the text consists of words and is no Greek letter."""
+    if not text[:1].isalpha():
+        return False
     only_letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", text)
     has_a_word = re.search(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$", text)
     return bool(only_letters and has_a_word) and not re.fullmatch(r"theta|alpha|beta", text)
