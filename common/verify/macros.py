@@ -1,62 +1,113 @@
-"""Takes away what changes only the look of a formula: sizes, colours, fonts and boxes, until none is left. Words come into quotes."""
+"""Gives each LaTeX macro one spelling, in one pass over the text: names that mean the same, styles, spaces and words.
+
+The tables are the place for more macros. Words of \\text and its like come into double quotes.
+"""
 from __future__ import annotations
 
 import re
 
-# macros without an argument, and macros that go with their argument
-_DROPPED = frozenset(re.findall(r"\S+", """displaystyle textstyle scriptstyle limits nolimits tiny scriptsize footnotesize small
-    normalsize large Large LARGE huge
-    Huge checkmark blacksquare square bf it rm sf tt bfseries itshape rmfamily normalfont boldmath strut mathstrut nonumber notag
-    allowbreak centering relax"""))
-_DROPPED_WITH_ARGUMENT = frozenset({"color", "tag", "label", "hspace", "vspace", "phantom", "hphantom", "vphantom"})
-# macros around a formula, and macros around words; those with a colour have it as their first argument
-_UNWRAPPED = frozenset(re.findall(r"\S+", """boxed fbox framebox underline uline mathsf mathtt mathop mathord mathrel mathbin ensuremath
-    smash textcolor colorbox
-    fcolorbox mathnormal mathscr displaylines fbox enclose raisebox bbox"""))
-_WORDS = frozenset(re.findall(r"\S+", """text textrm textbf textit textsf texttt textnormal textup textsc textmd textsl mathrm mathbf
-    mathit mbox hbox operatorname
-    emph boldsymbol bm pmb bold"""))
-_NUM_FIRST_ARGUMENTS = {"textcolor": 1, "colorbox": 1, "fcolorbox": 2, "enclose": 1, "raisebox": 1}
+
+def _by_name(table: dict[str, str]) -> dict[str, str]:
+    return {name: spelling for spelling, names in table.items() for name in names.split()}
+
+
+# macros without an argument, by what they become. A style becomes a space
+_SPELLINGS = _by_name({
+    "\\frac": "dfrac tfrac cfrac sfrac nicefrac", "\\binom": "dbinom tbinom", "\\emptyset ": "varnothing oslash", "\\phi": "varphi",
+    "\\angle": "measuredangle", "i": "imath", "j": "jmath", "\\mathbb{R}": "R Reals reals", "\\mathbb{Z}": "Z", ":": "colon",
+    "\\cdots ": "dots cdots ldots dotsc dotsb dotsm dotsi dotso", "\\\\": "cr",
+    "\\le ": "le leq leqq leqslant", "\\ge ": "ge geq geqq geqslant", "\\neq ": "ne neq", "<": "lt", ">": "gt",
+    "\\approx ": "approx simeq thickapprox", '" or "': "lor vee", '" and "': "land wedge",
+    "(": "langle", ")": "rangle", "\\{": "lbrace", "\\}": "rbrace", "|": "lvert rvert", "\\|": "Vert lVert rVert",
+    "\u20ac": "euro texteuro", "\u00a3": "pounds textsterling", "\u00a5": "yen", "\\$": "mathdollar textdollar",
+    " ": """displaystyle textstyle scriptstyle limits nolimits tiny scriptsize footnotesize small normalsize large Large LARGE huge Huge
+         checkmark blacksquare square bf it rm sf tt bfseries itshape rmfamily normalfont boldmath strut mathstrut nonumber notag
+         allowbreak centering relax quad qquad hfill newline , ; : ! ( ) [ ]"""})
+_SPELLINGS[" "] = " "  # a space behind a backslash
+# macros that look at what stands behind them: an argument, a bracket or an equation
+_KINDS = _by_name({
+    "size": "left right big bigl bigr bigm Big Bigl Bigr Bigm bigg biggl biggr biggm Bigg Biggl Biggr Biggm",
+    "separator": "quad qquad \\",
+    "dropped": "color tag label hspace vspace phantom hphantom vphantom",
+    "formula": """boxed fbox framebox underline uline mathsf mathtt mathop mathord mathrel mathbin ensuremath smash textcolor colorbox
+               fcolorbox mathnormal mathscr displaylines enclose raisebox bbox""",
+    "words": "text textrm textit textsf texttt textnormal textup textsc textmd textsl mathrm mathit mbox hbox operatorname emph bold",
+    "bold": "mathbf boldsymbol bm pmb textbf",
+    "set": "mathbb mathds Bbb",
+    "modulo": "mod pmod bmod"})
+_NUM_FIRST_ARGUMENTS = {"textcolor": 1, "colorbox": 1, "fcolorbox": 2, "enclose": 1, "raisebox": 1}  # a colour, a height
 # functions whose name is sometimes written as words
-_OPERATORS = frozenset(re.findall(r"\S+", """sin cos tan sec csc cot cosec arcsin arccos arctan sinh cosh tanh coth sech csch ln log lg
-    exp gcd lcm max min det cis
-    arccot arcsec arccsc arsinh arcosh artanh arcsinh arccosh arctanh sup inf lim tr rank dim deg Pr Re Im Var Cov"""))
+_OPERATORS = frozenset(re.findall(r"\w+", """sin cos tan sec csc cot cosec arcsin arccos arctan sinh cosh tanh coth sech csch ln log lg exp
+    gcd lcm max min det cis arccot arcsec arccsc arsinh arcosh artanh arcsinh arccosh arctanh sup inf lim tr rank dim deg Pr Re Im Var
+    Cov"""))
 # letters in bold that are unit vectors; an i without a j or a k beside it is the imaginary unit: see vectors.py
 _UNIT_VECTORS = frozenset("ijk")
-_BOLD = frozenset({"mathbf", "boldsymbol", "bm", "pmb", "textbf"})
 _OTHER_CASE = {"GCD": "gcd", "LCM": "lcm", "MAX": "max", "MIN": "min"}
-_MACRO = re.compile(r"\\([A-Za-z]+)\*?(?:\s*(?=\{)|(?![A-Za-z]))")
+_MACRO = re.compile(r"\\(q?quad|[A-Za-z]+|.)", re.DOTALL)  # in \quadx the space ends before the letter
 _OLD_FONT = re.compile(r"\{\s*\\(?:bf|rm|it|sf|tt|bfseries)\b\s*([^{}]*)\}")
+_BEHIND_SIZE = re.compile(r"\s*([.<>]?)")
+_ROW_SPACE = re.compile(r"\[[^\]]*\]")
+_VALUE_AHEAD = re.compile(r"\s*\\?[A-Za-z]+(?:_\{?\w\}?)?\s*=")
+_LETTER_AHEAD = re.compile(r"\s*(d|[A-Za-z](?![A-Za-z]))")
+_SET_AHEAD = re.compile(r"\s*\{?\s*([A-Z])\s*\}?")
+_MODULUS_AHEAD = re.compile(r"\s*\{?\s*(\w+)\s*\}?")
 _DOLLAR = re.compile(r"(?<!\\)\$")
+_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_](?:[^\W\d_]|['.,/-](?=[^\W\d_])|\.| (?=[^\W\d_]))*")
 
 
-def without_styles(text: str) -> str:
-    """The text without macros of style. Words of \\text and its like stand in double quotes: \\text{5 $\\frac12$ cm} is 5 \\frac12 "cm"."""
+def spell_macros(text: str) -> str:
+    """The text with one spelling for each macro. Words stand in double quotes: \\text{5 $\\frac12$ cm} is 5 \\frac12 "cm"."""
     if "\\" not in text:
         return text
     done, position = [], 0
     text = _OLD_FONT.sub(r"{\1}", text)
     while found := _MACRO.search(text, position):
-        name = found[1]
         done.append(text[position:found.start()])
-        position = found.end()
-        groups = _groups(text, position, _NUM_FIRST_ARGUMENTS.get(name, 0) + 1) if name not in _DROPPED else []
-        if name in _DROPPED:
-            done.append(" ")
-        elif groups and name in _DROPPED_WITH_ARGUMENT:
-            position = groups[-1][1] + 1
-        elif groups and (name in _UNWRAPPED or name in _WORDS):
-            start, position = groups[-1][0] + 1, groups[-1][1] + 1
-            content = text[start:position - 1]
-            done.append(_bold_letter(content.strip()) if name in _BOLD and len(content.strip()) == 1 else
-                        f" {without_styles(content)} " if name in _UNWRAPPED else _words(content))
-        elif name in _WORDS and not found[0].endswith("*") and re.match(r"\s*(?:d|[A-Za-z](?![A-Za-z]))", text[position:position + 9]):
-            letter = text[position:].lstrip()[0]  # \mathrm d
-            position = text.index(letter, position) + 1
-            done.append(_bold_letter(letter) if name in _BOLD else f" {letter} ")
+        name, position = found[1], found.end()
+        if name in _KINDS:
+            spelled, position = _with_argument(name, text, position, done)
+            done.append(spelled)
         else:
-            done.append(found[0])
+            done.append(_SPELLINGS.get(name) or found[0])
     return "".join([*done, text[position:]])
+
+
+def _with_argument(name: str, text: str, end: int, done: list[str]) -> tuple[str, int]:
+    """The spelling of a macro that ends at `end` and looks at what stands behind it, and the place behind both.
+
+    `done`: the pieces in front of it.
+    """
+    kind = _KINDS[name]
+    if kind == "size":
+        sign = _BEHIND_SIZE.match(text, end)
+        angle = {("left", "<"): "(", ("right", ">"): ")"}.get((name, sign[1]), "")
+        return angle, sign.end() if angle or sign[1] in (".", "") else end
+    if kind == "separator":
+        row_space = _ROW_SPACE.match(text, end) if name == "\\" else None
+        end = row_space.end() if row_space else end
+        before = next((piece.rstrip()[-1] for piece in reversed(done) if piece.strip()), "")
+        is_between = _VALUE_AHEAD.match(text, end) and (before.isalnum() or before in (")", "}", "]"))
+        if is_between and (name != "\\" or "\\end" not in text[end:]):
+            return ", ", end  # equations side by side, or below each other without an environment
+        return " " if name != "\\" else "\\\\ " if row_space else "\\\\", end
+    if kind == "set" and (argument := _SET_AHEAD.match(text, end)):
+        return f"\\mathbb{{{argument[1]}}}", argument.end()
+    if kind == "modulo" and (argument := _MODULUS_AHEAD.match(text, end)):
+        return f'"mod" ({argument[1]})', argument.end()
+    star = text[end:end + 1] if text[end:end + 1] == "*" else ""
+    end += len(star)
+    groups = _groups(text, end, _NUM_FIRST_ARGUMENTS.get(name, 0) + 1)
+    if groups and kind == "dropped":
+        return "", groups[-1][1] + 1
+    if groups and kind in ("formula", "words", "bold"):
+        content = text[groups[-1][0] + 1:groups[-1][1]]
+        is_letter = kind == "bold" and len(content.strip()) == 1
+        return (_bold_letter(content.strip()) if is_letter else f" {spell_macros(content)} " if kind == "formula" else _words(content),
+                groups[-1][1] + 1)
+    letter = _LETTER_AHEAD.match(text, end) if kind in ("words", "bold") else None  # \mathrm d
+    if letter:
+        return _bold_letter(letter[1]) if kind == "bold" else f" {letter[1]} ", letter.end()
+    return f"\\{name}{star}", end
 
 
 def _groups(text: str, position: int, number: int) -> list[tuple[int, int]]:
@@ -99,8 +150,8 @@ def _words(content: str) -> str:
         return f" {name} "
     pieces = _DOLLAR.split(content)
     if len(pieces) % 2 == 0:  # a dollar sign without its partner
-        return _quoted(without_styles(content))
-    parts = [_quoted(without_styles(piece)) if place % 2 == 0 else f" {without_styles(piece)} " for place, piece in enumerate(pieces)]
+        return _quoted(spell_macros(content))
+    parts = [_quoted(spell_macros(piece)) if place % 2 == 0 else f" {spell_macros(piece)} " for place, piece in enumerate(pieces)]
     return "".join(parts)
 
 
@@ -109,6 +160,6 @@ def _quoted(text: str) -> str:
     text = text.replace("**", " ").replace("`", " ")
     if '"' in text:
         return text
-    if not re.search(r"[\d\\]", text):
+    if "\\" not in text and not any(map(str.isdecimal, text)):
         return f'"{text}"' if text.strip() else " "
-    return re.sub(r"(?<![\\A-Za-z])[^\W\d_](?:[^\W\d_]|['.,/-](?=[^\W\d_])|\.| (?=[^\W\d_]))*", r'"\g<0>"', text)
+    return _WORD.sub(r'"\g<0>"', text)

@@ -1,17 +1,17 @@
 """Gives an answer one spelling. LaTeX macros, unicode signs and thousands separators can each be written in many ways.
 
-`normalize` rewrites a whole text. The other functions find brackets in a text.
+`normalize` rewrites a whole text: first its unicode signs, by a table; then its macros, by the tables of macros.py; then numbers, money and
+words, by rules. The other functions find brackets in a text.
 """
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-from common.verify.macros import without_styles
+from common.verify.macros import spell_macros
 
-_CURRENCIES = {"\u20ac": "euro", "\u00a3": "pound-sterling", "\u00a5": "yen", "\u20b9": "rupee", "pounds": "pound-sterling", "euro": "euro",
-               "yen": "yen", "textsterling": "pound-sterling", "texteuro": "euro", "USD": "dollar", "EUR": "euro", "GBP": "pound-sterling",
-               "US": "dollar", "mathdollar": "dollar", "textdollar": "dollar", "INR": "rupee", "Rs": "rupee"}
+_CURRENCIES = {"\u20ac": "euro", "\u00a3": "pound-sterling", "\u00a5": "yen", "\u20b9": "rupee", "\\$": "dollar", "USD": "dollar",
+               "US": "dollar", "EUR": "euro", "GBP": "pound-sterling", "INR": "rupee", "Rs": "rupee"}
 
 # ---- characters -----------------------------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ _UNICODE_SIGNS = {
     "\u03c1": "\\rho ", "\u03c4": "\\tau ", "\u03be": "\\xi ", "\u03b7": "\\eta ", "\u03ba": "\\kappa ", "\u03bd": "\\nu ",
     "\u03c8": "\\psi ", "\u03c7": "\\chi ", "\u03a9": "\\Omega ", "\u03a3": "\\Sigma ", "\u03b6": "\\zeta ", "\u230a": "\\lfloor ",
     "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil ", "\u2016": "\\|", "\u2a7d": "\\le ", "\u2a7e": "\\ge ",
-    "\u2713": " ", "\u2714": " ", "\u25a0": " ",
+    "\u200b": "", "\u2060": "", "\ufeff": "", "\u211d": "\\mathbb{R}", "\u2713": " ", "\u2714": " ", "\u25a0": " ",
     "\u00a2": '"cent"', "\u2018": "'", "\u22a4": "\\top "}
 _UNICODE_TABLE = {ord(sign): plain for sign, plain in _UNICODE_SIGNS.items()}
 _UNICODE_TABLE |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # fullwidth letters, digits and signs
@@ -47,101 +47,59 @@ _SUBSCRIPTS = {chr(0x2080 + digit): str(digit) for digit in range(10)}
 
 # ---- rewrite rules --------------------------------------------------------------------------------------------------
 
-def _join_rows(rows: str) -> str:
+def _join_rows(match: re.Match[str]) -> str:
     """The rows of an aligned environment as a list. A row that begins with = continues the row above it."""
-    return re.sub(r"\\\\\s*(?!\s*=)", ", ", rows.replace("&", "")).replace("\\\\", "")
-
-
-_POWERS_OF_TEN = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
+    return _END_OF_ROW.sub(", ", match[2].replace("&", "")).replace("\\\\", "")
 
 
 def _power_of_ten(match: re.Match[str]) -> str:
     """The power of ten of a word such as million. A quote that it takes away in front stays behind it, if more words follow."""
-    quotes = re.sub('" ?dollar"', "", match[0]).count('"')
+    quotes = match[0].replace('" dollar"', "").replace('"dollar"', "").count('"')
     return _POWERS_OF_TEN[match[1].lower()] + ('"' if quotes % 2 else "")
 
 
-# The rules apply in this order; many need the result of earlier ones. A rule is (needed, pattern, replacement). It applies to
-# texts that contain `needed`: "" is in every text, and None means every text that is not ASCII. Looking for `needed` first saves
-# time, because a text seldom contains it and a regular expression is slow.
+def _money(match: re.Match[str]) -> str:
+    """A currency behind its number, or a currency alone."""
+    currency = f'"{_CURRENCIES[match[1] or match[2] or match[3]]}"'
+    return f"{match[4]} {currency} " if match[4] else currency
+
+
+_END_OF_ROW = re.compile(r"\\\\\s*(?!\s*=)")
+_POWERS_OF_TEN = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
+_SIGNS = {"<=": "\\le ", ">=": "\\ge ", "!=": "\\neq ", "<>": "\\neq ", "{:}": ":", "$": " ", "~": " "}
+_WORDS = {"infinity": "\\infty ", "oo": "\\infty ", "per cent": "percent"}
+# 1\,000 and 1{,}000
+_THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+|(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))")
+# The rules apply in this order. A rule is (needed, pattern, replacement). It applies to texts that contain `needed`: "" is in every
+# text, and None means every text that is not ASCII. Looking for `needed` first saves time, because a text seldom contains it.
 _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
-    # characters, end-of-turn tokens and macros that a reader does not see
-    (None, r"[\u200b\u2060\ufeff]", ""),
-    ("<|", r"<\|(?:im_|end|eot|start)[a-z_]*\|>.*$", ""),
+    ("<|", r"<\|(?:im_|end|eot|start)[a-z_]*\|>.*$", ""),  # an end-of-turn token
     # unicode signs that depend on their neighbours
-    (None, "[" + "".join(_SUPERSCRIPTS) + "]+", lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}"),
-    (None, "[" + "".join(_SUBSCRIPTS) + "]+", lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}"),
-    (None, "\u221a\\s*(\\d+(?:\\.\\d+)?)", r"\\sqrt{\1}"),
+    (None, f"[{''.join(_SUPERSCRIPTS)}]+", lambda m: "^{" + "".join(map(_SUPERSCRIPTS.get, m[0])) + "}"),
+    (None, f"[{''.join(_SUBSCRIPTS)}]+", lambda m: "_{" + "".join(map(_SUBSCRIPTS.get, m[0])) + "}"),
+    (None, "\u221a(?:\\s*(\\d+(?:\\.\\d+)?))?", lambda m: f"\\sqrt{{{m[1]}}}" if m[1] else "\\sqrt "),
     ("\\sqrt[", r"(\\sqrt\[\d\])\s*(\d+(?:\.\d+)?)", r"\1{\2}"),
-    (None, "\"?([\u20ac\u00a3\u00a5\u20b9])\"?\\s*(\\d(?:[\\d.,]*\\d)?)", lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
-    (None, "[\u20ac\u00a3\u00a5\u20b9]", lambda m: f'"{_CURRENCIES[m[0]]}"'),
-    ("\\", r"\\(pounds|euro|yen|textsterling|texteuro|mathdollar|textdollar)(?:\{\})?\s*(\d(?:[\d.,]*\d)?)",
-     lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
-    ("", r"\"?+\s*+\b(USD|EUR|GBP|INR|Rs|US(?=\"?\s*\\?\$))\.?+\s*+\"?+\s*+(?:\\?\$)?+\s*+(\d(?:[\d.,]*\d)?)",
-     lambda m: f'{m[2]} "{_CURRENCIES[m[1]]}"'),
-    (None, "\u211d", r"\\R "),
-    # one macro where LaTeX has several
-    ("frac", r"\\(?:[dtcs]|nice)frac(?![a-z])", r"\\frac"),
-    ("{}", r"(?<![A-Za-z])\{\}(?=[\d^])|(?<=\d)\{\}", ""),
-    ("easuredangle", r"\\measuredangle", r"\\angle"),
-    ("\\cr", r"\\cr(?![a-z])", r"\\\\"),
-    ("math", r"\\([ij])math(?![a-z])", r"\1"),
-    # or, and: as signs of logic, and in Chinese between two values
-    ("\\", r"\\(?:lor|vee)(?![a-z])", '" or "'), ("\\", r"\\(?:land|wedge)(?![a-z])", '" and "'),
+    # or, and: in Chinese between two values
     (None, "\"?\\s*(?<=[\\w)}\\]$\"\\s])\u6216\u8005?\\s*\"?(?=[\\s\\w\\\\({$-])", '" or "'),
     (None, "(?<=[A-Za-z0-9)}\\]$])\\s*\"?\\s*[\u548c\u4e0e\u53ca\u4e14]\\s*\"?\\s*(?=[A-Za-z0-9\\\\({$-])", '" and "'),
-    (" x ", r"(?<=\d)[\s\"]* x [\s\"]*(?=10\s*\^)", r"\\times "), ("\"x\"", r"(?<=\d)\s*\"x\"\s*(?=10\s*\^)", r"\\times "),
-    ("binom", r"\\[dt]binom", r"\\binom"),
-    ("\\", r"\\(?:varnothing|oslash)", r"\\emptyset "),
-    ("varphi", r"\\varphi", r"\\phi"),
-    ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
-    ("\\R", r"\\(?:R|Reals|reals)(?![a-z])", r"\\mathbb{R}"),
-    ("\\Z", r"\\Z(?![a-z])", r"\\mathbb{Z}"),
-    ("\\", r"\\(?:mathbb|mathds|Bbb)\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}"),
-    ("infinity", r"\binfinity\b", r"\\infty "),
-    ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
-    # numbers: repeating decimals, money, thousands separators
+    # money, repeating decimals, numbers with a word: $3, 0.(3), 3 million, 3 x 10^8
+    ("", r"(?:(\\\$(?=\s*\d))|\"?([\u20ac\u00a3\u00a5\u20b9])(?:\{\})?\"?|"
+         r"\"?+\s*+\b(USD|EUR|GBP|INR|Rs|US(?=\"?\s*\\?\$))\.?+\s*+\"?+\s*+(?:\\?\$)?+(?=\s*+\d))"
+         r"\s*+(\d(?:[\d.,]*\d)?(?:\^\{?\d+\}?|\\frac\s*\{?\d+\}?\s*\{?\d+\}?)?)?", _money),
     (".", r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
-    ("\\$", r"\\\$\s*((?:\d|,(?=\d)|\{,\}|\.(?=\d)|,\\!)+(?:\^\{?\d+\}?|\\frac\s*\{?\d+\}?\s*\{?\d+\}?)?)", r'\1 "dollar" '),
-    ("\\left", r"\\left\s*<", "("), ("\\right", r"\\right\s*>", ")"),
-    ("aligned", r"\\left\s*(?:\\\{|\\lbrace)\s*(?=\\begin\{aligned\})", ""),
-    ("\\", r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", ""),
-    (",", r"(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))", ""),
-    (",", r"\{\s*,\s*\}|,\\[!,]\s*", ", "),
-    ("", r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+", lambda m: re.sub(r"\D", "", m[0])),  # 1\,000
-    # environments, texts, spaces, and the signs around a formula
-    ("\\begin", r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", lambda m: _join_rows(m[2])),
-    # equations side by side, or below each other without an environment
-    ("=", r"(?<=[\w})\]])\s*(?:\\q?quad|\\\\(?![\s\S]*\\end))\s*(?=\\?[A-Za-z]+(?:_\{?\w\}?)?\s*=)", ", "),
-    ("\\", r"(?<!\\)\\(?:quad|qquad|[,;:! ]|hspace\{[^{}]*\}|hfill|newline)", " "),
-    ("~", r"~", " "),
-    ("$", r"\\\$|\$", " "),
-    ("\\", r"\\[()]|\\\[(?!\d*(?:em|pt|ex)\])|\\\]", " "),
-    ("**", r"^\s*\*\*|\*\*\s*$", " "),
-    # numbers with a word: 3 million, mod 7
-    ("illion", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(million|billion|trillion)\b(?: *("))?', _power_of_ten),
-    ("thousand", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand)\b(?: *("))?', _power_of_ten),
-    ("mod", r"\\p?mod(?![a-z])\s*\{?\s*(\w+)\s*\}?|\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1\2)'),
     ("\\dot", r"(\.\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\1\\overline{\2\3\4}"),
-    ("vert", r"\\[lr]vert(?![a-z])", "|"), ("Vert", r"\\[lr]?Vert(?![a-z])", r"\\|"),
-    ("bmod", r"\\bmod\s*\{?\s*(\w+)\s*\}?", r'"mod" (\1)'),
-    ("per cent", r"\bper cent\b", "percent"),
-    ("colon", r"\\colon(?![a-z])", ":"),
-    ("{:}", r"\{:\}", ":"),
-    ("dots", r"\\[lc]?dots[a-z]?(?![a-z])", r"\\cdots "),
+    ("{}", r"(?<![A-Za-z])\{\}(?=[\d^])|(?<=\d)\{\}", ""),
+    ("x", r"(?<=\d)(?:[\s\"]* x [\s\"]*|\s*\"x\"\s*)(?=10\s*\^)", r"\\times "),
+    ("{", r"\{\s*,\s*\}", ", "),
+    # signs and words
+    ("", r"\\not\s*=|[<>]=|!=|<>|\{:\}|\\?\$|~", lambda m: _SIGNS.get(m[0].lstrip("\\")) or "\\neq "),
+    ("", r"\binfinity\b|(?<![A-Za-z])oo\b|\bper cent\b", lambda m: _WORDS[m[0]]),
+    ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
+    ("\\begin", r"(?:\\\{\s*)?\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", _join_rows),
+    ("", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *("))?', _power_of_ten),
+    ("mod", r"\(\s*\"?\s*mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1)'),
     ("prime", r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
-    # brackets and relations
-    ("angle", r"\\langle", "("), ("angle", r"\\rangle", ")"),
-    ("brace", r"\\lbrace(?![a-z])", r"\\{"), ("brace", r"\\rbrace(?![a-z])", r"\\}"),
-    ("", r"\\leqslant|\\leqq|\\leq|<=|\\le(?![a-z])", r"\\le "),
-    ("", r"\\geqslant|\\geqq|\\geq|>=|\\ge(?![a-z])", r"\\ge "),
-    ("\\lt", r"\\lt(?![a-z])", "<"), ("\\gt", r"\\gt(?![a-z])", ">"),
-    ("", r"\\not\s*=|\\neq|\\ne(?![a-z])|!=|<>", r"\\neq "),
-    ("\\", r"\\approx|\\simeq|\\thickapprox", r"\\approx "),
-    # times of day, the space after a row of a matrix, spaces
-    ("", r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'),
-    ("\\\\[", r"\\\\\[[^\]]*\]", r"\\\\ "),
-    ("", r"\s+", " "),
+    ("", r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'),  # a time of day
 ]
 _COMPILED_RULES = [(needed, re.compile(pattern), replacement) for needed, pattern, replacement in _RULES]
 PUNCTUATION_AT_END = re.compile(r"(?:(?<!\.)\.)?[\s,;:]*$")
@@ -152,12 +110,13 @@ def normalize(text: str) -> str:
     text = text.replace('"', " ").replace("`", " ")
     if not text.isascii():
         text = text.translate(_UNICODE_TABLE)
-    text = without_styles(text)
+    text = spell_macros(_THOUSANDS.sub(lambda match: "".join(filter(str.isdecimal, match[0])), text))
     for needed, pattern, replacement in _COMPILED_RULES:
         applies = needed in text if needed is not None else not text.isascii()
         if applies:
             text = pattern.sub(replacement, text)
-    text = PUNCTUATION_AT_END.sub("", text.replace('" "', " ").replace("\u221a", "\\sqrt ")).strip()
+    text = " ".join(text.split()).replace('" "', " ").removeprefix("**").removesuffix("**")
+    text = PUNCTUATION_AT_END.sub("", text).strip()
     if len(text) > 2 and text[0] == text[-1] == "'":
         text = text[1:-1].strip()
     if text[:1] == text[-1:] == '"' and '"' not in text[1:-1]:
