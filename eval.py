@@ -76,7 +76,7 @@ from common.policy.load import load_policy
 from common.policy.pretrained import context_length, load_tokenizer
 from common.problems.data import load_split
 from common.problems.prompts import load_template, make_eval_problems
-from common.records import Problem, derive_seed
+from common.records import Problem, derive_seed, prompts_of
 from common.rollout.choose_engine import choose_engine, connect, make_engine
 from common.rollout.rounds import make_requests
 from common.run.compare import compare, table
@@ -226,7 +226,7 @@ def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], d
     if not waiting:
         return
     say(f"writing {config.output_dir}; after an interruption, the same command with --output_dir {config.output_dir} continues")
-    engine = make_engine(config, *model, [problem.prompt_ids for problem in problems])
+    engine = make_engine(config, *model, prompts_of(problems))
     if choose_engine(config)[0] == "transformers":  # vLLM loads the model and the adapter itself
         shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
         connect(engine, load_policy(CommonConfig(**shared), *model))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,6 +48,48 @@ class Problem:
     answer: str
     question: str = field(default="", compare=False, repr=False)
     row: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # column -> value
+
+
+class Problems(Sequence[Problem]):
+    """The problems of a large data set, which are made when they are asked for: one, a slice, or all in turn, in parts."""
+
+    longest: int  # no prompt has more tokens
+    examples: list[Problem]  # some problems, among them those with the longest and the shortest prompts
+
+    def pick(self, numbers: Sequence[int]) -> list[Problem]:
+        """The problems with these numbers, made together, which is faster than one by one."""
+        raise NotImplementedError
+
+    def ids(self) -> list[str]:
+        """The ids of all problems."""
+        raise NotImplementedError
+
+    def number_of(self, id: str) -> int | None:
+        """The number of the problem with this id, or None if there is none."""
+        raise NotImplementedError
+
+    def fingerprints(self) -> tuple[int, bytes]:
+        """(a number of problems, 6 bytes for each so many): a hash of their ids, questions and references, in their order."""
+        raise NotImplementedError
+
+
+class PromptList(list[tuple[int, ...]]):
+    """Token ids of prompts of the run: all, or of a large data set some. No prompt of the run has more than `longest` tokens."""
+
+    def __init__(self, prompts: Iterable[tuple[int, ...]], longest: int) -> None:
+        super().__init__(prompts)
+        self.longest = longest
+
+
+def prompts_of(problems: Sequence[Problem]) -> PromptList:
+    """The prompts of these problems; of a large data set some, among them the longest and the shortest."""
+    some = [problem.prompt_ids for problem in (problems.examples if isinstance(problems, Problems) else problems)]
+    return PromptList(some, problems.longest if isinstance(problems, Problems) else longest_of(some))
+
+
+def longest_of(prompts: list[tuple[int, ...]]) -> int:
+    """A number of tokens that no prompt of the run exceeds: of a plain list, the length of the longest."""
+    return prompts.longest if isinstance(prompts, PromptList) else max(map(len, prompts), default=0)
 
 
 @dataclass(frozen=True)

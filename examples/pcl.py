@@ -97,7 +97,7 @@ from common.policy.skipped import check_skipped
 from common.problems.choose import ProblemSampler
 from common.problems.data import load_rows
 from common.problems.prompts import load_template, make_problems
-from common.records import Batch, Completion, Problem, make_batch
+from common.records import Batch, Completion, Problem, make_batch, prompts_of
 from common.rollout.choose_engine import connect, make_engine
 from common.rollout.rounds import evaluate, sample, verify
 from common.run.metrics import TokenMeans, batch_metrics
@@ -211,7 +211,7 @@ def train(config: Config) -> None:
     if len(problems) < config.candidates * config.problems_per_step:
         raise UserError(f"--candidates {config.candidates}: a step needs {config.candidates * config.problems_per_step} problems, and the "
                         f"data has {len(problems)}; give fewer candidates")
-    engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
+    engine = make_engine(config, tokenizer, model_config, prompts_of(problems + held_out))
     policy = load_policy(config, tokenizer, model_config, engine)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     critic = Critic(policy, config.seed)  # its value of a bare prompt is the predicted success rate

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from common.config import CommonConfig
 from common.console import say
 from common.errors import UserError
-from common.records import Completion, Group, Problem, derive_seed
+from common.records import Completion, Group, Problem, Problems, derive_seed
 from common.rollout.rounds import Fill, verify
 from common.run.run import Run
 from common.verify.rewards import Reward
@@ -65,22 +67,27 @@ def most_learnable(scores: np.ndarray, count: int, seed: int) -> list[int]:
 class Epochs:
     """Hands out every problem once per epoch. Each epoch has its own random order, which depends on the seed alone."""
 
-    def __init__(self, problems: list[Problem], seed: int) -> None:
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self.problems, self.seed = problems, seed
         self.drawn = 0  # number of problems handed out so far; the order follows from it and the seed
         self.epoch, self.order = -1, []  # number of the current epoch, and the order of the problems in it
 
     def take(self, count: int) -> list[Problem]:
         """The next `count` problems. They may reach into the next epoch."""
-        taken = []
+        numbers = []
         for i in range(self.drawn, self.drawn + count):
             epoch, place = divmod(i, len(self.problems))
             if epoch != self.epoch:
                 self.epoch, self.order = epoch, list(range(len(self.problems)))
                 random.Random(derive_seed(self.seed, "epoch", epoch)).shuffle(self.order)
-            taken.append(self.problems[self.order[place]])
+            numbers.append(self.order[place])
         self.drawn += count
-        return taken
+        return picked(self.problems, numbers)
+
+
+def picked(problems: Sequence[Problem], numbers: list[int]) -> list[Problem]:
+    """The problems with these numbers."""
+    return problems.pick(numbers) if isinstance(problems, Problems) else [problems[number] for number in numbers]
 
 
 class Memory:
@@ -113,7 +120,10 @@ class Memory:
         """
         if not names:
             return []
-        failed, solved = np.array([self.recent_outcomes(name, step) for name in names]).T
+        failed, solved = np.zeros((2, len(names)))
+        for i, name in enumerate(names):
+            if name in self.recent:  # of a million problems, few
+                failed[i], solved[i] = self.recent_outcomes(name, step)
         p = np.random.default_rng(seed).beta(0.5 + solved, 0.5 + failed)
         return [names[i] for i in np.argsort(-p * (1 - p), kind="stable")[:count]]
 
@@ -124,10 +134,12 @@ class ProblemSampler:
     A step calls `choose` in phase 1, then `record` when all completions are verified, then `metrics`.
     """
 
-    def __init__(self, problems: list[Problem], config: CommonConfig, fill: Fill, reward: Reward, run: Run) -> None:
+    def __init__(self, problems: Sequence[Problem], config: CommonConfig, fill: Fill, reward: Reward, run: Run) -> None:
         """`fill`: the function that samples for groups. lilo, adaptive and dynamic reach a fork's own way of sampling through it."""
         self.config, self.fill, self.reward, self.run = config, fill, reward, run
-        self.by_id = {problem.id: problem for problem in problems}
+        self.problems = problems
+        self.number_of = problems.number_of if isinstance(problems, Problems) else {
+            problem.id: number for number, problem in enumerate(problems)}.get  # a problem's number, or None, from its id
         self.epochs = Epochs(problems, config.seed)
         self.buffer: list[str] = []  # problem ids, with `--sampling buffer`
         self.memory = Memory()
@@ -188,9 +200,11 @@ class ProblemSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs.drawn, self.buffer = state["drawn"], state.get("buffer", [])  # checkpoints of older versions have only "drawn"
         self.memory.totals, self.memory.recent = state.get("totals", {}), state.get("recent", {})
-        self.ahead = [Group(self.by_id[one["problem"]], self.config.num_generations, one["seed"],
-                            completions=[Completion(*completion) for completion in one["completions"]]) for one in state.get("ahead", [])]
-        gone = [name for name in self.buffer if name not in self.by_id]
+        ahead = state.get("ahead", [])
+        self.ahead = [Group(problem, self.config.num_generations, one["seed"],
+                            completions=[Completion(*completion) for completion in one["completions"]])
+                      for problem, one in zip(self._named(one["problem"] for one in ahead), ahead, strict=True)]
+        gone = [name for name in self.buffer if self.number_of(name) is None]
         if gone:  # seen earlier, unless the checkpoint is of an older version
             raise UserError(f"--dataset {self.config.dataset} has no usable row {gone[0]}, which the resumed run has in its buffer; put "
                             "back the data that it was trained on, or start a new run from the checkpoint's adapter with --adapter")
@@ -259,10 +273,19 @@ class ProblemSampler:
             self.buffer = [group.problem.id for group in self._keep_most_learnable(candidates, config.problems_per_step)]
         draw = random.Random(derive_seed(config.seed, "buffer", self.step))
         stored = draw.sample(self.buffer, min(math.ceil(BUFFER_SHARE * config.problems_per_step), len(self.buffer)))
-        problems = [self.by_id[name] for name in stored] + self.epochs.take(config.problems_per_step - len(stored))
+        problems = self._named(stored) + self.epochs.take(config.problems_per_step - len(stored))
         return self._new_groups(problems, config.num_generations)
 
     # ---- steps that these ways share --------------------------------------------------------------------------------
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The ids of all problems."""
+        return self.problems.ids() if isinstance(self.problems, Problems) else [problem.id for problem in self.problems]
+
+    def _named(self, names: Iterable[str]) -> list[Problem]:
+        """The problems with these ids."""
+        return picked(self.problems, [self.number_of(name) for name in names])
 
     def _new_groups(self, problems: list[Problem], wanted: int) -> list[Group]:
         """A new group for each problem, still without completions.
@@ -281,8 +304,8 @@ class ProblemSampler:
             return self._new_groups(self.epochs.take(count), wanted)
         seed = derive_seed(config.seed, "candidates", self.step, len(self.tried))
         tried = {group.problem.id for group in self.tried}  # in an earlier round of this step
-        names = [name for name in self.by_id if name not in tried]
-        chosen = [self.by_id[name] for name in self.memory.thompson_sample(names, count, self.step, seed)]
+        names = [name for name in self.names if name not in tried]
+        chosen = self._named(self.memory.thompson_sample(names, count, self.step, seed))
         # a small data set may have fewer untried problems than candidates; the epoch then gives the missing ones
         return self._new_groups(chosen + self.epochs.take(count - len(chosen)), wanted)
 

@@ -3,12 +3,10 @@ from __future__ import annotations
 
 import difflib
 import errno
-import hashlib
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from common.config import CommonConfig, SamplingConfig
 from common.console import say
 from common.errors import UserError
 from common.problems.references import kind_of, reference_of
+from common.problems.rows import LARGE, LargeRows, Part, Row, Table, hold_out, together
 from common.problems.sums import sums
 from common.problems.tables import READERS, read_tables, split_in_name
 from common.registered import MADE, REGISTERED, Source
@@ -24,8 +23,6 @@ from common.run.saved_config import read_record
 from common.tiny.task import Arithmetic, Generator
 from common.verify.answers import extract_answer
 
-Table = Sequence[dict[str, Any]]  # the rows of a split; each has the same columns
-
 # column names that are looked for, in this order, if no flag names the column
 QUESTION_COLUMNS = ("question", "problem", "prompt")
 ANSWER_COLUMNS = ("answer", "expected_answer", "ground_truth", "reward_model.ground_truth", "final_answer", "reference", "solution")
@@ -33,27 +30,9 @@ FIRST_ROWS = 100  # of these rows one must have the key inside a column that is 
 NOT_ASKING = ("assistant", "gpt", "system", "developer", "tool", "function")  # roles of messages that are no question
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a data set. `question` or `answer` is None if the data has no usable one."""
-
-    id: str  # "gsm8k/train/12": data set, split, and number of the row
-    question: str | None
-    answer: str | None
-    fault: str = ""  # why a row with a text in the answer column has no answer
-    earlier: tuple[dict[str, Any], ...] = ()  # if the question is a chat: the messages before the last one, with "role" and "content"
-    table: Table = field(default=(), compare=False, repr=False)  # of the split
-    place: int = 0  # number of the row in the table
-
-    @property
-    def raw(self) -> dict[str, Any]:
-        """The value of every column."""
-        return self.table[self.place]
-
-
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
-def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
+def load_rows(config: CommonConfig) -> tuple[Sequence[Row], Sequence[Row]]:
     """(training rows, held-out rows) of `--dataset` and `--eval_dataset`. No model is needed for this.
 
     If there is no test split, a tenth of the rows is held out, and at most `--eval_problems` rows. A hash of the question chooses them.
@@ -61,12 +40,15 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     """
     columns, any_answer = (config.prompt_column, config.answer_column), config.reward is not None
     first = config.derived.get  # the name of the data before it was moved, in a resumed run
-    splits = _rows_of(config.dataset, *columns, _train_and_test, any_answer=any_answer, called=first("first_dataset"))
+    read = partial(_rows_of, config.dataset, *columns, _train_and_test, any_answer=any_answer, called=first("first_dataset"))
+    splits = read()
     train, held_out = splits["train"], splits.get("test")
     if config.eval_dataset:
         splits = _rows_of(config.eval_dataset, *columns, _train_and_test, columns_needed=False, any_answer=any_answer,
                           called=first("first_eval_dataset"))
         held_out = splits.get("test", splits["train"])
+        if isinstance(held_out, LargeRows) and not isinstance(train, LargeRows):
+            train = read(large=True)["train"]  # both in the same form, so that they can be compared
     if held_out is None:
         count = len(train)
         train, held_out = hold_out(train, config.eval_problems)
@@ -74,20 +56,7 @@ def load_rows(config: CommonConfig) -> tuple[list[Row], list[Row]]:
     return train, held_out
 
 
-def hold_out(rows: list[Row], most: int) -> tuple[list[Row], list[Row]]:
-    """(training rows, held-out rows) of a data set without a test split. A tenth is held out, at most `most` rows.
-
-    A hash of the question chooses them. Rows with the same question count once, and training keeps no row with the question of a held-out
-    one. Example: 40 different rows and most 200 -> 36 and 4.
-    """
-    rows = in_fixed_order(rows)
-    different = list({asked(row): row for row in rows if row.question and row.answer is not None}.values())
-    held_out = different[:min(most, len(different) // 10)]
-    taken = {asked(row) for row in held_out}
-    return [row for row in rows if asked(row) not in taken], held_out
-
-
-def load_split(config: SamplingConfig, split: str) -> list[Row]:
+def load_split(config: SamplingConfig, split: str) -> Sequence[Row]:
     """The rows of `--dataset` that eval.py scores. Raises UserError.
 
     They are those of the split `split`, or of every split for "all". A data set without a split "test" gives the rows that training holds
@@ -104,7 +73,7 @@ def load_split(config: SamplingConfig, split: str) -> list[Row]:
         return {"validation": found["validation"]} if "validation" in found and len(found) > 1 else _train_and_test(found)
 
     splits = _rows_of(config.dataset, config.prompt_column, config.answer_column, pick)
-    rows = [row for some in splits.values() for row in some]
+    rows = together(list(splits.values()))
     name, trained = next(iter(splits)), _run_of(getattr(config, "adapter", None))
     same = trained.get("dataset") is not None and (local_path(str(trained["dataset"])) or trained["dataset"]) in (
         config.dataset, local_path(config.dataset))
@@ -142,19 +111,12 @@ def _train_and_test(tables: dict[str, Table]) -> dict[str, Table]:
     return {"train": tables[train]} | ({"test": tables[test]} if test else {})
 
 
-def asked(row: Row) -> str:
-    """The whole question as one text: of a chat, with its earlier messages. Two rows with the same text ask the same."""
-    return json.dumps([row.earlier, row.question], default=str) if row.earlier else row.question or ""
-
-
-def in_fixed_order(rows: Iterable[Row]) -> list[Row]:
-    """The rows in the order of a hash of their questions. This order is the same in every run, so all runs use the same problems."""
-    return sorted(rows, key=lambda row: hashlib.sha256(asked(row).encode()).digest())
-
-
 def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable[[dict[str, Table]], dict[str, Table]],
-             columns_needed: bool = True, any_answer: bool = False, called: str | None = None) -> dict[str, list[Row]]:
+             columns_needed: bool = True, any_answer: bool = False, called: str | None = None,
+             large: bool = False) -> dict[str, Sequence[Row]]:
     """The rows of the data set `name`, by split. `pick` chooses among all its splits. called: its name in the ids, if that is another.
+
+    More than LARGE rows are a LargeRows, and so are fewer with `large`.
 
     question, answer: columns that a flag names, or None. columns_needed False: if the data has no such column, the usual names count.
     any_answer: no row has the answer None, and the data may have no answer column.
@@ -182,8 +144,10 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
     called = called or name
     base = called.partition(":")[0]
     label = base if base in (*REGISTERED, *MADE) else Path(called).name or Path(called).resolve().name
-    return {split: [_make_row(f"{label}/{split}/{i}", table, i, raw, questions, answer_column, any_answer) for i, raw in enumerate(table)]
-            for split, table in tables.items()}
+    make = {split: partial(_make_row, f"{label}/{split}", table, questions, answer_column, any_answer) for split, table in tables.items()}
+    if large or sum(map(len, tables.values())) > LARGE:
+        return {split: LargeRows.read(Part(f"{label}/{split}", table, make[split]), any_answer) for split, table in tables.items()}
+    return {split: [make[split](i, raw) for i, raw in enumerate(table)] for split, table in tables.items()}
 
 
 def _load_tables(name: str) -> dict[str, Table]:
@@ -249,32 +213,38 @@ def _cell(raw: dict[str, Any], column: str) -> Any:
     return value
 
 
-def _make_row(id: str, table: Table, place: int, raw: dict[str, Any], questions: tuple[str, ...], answer_column: str,
-              any_answer: bool) -> Row:
+def _make_row(label: str, table: Table, questions: tuple[str, ...], answer_column: str, any_answer: bool, place: int,
+              raw: dict[str, Any]) -> Row:
     """The row with the texts of the `questions` columns, joined by a space, and the reference answer from `answer_column`.
 
     `raw` is the row of `table` at `place`. any_answer: in place of None the answer is the text of the column as it stands, or "".
     """
-    cells = [_cell(raw, column) for column in questions]
+    cells = [raw[column] if column in raw else _cell(raw, column) for column in questions]
     parts = [part for part in map(_text, cells) if part]
     question = " ".join(parts) if len(parts) == len(questions) else None
-    chat: list[dict[str, Any]] = []
-    if any(isinstance(cell, dict) or (isinstance(cell, list) and any(isinstance(part, dict) for part in cell)) for cell in cells):
-        if len(cells) == 1 and isinstance(cells[0], list) and all(isinstance(message, dict) for message in cells[0]):
-            chat = cells[0]
-        if not chat or chat[-1].get("role") in NOT_ASKING:
-            question = None  # no text, or a chat that asks nothing
-    given = _cell(raw, answer_column)
+    earlier: tuple[dict[str, Any], ...] = ()
+    if any(not isinstance(cell, str) for cell in cells):
+        earlier, asks = _chat_before(cells)
+        question = question if asks else None
+    given = raw[answer_column] if answer_column in raw else _cell(raw, answer_column)
     text, fault, answer = _text(given), kind_of(given), None
     if text and not fault:  # the reference answer is extracted here, once
         answer, fault = reference_of(text, worked=answer_column.lower() == "solution")
     if any_answer and answer is None:
         answer, fault = (text and extract_answer(text)) or text or "", ""
+    return Row(f"{label}/{place}", question, answer, fault, earlier, table, place)
+
+
+def _chat_before(cells: list[Any]) -> tuple[tuple[dict[str, Any], ...], bool]:
+    """(the messages before the question, if a cell is a chat; whether the cells ask something that text templates can show)."""
+    if not any(isinstance(cell, dict) or (isinstance(cell, list) and any(isinstance(part, dict) for part in cell)) for cell in cells):
+        return (), True
+    chat = cells[0] if len(cells) == 1 and isinstance(cells[0], list) and all(isinstance(message, dict) for message in cells[0]) else []
     earlier = tuple({key: plain(value) if key == "content" else value for key, value in message.items() if value is not None}
                     for message in chat[:-1])
-    if any(not isinstance(message.get("content"), str) for message in earlier):
-        question = None  # a message with an image or a tool call, which text templates cannot show
-    return Row(id, question, answer, fault, earlier, table, place)
+    # a message with an image or a tool call cannot be shown
+    texts = all(isinstance(message.get("content"), str) for message in earlier)
+    return earlier, bool(chat) and chat[-1].get("role") not in NOT_ASKING and texts
 
 
 def plain(content: Any) -> Any:

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.config import CommonConfig, SamplingConfig
@@ -15,11 +16,13 @@ from common.console import say
 from common.errors import UserError
 from common.flags import CHAT_TEXT
 from common.policy.chat import TemplateError, end_of_turn, render_chats
-from common.problems.data import Row, in_fixed_order
+from common.problems.large import Bound, LargeProblems, lengths_checked
+from common.problems.rows import LARGE, LargeRows, Row, asked, in_fixed_order, keys_of, repeats, why_unusable
 from common.records import Problem
 from common.run.folder import CONFIG
 from common.run.saved_config import read_record
 
+FIRST = 1000  # of these rows of a large data set the console shows what the template drops
 LARGEST_TEXT = 2**20  # bytes of a template file or a system prompt
 # the request for an answer, in the templates chat and plain
 ASK = "Reason step by step, and put your final answer within \\boxed{}."
@@ -38,10 +41,16 @@ class Template:
     add_special_tokens: bool  # whether the tokenizer adds its special tokens; False if the text of the prompt has them already
     stop: tuple[str, ...] = ()  # strings that end a completion, for models that write on after the answer
     render_many: Callable[[list[tuple[str, Sequence[dict[str, Any]]]]], list[str]] | None = None  # `render` for many, where it is faster
+    # which of the earlier messages are written
+    kept: Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any]]] = lambda earlier: ()
 
     def render_all(self, asked: list[tuple[str, Sequence[dict[str, Any]]]]) -> list[str]:
         """The prompts of many pairs (question, earlier)."""
         return self.render_many(asked) if self.render_many else [self.render(*one) for one in asked]
+
+    def asked(self, row: Row) -> str:
+        """What of the row the prompt is made of: two rows with the same text have the same prompt."""
+        return asked(replace(row, earlier=tuple(self.kept(row.earlier)))) if row.earlier else row.question or ""
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
@@ -94,9 +103,11 @@ def _chat_template(name: str, config: SamplingConfig, tokenizer: PreTrainedToken
         asked = {"role": "user", "content": user.replace("{question}", question)}
         if system is None:
             return [*earlier, asked]
-        # in place of a system message of the data
-        kept = (message for message in earlier if message.get("role") != "system")
-        return [{"role": "system", "content": system}, *kept, asked]
+        return [{"role": "system", "content": system}, *kept(earlier), asked]
+
+    def kept(earlier: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        # the system message is in place of one of the data
+        return earlier if system is None else [message for message in earlier if message.get("role") != "system"]
 
     own = f"give --prompt_template a file of your own{', without --system_prompt' if system is not None else ''}"
 
@@ -118,7 +129,7 @@ def _chat_template(name: str, config: SamplingConfig, tokenizer: PreTrainedToken
     write([messages_of("?", ())])  # a template without end is found before thousands of prompts are tried
     token, end = end_of_turn(tokenizer)
     template = Template(name, lambda question, earlier=(): render_all([(question, earlier)])[0], False,
-                        (end,) if end and token is None else (), render_all)
+                        (end,) if end and token is None else (), render_all, kept)
     if system is not None and system.strip() not in template.render("?"):
         raise UserError(f"--system_prompt: the chat template of {config.model} has no place for a system message; write the text into a "
                         "template file with {question}, and give that file as --prompt_template")
@@ -184,19 +195,23 @@ def text_given(given: str, named: str) -> str:
     return given
 
 
-def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, template: Template,
-                  tokenizer: PreTrainedTokenizerBase, context_length: int) -> tuple[list[Problem], list[Problem]]:
+def make_problems(rows: tuple[Sequence[Row], Sequence[Row]], config: CommonConfig, template: Template,
+                  tokenizer: PreTrainedTokenizerBase, context_length: int) -> tuple[Sequence[Problem], list[Problem]]:
     """(training problems, held-out problems). There are at most `--eval_problems` held-out problems.
 
     rows: (training rows, held-out rows). context_length: tokens that the model can read, prompt and completion together.
     A prompt that is in both kinds of rows stays in the held-out problems only. The console shows how many rows are left out
-    and why: no usable question or answer, a repeated prompt, or a prompt that is too long.
+    and why: no usable question or answer, a repeated prompt, or a prompt that is too long. The training problems of a large data set
+    are made when they are asked for.
     Raises UserError if no training row is left, or no held-out row although `--eval_steps` asks for evaluations.
     """
     longest = max_prompt_length(config, context_length)
-    seen: set[str] = set()
-    held_out = usable_problems("held-out", in_fixed_order(rows[1]), seen, template, tokenizer, longest)[:config.eval_problems]
-    train = usable_problems("training", rows[0], seen, template, tokenizer, longest)
+    if isinstance(rows[0], LargeRows):
+        train, held_out = _large_problems(rows, config, template, tokenizer, longest)
+    else:
+        seen: set[str] = set()
+        held_out = usable_problems("held-out", in_fixed_order(rows[1]), seen, template, tokenizer, longest)[:config.eval_problems]
+        train = usable_problems("training", rows[0], seen, template, tokenizer, longest)
     if not train:
         raise UserError(f"--dataset {config.dataset}: no usable row is left to train on; the lines above say why")
     if config.eval_steps and not held_out:
@@ -204,17 +219,25 @@ def make_problems(rows: tuple[list[Row], list[Row]], config: CommonConfig, templ
     return train, held_out
 
 
-def make_eval_problems(rows: list[Row], config: SamplingConfig, template: Template, tokenizer: PreTrainedTokenizerBase,
+def make_eval_problems(rows: Sequence[Row], config: SamplingConfig, template: Template, tokenizer: PreTrainedTokenizerBase,
                        context_length: int, count: int) -> list[Problem]:
     """The problems that eval.py evaluates: the same `count` problems every time (0: all usable problems). Raises UserError.
 
     Repeated prompts stay, because published scores count them too.
     """
-    problems = usable_problems("evaluation", rows, None, template, tokenizer, max_prompt_length(config, context_length))
+    longest = max_prompt_length(config, context_length)
+    if isinstance(rows, LargeRows) and count:  # no more rows are looked at than are needed
+        ordered = _with_answers("evaluation", in_fixed_order(rows))
+        problems: list[Problem] = []
+        while len(problems) < count and len(ordered):
+            part, ordered = ordered[:count - len(problems)], ordered[count - len(problems):]
+            problems += usable_problems("evaluation", list(part), None, template, tokenizer, longest)
+    else:
+        problems = usable_problems("evaluation", list(rows), None, template, tokenizer, longest)
     if not problems:
         raise UserError(f"--dataset {config.dataset}: no usable row is left to evaluate on; the lines above say why")
-    order = {row.id: place for place, row in enumerate(in_fixed_order(rows))}
-    return sorted(problems, key=lambda problem: order[problem.id])[:count or None]
+    order = {row.id: place for place, row in enumerate(in_fixed_order(rows))} if not isinstance(rows, LargeRows) or not count else {}
+    return sorted(problems, key=lambda problem: order[problem.id])[:count or None] if order else problems
 
 
 def max_prompt_length(config: SamplingConfig, context_length: int) -> int:
@@ -225,7 +248,7 @@ def max_prompt_length(config: SamplingConfig, context_length: int) -> int:
     return context_length - config.max_completion_length
 
 
-def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template: Template, tokenizer: PreTrainedTokenizerBase,
+def usable_problems(kind: str, rows: Sequence[Row], seen: set[str] | None, template: Template, tokenizer: PreTrainedTokenizerBase,
                     longest: int) -> list[Problem]:
     """The problems of the rows that can be used, in the order of the rows. The console shows how many rows are left out and why.
 
@@ -235,9 +258,8 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
     left_out: dict[str, list[str]] = {}
     usable = []
     for row in rows:
-        if row.question is None or row.answer is None:
-            what = "question" if row.question is None else f"answer ({row.fault})" if row.fault else "answer"
-            left_out.setdefault(f"without a usable {what}", []).append(row.id)
+        if why := why_unusable(row):
+            left_out.setdefault(why, []).append(row.id)
         else:
             usable.append(row)
     kept, lost = [], []  # lost: rows whose chat is not whole in the prompt
@@ -253,7 +275,7 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
     problems = []
     for (row, prompt), ids in zip(kept, prompt_ids(kind, [prompt for _, prompt in kept], template, tokenizer), strict=True):
         if not 0 < len(ids) <= longest:
-            left_out.setdefault(f"with a prompt longer than the {longest} tokens that the completion leaves", []).append(row.id)
+            left_out.setdefault(_too_long(longest), []).append(row.id)
         else:
             problems.append(Problem(row.id, prompt, tuple(ids), row.answer, row.question, row.raw))
     if lost:
@@ -262,15 +284,79 @@ def usable_problems(kind: str, rows: list[Row], seen: set[str] | None, template:
         say(f"data: the prompts of {len(lost)} {kind} rows lack system messages or earlier turns of their chats ({why}): "
             f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}")
     for reason, ids in left_out.items():
-        say(f"data: left out {len(ids)} {kind} rows {reason}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
+        _say_left_out(kind, len(ids), reason, ids)
     return problems
 
 
-def prompt_ids(kind: str, prompts: list[str], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _too_long(longest: int) -> str:
+    return f"with a prompt longer than the {longest} tokens that the completion leaves"
+
+
+def _say_left_out(kind: str, count: int, reason: str, ids: list[str]) -> None:
+    if count:
+        say(f"data: left out {count} {kind} rows {reason}: {', '.join(ids[:5])}{', ...' if count > 5 else ''}")
+
+
+# ---- large data sets ------------------------------------------------------------------------------------------------
+
+def _large_problems(rows: tuple[LargeRows, Sequence[Row]], config: CommonConfig, template: Template,
+                    tokenizer: PreTrainedTokenizerBase, longest: int) -> tuple[Sequence[Problem], list[Problem]]:
+    """(training problems, held-out problems), as `make_problems` gives them. Questions are compared, and not prompts."""
+    seen: set[str] = set()
+    if isinstance(rows[1], LargeRows):
+        others = _with_answers("held-out", in_fixed_order(rows[1]))
+        keys = _keys(others, template)
+        others = others.take(~repeats(keys))
+        held_out = _made_later("held-out", others, template, tokenizer, longest)[:config.eval_problems]
+    else:
+        held_out = usable_problems("held-out", in_fixed_order(rows[1]), seen, template, tokenizer, longest)[:config.eval_problems]
+        keys = keys_of([row for row in rows[1] if not why_unusable(row)], template.asked)
+    train = _with_answers("training", rows[0])
+    again = repeats(np.concatenate([keys, _keys(train, template)]))[len(keys):]
+    _say_left_out("training", int(again.sum()), "with a question seen before", train.take(np.flatnonzero(again)[:6]).ids())
+    train = train.take(~again)
+    say(f"data: {config.dataset}: {len(rows[0]):,} training rows ask {len(train):,} different questions")
+    if len(train) <= LARGE:
+        return usable_problems("training", list(train), seen, template, tokenizer, longest), held_out
+    return _made_later("training", train, template, tokenizer, longest), held_out
+
+
+def _made_later(kind: str, rows: LargeRows, template: Template, tokenizer: PreTrainedTokenizerBase, longest: int) -> LargeProblems:
+    """The problems of those rows whose prompts are short enough."""
+    def make(some: list[Row], shown: str | None = None) -> list[Problem]:
+        prompts = template.render_all([(row.question, row.earlier) for row in some]) if some else []
+        ids = prompt_ids(shown, prompts, template, tokenizer)
+        return [Problem(row.id, prompt, tuple(tokens), row.answer, row.question, row.raw)
+                for row, prompt, tokens in zip(some, prompts, ids, strict=True)]
+
+    usable_problems(f"of the first {FIRST} {kind}", list(rows[:FIRST]), None, template, tokenizer, 10**9)  # says what the templates drop
+    too_long, most, examples = lengths_checked(rows, Bound(template.render, tokenizer), make, longest)
+    _say_left_out(kind, int(too_long.sum()), _too_long(longest), rows.take(np.flatnonzero(too_long)[:6]).ids())
+    return LargeProblems(rows.take(~too_long), make, most, examples)
+
+
+def _with_answers(kind: str, rows: LargeRows) -> LargeRows:
+    """The rows with a usable question and answer."""
+    for number, why in enumerate(rows.faults):
+        found = np.flatnonzero(rows.facts["fault"] == number) if why else []
+        _say_left_out(kind, len(found), why, rows.take(found[:6]).ids() if why else [])
+    return rows.take(rows.facts["fault"] == 0)
+
+
+def _keys(rows: LargeRows, template: Template) -> np.ndarray:
+    """(n,) of FACTS: high and low are the hashes of what the prompts are made of."""
+    keys = rows.facts.copy()
+    chats = np.flatnonzero(keys["chat"])
+    if len(chats):  # a template may leave messages out
+        keys[chats] = keys_of([rows[i] for i in chats.tolist()], template.asked)
+    return keys
+
+
+def prompt_ids(kind: str | None, prompts: list[str], template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The token ids of the prompts: with one begin token where one is wanted, not two, and without an end token at the end.
 
     A completion goes on from the last token. Behind an end token it would begin a new text, which has nothing to do with the question.
-    The console shows what was removed. kind: a word for these prompts.
+    The console shows what was removed. kind: a word for these prompts. None: nothing is shown.
     """
     if not prompts:
         return []
@@ -290,6 +376,6 @@ def prompt_ids(kind: str, prompts: list[str], template: Template, tokenizer: Pre
             if count:
                 removed[what] = removed.get(what, 0) + 1
         result.append(ids)
-    for what, count in removed.items():
+    for what, count in removed.items() if kind else ():
         say(f"data: {what} was removed from {count} of the {len(prompts)} {kind} prompts: the tokenizer or the template had put it there")
     return result

@@ -21,7 +21,7 @@ from common.policy.adapters import one_rank
 from common.policy.policy import Policy
 from common.policy.pretrained import load_generation_config, model_folder, stop_token_ids
 from common.policy.shared_base import Held, HeldBase, stamps
-from common.records import Completion, Request, hash_seeds
+from common.records import Completion, Request, hash_seeds, longest_of
 from common.rollout.text import decode, stop_at, tokens_named
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has buffers for these ranks
@@ -80,7 +80,7 @@ class VLLMEngine:
         try:
             self.llm = LLM(model=model_folder(config), trust_remote_code=False, dtype=dtype,
                            seed=config.seed % 2**31, enable_prefix_caching=True,
-                           max_model_len=max(map(len, prompts)) + config.max_completion_length, logprobs_mode="processed_logprobs",
+                           max_model_len=longest_of(prompts) + config.max_completion_length, logprobs_mode="processed_logprobs",
                            generation_config="vllm", use_tqdm_on_load=False, **options)  # no sampling defaults of the model
         except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
             four_bits = "" if config.load_in_4bit else "--load_in_4bit, "

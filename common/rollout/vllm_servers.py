@@ -27,7 +27,7 @@ from common.files import new_folder, remove
 from common.policy.adapters import copy_adapter, one_rank, write_zero_adapter
 from common.policy.policy import Policy
 from common.policy.pretrained import first_adapter, load_generation_config, public_name, stop_token_ids
-from common.records import Completion, Request, hash_seeds
+from common.records import Completion, Request, hash_seeds, longest_of
 from common.rollout.parity import check_parity, probes, why_apart
 from common.rollout.text import decode, stop_at, tokens_named
 from common.rollout.vllm_http import Lost, NotThere, Server
@@ -89,7 +89,7 @@ class VLLMServers:
         self.vocabulary = model_config.get_text_config().vocab_size
         self.probe_prompts = sorted(prompts, key=len)[-4:]  # the longest prompts, which fill whole cache blocks
         self.chunk = 4 * BUSY * len(self.members)
-        self.model, self.longest = public_name(config), max(map(len, prompts), default=0) + config.max_completion_length
+        self.model, self.longest = public_name(config), longest_of(prompts) + config.max_completion_length
         self.rank = one_rank(config)
         self.run, self.version, self.pause = secrets.token_hex(8), 0, min(PAUSE_S, self.timeout / 20)
         self.folder = Path(config.output_dir or ".").absolute() / FOLDER

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shlex
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,12 +18,13 @@ from common.console import say
 from common.errors import UserError
 from common.files import sha256, write_file
 from common.policy.fingerprint import adapter_fingerprint, base_fingerprint, tokenizer_fingerprint
-from common.records import Problem
+from common.records import Problem, Problems
 from common.run.folder import CONFIG, CONFIG_COPY
 from common.run.resume import IDENTITY
 from common.run.saved_config import PATHS, START_FLAGS
 
 ROW = 6  # bytes of the fingerprint of a problem; as text 8 characters
+BLOCKS = "train_blocks"  # of a large data set, instead of "train"
 KINDS = {"train": "training", "held_out": "held-out"}
 
 
@@ -81,7 +82,7 @@ class Identity:
             name = next(name for name in [*before, *files] if before.get(name) != files.get(name))
             self._refuse(f"--reward {path}: {f'the file {name}, which it imports,' if name else 'the file'}")
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: list[Problem], held_out: list[Problem]) -> None:
+    def check(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: Sequence[Problem], held_out: list[Problem]) -> None:
         """Compares all else. prompt: that of a short question, which shows the template. Call it before weights are loaded."""
         self.check_base()
         self._check("tokenizer", tokenizer_fingerprint(tokenizer), f"the tokenizer of --model {self.config.model}")
@@ -89,10 +90,14 @@ class Identity:
         prompt = hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()
         self._check("prompt", prompt, f"the prompt template ({self.config.prompt_template}), with its system message,")
         self._check("stop", self.config.stop, "the list of stop strings")
-        self._check_problems("train", problems)
+        if isinstance(problems, Problems) or BLOCKS in self.before:
+            self._check_blocks(problems)
+        if not isinstance(problems, Problems) or "train" in self.before:  # a checkpoint of a version without blocks has all problems
+            self._check_problems("train", problems)
         if self.config.eval_steps:
             self._check_problems("held_out", held_out)
-        self._check("tokens", tokens_fingerprint(problems), "the way in which prompts become tokens")
+        if "tokens" in self.before or not isinstance(problems, Problems):
+            self._check("tokens", tokens_fingerprint(problems), "the way in which prompts become tokens")
 
     def check_base(self) -> None:
         """Compares the files of the base. Nothing is compared while they are still on the hub: call it again when they have been loaded."""
@@ -119,7 +124,20 @@ class Identity:
                             "give the path where it is now") from error
         self._check("reference", found, f"--adapter {config.adapter}: the adapter that the run began with")
 
-    def _check_problems(self, kind: str, problems: list[Problem]) -> None:
+    def _check_blocks(self, problems: Sequence[Problem]) -> None:
+        """Compares the training problems of a large data set: blocks of them, and the tokens of some."""
+        size, found = problems.fingerprints() if isinstance(problems, Problems) else (1, b"")
+        before = self.before.get(BLOCKS)
+        self.now[BLOCKS] = {"problems": len(problems), "size": size, "hashes": base64.b64encode(found).decode()}
+        if isinstance(before, dict) and before != self.now[BLOCKS]:
+            was = base64.b64decode(before["hashes"])
+            first = next((i for i in range(0, len(found), ROW) if found[i:i + ROW] != was[i:i + ROW]), 0) // ROW * size
+            self._refuse(f"--dataset {self.config.dataset}: of the training problems, {before['problems']} before and {len(problems)} now, "
+                         f"one of the numbers {first + 1} to {first + size} is another, so that the data")
+        if isinstance(problems, Problems):
+            self._check("tokens_of_some", tokens_fingerprint(problems.examples), "the way in which prompts become tokens")
+
+    def _check_problems(self, kind: str, problems: Sequence[Problem]) -> None:
         rows = b"".join(self._row(problem) for problem in problems)
         self.now[kind] = base64.b64encode(rows).decode()
         self.now["eval_problems"] = self.config.eval_problems
@@ -159,7 +177,10 @@ class Identity:
     # ---- as part of a checkpoint ------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        write_file(folder / IDENTITY, json.dumps({**self.before, **self.now}))
+        record = {**self.before, **self.now}
+        if BLOCKS in self.now:  # in place of 8 bytes for each problem
+            record = {name: value for name, value in record.items() if name not in ("train", "tokens")}
+        write_file(folder / IDENTITY, json.dumps(record))
 
     def load(self, folder: Path) -> None:
         """Nothing: what the checkpoint has was compared before anything was loaded."""
@@ -197,7 +218,7 @@ def flag_fingerprint(value: Any) -> str:
     return hashlib.sha256(repr(float(value) if isinstance(value, int) else value).encode()).hexdigest()[:16]
 
 
-def tokens_fingerprint(problems: list[Problem]) -> str:
+def tokens_fingerprint(problems: Sequence[Problem]) -> str:
     """The fingerprint of the token ids of all prompts."""
     digest = hashlib.sha256()
     for problem in problems:

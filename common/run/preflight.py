@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 import torch
 
@@ -15,12 +15,13 @@ from common.flags import PLANNED
 from common.policy.critic import SecondAdapter
 from common.policy.micro_batches import microbatches
 from common.policy.policy import Policy
-from common.records import Completion, Problem, make_batch
+from common.records import Completion, Problem, make_batch, prompts_of
 from common.rollout.engine import Engine
 from common.run.memory_plan import BUDGETS, GB, STATES, make_plan, shape_of, table
 
 
-def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: list[Problem], critic: SecondAdapter | None = None) -> None:
+def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: Sequence[Problem],
+              critic: SecondAdapter | None = None) -> None:
     """On a GPU, does one forward and backward over the largest micro-batch that can occur. Does nothing without a GPU.
 
     The sampler has given up its keys and values then, as in every update. If the trial does not fit, tries again with more checkpointing
@@ -30,7 +31,7 @@ def preflight(engine: Engine, policy: Policy, config: CommonConfig, problems: li
     if policy.device.type != "cuda":
         return
     engine.sleep()
-    prompt = max(len(problem.prompt_ids) for problem in problems)
+    prompt = prompts_of(problems).longest
     torch.cuda.empty_cache()
     free, whole = torch.cuda.mem_get_info()
     cache = config.planned.get("cache_bytes", 0) if config.vllm_enable_sleep_mode else 0

@@ -5,7 +5,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ class Run:
         """The run folder."""
         return self.lock.folder if self.lock is not None else Path(self.config.output_dir or "")
 
-    def identify(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: list[Problem], held_out: list[Problem]) -> None:
+    def identify(self, tokenizer: PreTrainedTokenizerBase, prompt: str, problems: Sequence[Problem],
+                 held_out: list[Problem]) -> None:
         """Notes in later checkpoints what the run is made of. prompt: that of a short question, which shows the prompt template.
 
         Raises UserError if a resumed run is made of something else than before. Call it before weights are loaded.
