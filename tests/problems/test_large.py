@@ -2,11 +2,12 @@
 
 import json
 import random
+import re
 import shutil
 
 import numpy as np
 import pytest
-from helpers import completions, run
+from helpers import completions, run, save_random_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,8 +22,8 @@ from common.records import prompts_of
 from common.run.resume import IDENTITY
 
 ROWS = 30_000
-TRAIN = [*"--model tiny --prompt_template question --problems_per_step 4 --num_generations 2 --max_completion_length 8".split(),
-         *"--max_steps 2 --eval_problems 8 --eval_steps 2 --save_steps 1 --sampling lilo --report_to none".split()]
+TRAIN = "--prompt_template question --problems_per_step 4 --num_generations 2 --max_completion_length 8 --max_steps 2 --eval_problems 8"
+TRAIN += " --eval_steps 2 --save_steps 1 --sampling lilo --report_to none --num_minibatches 1"
 
 
 def row_of(i, draw):
@@ -47,11 +48,11 @@ def config_of(file, kind=CommonConfig, **flags):
     return kind(dataset=str(file), prompt_template="question", max_completion_length=100, **flags)
 
 
-def made(file, tokenizer, monkeypatch, large, capsys, **flags):
-    """(training problems, held-out problems, what the console says) as a large or as a small data set."""
+def made(file, tokenizer, monkeypatch, large, capsys, size=rows.LARGE, **flags):
+    """(training problems, held-out problems, what the console says) as a large or as a small data set. size: LARGE."""
     with monkeypatch.context() as patch:
         for module in (data, prompts):
-            patch.setattr(module, "LARGE", rows.LARGE if large else 10**9)
+            patch.setattr(module, "LARGE", size if large else 10**9)
         config = config_of(file, **flags)
         found = load_rows(config)
         assert isinstance(found[0], LargeRows) == large
@@ -191,35 +192,41 @@ def test_no_prompt_has_more_tokens_than_the_bound(kind):
         assert Bound(lambda text: text, built).tokens(large.facts)[-1] <= 100 + 3
 
 
-def test_a_tokenizer_that_makes_more_of_a_text_is_asked_for_every_prompt(file, tokenizer, monkeypatch, capsys):
+def test_a_tokenizer_that_makes_more_of_a_text_is_asked_for_every_prompt(file, tokenizer, monkeypatch, capsys, tmp_path):
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join(file.read_text().splitlines(keepends=True)[:1500]))
     wide = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), eos_token="<eos>")
-    wide.backend_tokenizer.normalizer = normalizers.Replace("figs", "figs " * 200)
-    train, _, said = made(file, wide, monkeypatch, True, capsys)
-    eager, _, eager_said = made(file, wide, monkeypatch, False, capsys)
+    wide.backend_tokenizer.normalizer = normalizers.Replace("plums", "figs " * 1000)
+    train, _, said = made(some, wide, monkeypatch, True, capsys, size=500, eval_problems=20)
+    eager, _, eager_said = made(some, wide, monkeypatch, False, capsys, eval_problems=20)
     line = next(line for line in said.splitlines() if "longer than" in line)
-    assert line in eager_said and [*train] == eager
+    assert line in eager_said and [*train] == eager and 900 < len(eager) < 1200
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def trained(file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
+def trained(file, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    save_random_model(folder / "model", "llama", tokenizer, tie_word_embeddings=True)
     with pytest.MonkeyPatch.context() as patch:
-        assert run("train_grpo", folder, *TRAIN, "--dataset", str(file), monkeypatch=patch, quick=[]) == 0
-    return folder
+        assert go(folder, folder / "run", file, monkeypatch=patch) == 0
+    return folder / "run"
 
 
-def resumed(trained, folder, file, *flags, monkeypatch):
-    shutil.copytree(trained, folder)
-    checkpoint = folder / "checkpoint-1"
-    return run("train_grpo", folder, *TRAIN, "--dataset", str(file), "--resume_from_checkpoint", str(checkpoint), *flags,
+def go(home, folder, file, *flags, monkeypatch):
+    return run("train_grpo", folder, *TRAIN.split(), "--model", str(home / "model"), "--dataset", str(file), *flags,
                monkeypatch=monkeypatch, quick=[])
+
+
+def resumed(begun, folder, file, trained, *, monkeypatch):
+    shutil.copytree(begun, folder)
+    return go(trained.parent, folder, file, "--resume_from_checkpoint", str(folder / "checkpoint-1"), monkeypatch=monkeypatch)
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(file, trained, tmp_path, monkeypatch):
     assert (trained / "checkpoint-1" / IDENTITY).stat().st_size < 10_000
-    assert resumed(trained, tmp_path / "again", file, monkeypatch=monkeypatch) == 0
+    assert resumed(trained, tmp_path / "again", file, trained, monkeypatch=monkeypatch) == 0
     assert completions(tmp_path / "again") == completions(trained)
 
 
@@ -230,24 +237,25 @@ def test_other_data_is_refused(file, trained, tmp_path, monkeypatch, change):
     other = {"a reference": {**line, "answer": "12345"}, "a question": {**line, "question": "Another one?"}}.get(change)
     lines = lines[:100] if change == "far fewer rows" else lines[:20_000] + ([json.dumps(other)] if other else []) + lines[20_001:]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
-    error = resumed(trained, tmp_path / "again", tmp_path / "rows.jsonl", monkeypatch=monkeypatch)
+    error = resumed(trained, tmp_path / "again", tmp_path / "rows.jsonl", trained, monkeypatch=monkeypatch)
     assert "so that the data differs from that of the resumed run" in error
 
 
 def test_a_checkpoint_with_a_fingerprint_of_every_problem_is_resumed(file, trained, tmp_path, monkeypatch):
     for module in (data, prompts):
         monkeypatch.setattr(module, "LARGE", 10**9)
-    assert run("train_grpo", tmp_path / "before", *TRAIN, "--dataset", str(file), monkeypatch=monkeypatch, quick=[]) == 0
+    assert go(trained.parent, tmp_path / "before", file, monkeypatch=monkeypatch) == 0
     assert completions(tmp_path / "before") == completions(trained)
     for module in (data, prompts):
         monkeypatch.setattr(module, "LARGE", rows.LARGE)
     checked = json.loads((tmp_path / "before" / "checkpoint-1" / IDENTITY).read_text())
     assert "train" in checked and "train_blocks" not in checked
-    assert resumed(tmp_path / "before", tmp_path / "again", file, monkeypatch=monkeypatch) == 0
+    assert resumed(tmp_path / "before", tmp_path / "again", file, trained, monkeypatch=monkeypatch) == 0
     assert completions(tmp_path / "again") == completions(trained)
     record = json.loads((tmp_path / "again" / "checkpoint-2" / IDENTITY).read_text())
     assert "train" not in record and record["train_blocks"]["problems"] > 29_000
-    checked["train"] = checked["train"][:40] + "AAAAAAAA" + checked["train"][48:]
-    (tmp_path / "before" / "checkpoint-1" / IDENTITY).write_text(json.dumps(checked))
-    error = resumed(tmp_path / "before", tmp_path / "other", file, monkeypatch=monkeypatch)
-    assert "number 6 (" in error and "is another" in error
+    lines = file.read_text().splitlines(keepends=True)
+    lines[100] = lines[100].replace('"answer": "', '"answer": "7')
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    error = resumed(tmp_path / "before", tmp_path / "other", tmp_path / "rows.jsonl", trained, monkeypatch=monkeypatch)
+    assert re.search(r"number \d+ \(rows.jsonl/train/100\) is another", error)
