@@ -98,7 +98,8 @@ from common.policy.pretrained import context_length, load_tokenizer
 from common.policy.skipped import check_skipped
 from common.problems.choose import ProblemSampler
 from common.problems.data import load_rows
-from common.problems.prompts import Template, load_template, make_problems, max_prompt_length, prompt_ids
+from common.problems.prompts import Template, load_template, make_problems, max_prompt_length
+from common.problems.usable import prompt_ids
 from common.records import Group, Problem, derive_seed, make_batch, prompts_of
 from common.rollout.choose_engine import connect, make_engine
 from common.rollout.reasoning_steps import split_steps

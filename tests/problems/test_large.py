@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from common.config import CommonConfig, SamplingConfig
-from common.problems import data, prompts, rows
+from common.problems import data, rows, usable
 from common.problems.choose import ProblemSampler
 from common.problems.data import load_rows, load_split
 from common.problems.large import Bound, LargeProblems
@@ -51,7 +51,7 @@ def config_of(file, kind=CommonConfig, **flags):
 def made(file, tokenizer, monkeypatch, large, capsys, size=rows.LARGE, **flags):
     """(training problems, held-out problems, what the console says) as a large or as a small data set. size: LARGE."""
     with monkeypatch.context() as patch:
-        for module in (data, prompts):
+        for module in (data, usable):
             patch.setattr(module, "LARGE", size if large else 10**9)
         config = config_of(file, **flags)
         found = load_rows(config)
@@ -79,8 +79,8 @@ def test_a_large_data_set_gives_the_same_problems(file, tokenizer, monkeypatch, 
 
 def test_prompts_are_made_when_they_are_wanted(file, tokenizer, monkeypatch, capsys):
     rendered = []
-    real = prompts.Template.render_all
-    monkeypatch.setattr(prompts.Template, "render_all", lambda self, asked: rendered.append(len(asked)) or real(self, asked))
+    real = usable.Template.render_all
+    monkeypatch.setattr(usable.Template, "render_all", lambda self, asked: rendered.append(len(asked)) or real(self, asked))
     train, _, _ = made(file, tokenizer, monkeypatch, True, capsys)
     assert sum(rendered) < 3000
     rendered.clear()
@@ -242,11 +242,11 @@ def test_other_data_is_refused(file, trained, tmp_path, monkeypatch, change):
 
 
 def test_a_checkpoint_with_a_fingerprint_of_every_problem_is_resumed(file, trained, tmp_path, monkeypatch):
-    for module in (data, prompts):
+    for module in (data, usable):
         monkeypatch.setattr(module, "LARGE", 10**9)
     assert go(trained.parent, tmp_path / "before", file, monkeypatch=monkeypatch) == 0
     assert completions(tmp_path / "before") == completions(trained)
-    for module in (data, prompts):
+    for module in (data, usable):
         monkeypatch.setattr(module, "LARGE", rows.LARGE)
     checked = json.loads((tmp_path / "before" / "checkpoint-1" / IDENTITY).read_text())
     assert "train" in checked and "train_blocks" not in checked
