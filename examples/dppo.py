@@ -80,7 +80,7 @@ from common.policy.skipped import check_skipped
 from common.problems.choose import ProblemSampler
 from common.problems.data import load_rows
 from common.problems.prompts import load_template, make_problems
-from common.records import make_batch
+from common.records import make_batch, prompts_of
 from common.rollout.choose_engine import connect, make_engine
 from common.rollout.rounds import evaluate, sample, verify
 from common.run.metrics import TokenMeans, batch_metrics
@@ -171,7 +171,7 @@ def train(config: Config) -> None:
     config.derive(stop=config.stop or list(template.stop))  # strings that end a completion
     problems, held_out = make_problems(rows, config, template, tokenizer, context_length(model_config))
     run.identify(tokenizer, template.render("?"), problems, held_out)  # a resumed run must be made of the same as before
-    engine = make_engine(config, tokenizer, model_config, [problem.prompt_ids for problem in problems + held_out])
+    engine = make_engine(config, tokenizer, model_config, prompts_of(problems + held_out))
     policy = load_policy(config, tokenizer, model_config, engine)  # the frozen base, and the LoRA adapter "default" that is trained
     optimizer = make_optimizer(policy.parameters_of("default"), config.learning_rate, config.optim)
     fill = partial(sample, engine=engine, config=config)  # samples the completions that groups still lack
