@@ -1,4 +1,4 @@
-"""The answer checker on a labelled corpus, on plain numbers, and on the gold answers of GSM8K and MATH, beside math-verify.
+"""The answer checker on a labelled corpus, on plain numbers, on votes, and on the gold answers of GSM8K and MATH, beside math-verify.
 
     python benchmarks/verify.py [--corpus ../shared/data/verify/open.jsonl] [--data ../shared/data]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from common.verify import answers_equal, is_correct
 from common.verify.extract import reference_answer
 from common.verify.rewards import Worker
 from common.verify.second_opinion import math_verify
+from common.verify.voting import groups_of_equal_answers
 
 Judge = Callable[[str, str], bool | None]
 Results = list[tuple[bool | None, float]]  # verdict (None: a crash, or no answer in time) and seconds of each row
@@ -51,14 +53,14 @@ class MathVerify:
 
     def __init__(self) -> None:
         self.worker = Worker(inspect.getfile(math_verify), "math_verify", 10.0)
-        self.worker.answer()  # ready
+        self.worker.loaded()
         if self(r"\boxed{1}", "1") is not True:
             fail("math-verify does not work: pip install math-verify")
 
     def __call__(self, completion: str, reference: str) -> bool | None:
         problem = {"id": "", "prompt": "", "answer": reference_answer(reference)}
-        answer = self.worker.call({"completion": completion, "problem": problem})
-        return None if answer is None or "error" in answer else answer["score"] > 0
+        answer = self.worker.run([[{"completion": completion, "problem": problem, "tokens": 0, "finish_reason": "stop"}]])[0][0]
+        return answer["score"] > 0 if "score" in answer else None
 
 
 def corpus_table(rows: list[dict[str, Any]], verdicts: dict[str, Results]) -> str:
@@ -99,6 +101,28 @@ def numbers(count: int) -> list[tuple[str, str]]:
     return [(f"\\boxed{{{a}}}", a.replace(",", "") if i % 2 else str(i)) for i, a in enumerate(answers)]
 
 
+def scattered_samples(problems: int, samples: int) -> list[list[str]]:
+    """For each problem, sampled answers that seldom agree: numbers, fractions, roots and expressions, each written in several ways."""
+    rng = random.Random(0)
+
+    def answer() -> str:
+        a, b, c = rng.randrange(1, 40), rng.randrange(2, 40), rng.randrange(1, 10)
+        return rng.choice([f"{a * b}", f"{a}/{b}",
+                           rf"\frac{{{a}}}{{{b}}}", rf"{c}+\sqrt{{{b}}}", rf"\sqrt{{{b}}} + {c}", f"{a}x+{c}", f"({a}, {b})",
+                           rf"\frac{{{a}\pi}}{{{b}}}", f"x = {a}", rf"{a}\text{{ cm}}", f"2^{{{b}}}-{c}", rf"{c}, {a}"])
+
+    return [[answer() for _ in range(samples)] for _ in range(problems)]
+
+
+def votes(problems: int = 500, samples: int = 64) -> str:
+    """Seconds of the majority votes over scattered answers, and how many different answers there are."""
+    rows = scattered_samples(problems, samples)
+    began = time.perf_counter()
+    groups = [len(groups_of_equal_answers(row)) for row in rows]
+    seconds = time.perf_counter() - began
+    return f"maj@{samples} over {problems} problems, {statistics.fmean(groups):.0f} different answers each: {seconds:.1f} s"
+
+
 def gold_table(folder: Path) -> str:
     """Every gold solution compared with itself, and with the answer of the next problem."""
     lines = []
@@ -137,6 +161,7 @@ def main() -> None:
     ]
     show(table(["checks a second, one process", "plain numbers", "usual rows"], lines))
     show(f"\nplain numbers: {plain['vinery'] / plain['math-verify']:,.0f} times math-verify\n")
+    show(votes() + "\n")
     show(gold_table(arguments.data))
 
 

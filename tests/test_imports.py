@@ -73,3 +73,8 @@ def test_another_system_is_refused_in_one_line(missing, script):
     code = f"import sys; {missing}; import runpy; runpy.run_path('{script}.py', run_name='__main__')"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1 and ended.stdout == "" and ended.stderr.count("\n") == 1 and "inside WSL" in ended.stderr
+
+
+def test_no_file_has_the_name_of_a_standard_module():
+    """A custom reward runs with its own folder in front of the path: numbers.py there would stand for Python's."""
+    assert not [path for path in (ROOT / "common").rglob("*.py") if path.stem in sys.stdlib_module_names and path.stem != "__init__"]

@@ -14,7 +14,7 @@ from common.verify.expression_values import (
     NeedsMorePrecision,
     Undefined,
 )
-from common.verify.numbers import Number, is_zero, magnitude, round_fraction
+from common.verify.rounding import Number, is_zero, magnitude, round_fraction
 from common.verify.tokens import Unsupported
 from common.verify.trees import Node, variables, whole_variables
 

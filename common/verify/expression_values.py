@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from mpmath import libmp
 
-from common.verify.numbers import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction
+from common.verify.rounding import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction
 from common.verify.tokens import FUNCTIONS, SYMMETRIC, Unsupported
 from common.verify.trees import WHOLE, Node, operands
 

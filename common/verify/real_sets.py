@@ -12,7 +12,7 @@ from typing import Any
 
 from common.verify.equal import Evaluation, TooMuchWork, Work
 from common.verify.expression_values import PRECISION_BITS
-from common.verify.numbers import round_fraction
+from common.verify.rounding import round_fraction
 from common.verify.trees import INFINITY, Node, degrees, substituted, variables
 
 Form = tuple[Any, ...]

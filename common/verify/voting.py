@@ -15,9 +15,9 @@ from mpmath import libmp
 from common.verify.answers import answers_equal
 from common.verify.equal import Evaluation, TooMuchWork, Work
 from common.verify.expression_values import PRECISION_BITS, Undefined
-from common.verify.numbers import magnitude, round_fraction
 from common.verify.readings import read_forms
 from common.verify.relations import Form, is_expression, is_variable
+from common.verify.rounding import magnitude, round_fraction
 from common.verify.tokens import Unsupported
 from common.verify.trees import CONSTANTS, Node, variables, with_whole_variables
 
