@@ -121,7 +121,9 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     kinds = {x[0], y[0]}
     if "labelled" in kinds and len(kinds) == 2:
         labelled, other = (x, y) if x[0] == "labelled" else (y, x)
-        if other[0] in ("bracketed", "matrix"):
+        if other[0] == "matrix":
+            return _equal(("matrix", "matrix", tuple((value,) for value in labelled[3][2])), other, work)
+        if other[0] == "bracketed":
             return _equal(labelled[3], other, work)
         # x_1 = 2, x_2 = 3 has no order
         same = _equal_in_any_order if len({name[0] + name[1:2] for name in labelled[1]}) == 1 else _equal_in_order
@@ -257,6 +259,9 @@ def _equal_relations(x: Form, y: Form, work: Work) -> bool:
     can_be_flipped = not {"\\to", "\\in"} & set(flipped_y)
     if can_be_flipped and operators_x == flipped_y and _equal_in_order(parts_x, parts_y[::-1], work):
         return True
+    if x[3] and y[3] and len(parts_x) != len(parts_y) and _equal(parts_x[0], parts_y[0], work):  # a = 40/3 and a = 40/3 \approx 13.3
+        return all(_is_true_chain(operators, parts[1:], work) for operators, parts in ((operators_x, parts_x), (operators_y, parts_y))) \
+            and _equal(parts_x[1], parts_y[1], work)
     if x[3] and y[3] and len(parts_x) == len(parts_y) == 2 and _equal_functions(parts_x, parts_y, work):
         return True
     sides = (*parts_x, *parts_y)

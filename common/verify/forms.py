@@ -85,8 +85,12 @@ def _read_quantities(quantities: list[tuple[str, str]]) -> Form:
 
 def _read_plus_minus(text: str, depth: int) -> Form:
     """The list of the two values of a \\pm b, or of the two points of (\\pm a, b)."""
-    if text.count("\\pm") > 1 and "\\mp" not in text:  # the text does not say whether it means two values or four
-        return ("text", text.replace(" ", ""))
+    if text.count("\\pm") > 1 and "\\mp" not in text:  # (\pm 3, \pm 2) is four points; a \pm b \pm c does not say what it means
+        pieces = split_outside_brackets(text[1:-1], ",") if text[0] == "(" and closing_bracket(text, 0) == len(text) - 1 else []
+        if len(pieces) < 2 or max(piece.count("\\pm") for piece in pieces) > 1 or text.count("\\pm") > 3:
+            return ("text", text.replace(" ", ""))
+        before, _, behind = text.partition("\\pm")
+        return flattened("list", tuple(read_form(f"{before}{sign}{behind}", depth + 1) for sign in "+-"))
     upper, lower = text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+")
     return ("list", (read_form(upper, depth + 1), read_form(lower, depth + 1)))
 
@@ -136,7 +140,7 @@ def _read_each(pieces: list[str], depth: int) -> tuple[Form, ...]:
     """The forms of the pieces of a list. Raises Unsupported if there are too many pieces or one is empty."""
     if len(pieces) > MAX_ITEMS or not all(piece.strip(' "') for piece in pieces):
         raise Unsupported("items")
-    return tuple(read_form(piece, depth + 1) for piece in pieces)
+    return tuple(read_form(piece + '"' * (piece.count('"') % 2), depth + 1) for piece in pieces)  # a quote may have gone with "and"
 
 
 def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]:
@@ -261,10 +265,16 @@ def _read_relation(text: str, depth: int) -> Form | None:
 
 
 def _labelled_point(names: str, values: str, depth: int) -> Form | None:
-    """(x, y) = (1, 2) as labelled values."""
-    if names[:1] != "(" or values[:1] != "(" or "\\pm" in values:
+    """(x, y) = (1, 2), or the same with columns, as labelled values."""
+    if names[:1] not in ("(", "\\") or values[:1] not in ("(", "[", "\\") or "\\pm" in values:
         return None
-    left, right = _read_bracketed(names, depth), _read_bracketed(values, depth)
+    if "\\begin" in names:
+        columns = [read_matrix(side, depth, read_form) for side in (names, values)]
+        if not all(column and column[0] == "matrix" and all(len(row) == 1 for row in column[2]) for column in columns):
+            return None
+        left, right = (("bracketed", "()", tuple(row[0] for row in column[2])) for column in columns if column)
+    else:
+        left, right = _read_bracketed(names, depth), _read_bracketed(values, depth)
     if not left or not right or len(left[2]) != len(right[2]) or right[1] != "()" or not all(map(is_variable, left[2])):
         return None
     pairs = sorted((name[2], place) for place, name in enumerate(left[2]))

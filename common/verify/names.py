@@ -8,7 +8,7 @@ from common.verify.units import DENYING_WORDS
 # the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
 _NAME_OF_VALUE = re.compile(
     r"""\[\s*(?:\\triangle\s*)?[A-Z]{3,6}\s*\]|[A-Z]{2}(?:\s*\+\s*[A-Z]{2})+|"""
-    r"""m\s*\(?\s*\\angle\s*[A-Z0-9]+\s*\)?|[fgh]\([fgh]\([^()]*\)\)|\([^()=]*\)'|\\mathbb\{[A-Z]\}|"""
+    r"""\\(?:max|min|sup|inf)|m\s*\(?\s*\\angle\s*[A-Z0-9]+\s*\)?|[fgh]\([fgh]\([^()]*\)\)|\([^()=]*\)'|\\mathbb\{[A-Z]\}|"""
     r"""[a-z]_\{?\w\}?(?:\s*[+]\s*[a-z]_\{?\w\}?)+|n\s*\([A-Z\s]*+(?:\\c[au]p[A-Z\s]++)*+\)|"""
     r"""\(\s*[a-z]\s*\\circ\s*[a-z]\s*\)\s*\(.*\)|\\vec\s*\{?[a-z]\}?\s*\\(?:cdot|times)\s*\\vec\s*\{?[a-z]\}?|"""
     r"""\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(?:\\angle\s*)?(?:\\?[A-Za-z]+|[A-Z]{2,3})(?:\s*\))?|\\(?:int|iint|oint|sum|prod"""
@@ -35,6 +35,9 @@ _DENIAL = re.compile(
     r"fake)\b)")
 _PRODUCT = re.compile(r"(?<![A-Za-z_\\])(?!max|min|gcd|lcm|sum|avg|d[a-z](?![a-z]))[a-z]{2,3}(?![A-Za-z])|"
     r"(?<![A-Za-z\\])[a-z] [a-z](?![A-Za-z])")
+# letters with brackets, indices and exponents, but no sign of an operation: A^{-1}, [x]_B, C_B(\vec{x}), AB
+_NAME_OF_MATRIX = re.compile(r'(?:\\(?:vec|hat|mathbb|mathcal|det|exp)(?![a-z])|_\{?\w++\}?|'
+                             r'\^\s*+\{?\s*+(?:-?\w++|\\top)\s*+\}?|[A-Za-z\[\](){}\'"])++')
 _ONE_SYMBOL = re.compile(r'"?\s*(?:\\[A-Za-z]+|[A-Za-z])\s*"?(?:\'|_\{\s*"?\w+"?\s*\}|_\w)*')
 
 
@@ -51,8 +54,8 @@ def is_name(text: str) -> bool:
 
 
 def is_name_of_matrix(text: str) -> bool:
-    """Whether the text names a matrix: A^{-1}, M^T, A^3."""
-    return bool(re.fullmatch(r'"?[A-Z]"?(?:_\w)?\s*\^\s*\{?(?:-?\w|\\top)\}?', text))
+    """Whether the text names a matrix, if a matrix stands behind its =."""
+    return bool(_NAME_OF_MATRIX.fullmatch(text))
 
 
 def is_symbol(text: str) -> bool:

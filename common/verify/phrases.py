@@ -62,7 +62,7 @@ _INTEGER_LETTER = re.compile(r'(?<![A-Za-z\\])([a-z])\s*\\in\s*\\mathbb\{Z\}|(?<
 _ROUNDING = re.compile(r'(?<=\d)[\s,(]+(?:correct |rounded )?(?:to )?(?:the nearest [a-z]+|(?:\d+|one|two|three|four)\s*'
                        r'(?:d\.?\s?p\.?|decimal places?|s\.?\s?f\.?|sig\.? figs?|significant (?:figures|digits)))[\s)]*$', re.IGNORECASE)
 _IN_FRONT = re.compile(r'^["\s]*(?:(?![^为是共有约答得]*[不非无没负除至])[\u4e00-\u9fff]{0,7}[为是共有约答得][:]?["\s]*|'
-                       r'(?:(?:the )?(?:ordered )?(?:point|pair|triple|vector|interval|matrix|number|value|line|'
+                       r'(?:(?:the )?(?:ordered )?(?:point|origin|pair|triple|vector|interval|matrix|number|value|line|'
                        r'equation|function)|a total of|approximately|'
                        r'approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+)(?=[-\d\\$.([])',
                        re.IGNORECASE)

@@ -25,6 +25,7 @@ _COUNT = re.compile(r"[CPA]\s*\([^(),]+,[^(),]+\)")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 # an expression without words, commas, relations and other brackets than ( ) and { }
 _PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
+_SIGN_IN_FRONT = re.compile(r"^(?:=|\\(?:approx|therefore|Rightarrow|implies|Longrightarrow|to)(?![A-Za-z]))\s*")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 
 
@@ -33,7 +34,7 @@ def read_forms(answer: str) -> tuple[Form, ...]:
     """The forms that an answer may have, mostly one. There is none for an answer without content. Raises Unsupported."""
     if len(answer) > MAX_ANSWER_LENGTH:
         return ()
-    text = normalize(formula_in_a_sentence(answer))
+    text = normalize(formula_in_a_sentence(answer.rstrip("\\ ")))
     if len(text) > 2 * MAX_ANSWER_LENGTH:
         return ()
     if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
@@ -43,7 +44,7 @@ def read_forms(answer: str) -> tuple[Form, ...]:
     if letter := choice_letter(text):
         return (read_value(letter), *_readings_of_text(text_of_choice(text)))
     plain = text
-    text = _without_near_approximation(re.sub(r"^(?:=|\\approx)\s*", "", without_words_around(text)))
+    text = _without_near_approximation(_SIGN_IN_FRONT.sub("", without_words_around(_SIGN_IN_FRONT.sub("", text))))
     text = phrase(text) or text
     if letter := choice_letter(text):
         return (read_value(letter), *_readings_of_text(text_of_choice(text)))

@@ -38,14 +38,22 @@ def flattened(kind: str, items: tuple[Form, ...]) -> Form:
 
 def labelled_values(items: tuple[Form, ...]) -> Form | None:
     """Values with different names, sorted by name: ("labelled", names, values, values as a tuple). None for other items."""
+    if any(item[0] == "labelled" for item in items):  # x = z = 2, y = -1
+        items = tuple(part for item in items for part in (_relations_of(item) if item[0] == "labelled" else (item,)))
     names = [item[2][0][2] if item[0] == "relation" and item[1] == ("=",) and is_variable(item[2][0]) else "" for item in items]
     if len(items) < 2 or "" in names or len(set(names)) < len(names):
         return None
-    order = sorted(range(len(items)), key=lambda place: names[place])
+    order = sorted(range(len(items)), key=lambda place: names[place].lstrip("\\"))
     values = tuple(items[place][2][1] for place in order)
     if {name for value in values if is_expression(value) for name in variables(value[1])} & set(names):
         return None  # x = y + 1 says more than the value of x
     return ("labelled", tuple(names[place] for place in order), values, ("bracketed", "()", values))
+
+
+def _relations_of(labelled: Form) -> tuple[Form, ...]:
+    """Labelled values as equations."""
+    return tuple(("relation", ("=",), (("value", ("sym", name.lstrip("\\")), name, ""), value), True)
+                 for name, value in zip(labelled[1], labelled[2], strict=True))
 
 
 def join_relations(items: tuple[Form, ...], words: set[str]) -> Form:

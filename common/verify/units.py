@@ -144,7 +144,7 @@ _UNIT = re.compile(r'(?:(?<=[\d)}!\]])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*+(?
                    rf'\\?(%)|(\(?\s*+{_WORD}(?:\s*+(?:(?:/|\\cdot)\s*+)?{_WORD}){{0,4}}\s*+\)?))$')
 _TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
 _SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")
-_TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot|cis)\b|[+-](?![^(\[{]*[)\]}])")
+_TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot|cis)(?![A-Za-z])|[+-](?![^(\[{]*[)\]}])")
 
 
 def split_unit(text: str) -> tuple[str, str]:
