@@ -225,9 +225,8 @@ class CommonConfig(SamplingConfig):
     def check(self) -> None:
         """Raises UserError for values and combinations that cannot work, before anything is loaded."""
         super().check()
-        at_least_one = ("lora_r", "lora_alpha", "problems_per_step", "num_generations", "max_steps", "num_iterations",
-                        "num_minibatches", "max_tokens_per_microbatch", "eval_problems")
-        for name in at_least_one:
+        for name in ("lora_r", "lora_alpha", "problems_per_step", "num_generations", "max_steps", "num_iterations",
+                     "num_minibatches", "max_tokens_per_microbatch", "eval_problems"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 up")
         for name in ("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "beta", "importance_cap", "importance_floor"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -242,11 +241,9 @@ class CommonConfig(SamplingConfig):
         if self.sample_ahead and not (self.vllm_server_base_url and self.importance_cap > 0 and self.sampling == "uniform"):
             raise UserError("--sample_ahead 1 needs servers (--vllm_server_base_url), importance weights (--importance_cap above 0), and "
                             "--sampling uniform, which chooses problems before it knows how this step went")
-        completions = self.problems_per_step * self.num_generations
-        require(self.num_minibatches <= completions, "num_minibatches", self.num_minibatches,
-                 f"at most the {completions} completions of a step")
-        heads = {"lm_head", "embed_tokens"} & set(self.lora_target_modules or ())
-        if heads:
+        most = self.problems_per_step * self.num_generations
+        require(self.num_minibatches <= most, "num_minibatches", self.num_minibatches, f"at most the {most} completions of a step")
+        if heads := {"lm_head", "embed_tokens"} & set(self.lora_target_modules or ()):
             raise UserError(f"--lora_target_modules {' '.join(heads)}: the output head and the embeddings stay frozen; leave them out")
         if self.optim != "adamw_torch" and not importlib.util.find_spec("bitsandbytes"):
             raise UserError(f"--optim {self.optim} needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
@@ -254,6 +251,10 @@ class CommonConfig(SamplingConfig):
         if self.report_to != "none" and not importlib.util.find_spec(self.report_to):
             raise UserError(f"--report_to {self.report_to}: it is not installed; pip install {self.report_to}, or leave the flag out")
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run has a reference policy: with a KL term. A fork that uses one in another way sets `needs_reference = True`."""
+        return self.beta > 0
 
     @property
     def importance(self) -> dict[str, Any]:

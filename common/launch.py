@@ -200,7 +200,7 @@ def _resumed_config(config_class: type[C], script: str, checkpoint: Path, saved:
     before |= saved.derived
     changed = sorted(different(typed, before))
     movable = set(PATHS) if (checkpoint / IDENTITY).is_file() else set()  # what is there now is compared before anything is loaded
-    movable -= set() if config.beta > 0 else {"adapter"}  # without a KL term the adapter is that of the checkpoint
+    movable -= set() if config.needs_reference else {"adapter"}  # without a reference the adapter is that of the checkpoint
     fixed = [name for name in changed if name not in config_class.resumable and name not in movable]
     if fixed:
         raise UserError(f"--{fixed[0]} {typed[fixed[0]]} differs from the resumed run's {before[fixed[0]]}; leave it out, "

@@ -11,7 +11,7 @@ completion is right. Each step phi first takes one optimiser step on the outcome
 of the reference) is the reward of each token but the last, divided by the largest |return to go| of the batch.
 
 Deviations: those of train_ppo.py on the policy's side.
-- phi is a second adapter on the frozen base. The reference is the base with the adapters off.
+- phi is a second adapter on the frozen base. The reference is the base with the adapters off, or the frozen adapter of --adapter.
 - Problems with few or many right completions stay. The paper keeps success rates of 0.2 to 0.8: --sampling dynamic or lilo is near that.
 - phi takes one optimiser step for each batch, at ten times the paper's learning rate, as LoRA needs.
 What to know: with whitening only the ratio of the weights of process and outcome matters, here --process_weight to 1. prm/accuracy is the
@@ -53,6 +53,7 @@ class Config(CommonConfig):
     tiny_defaults: ClassVar[dict[str, Any]] = {
         **CommonConfig.tiny_defaults, "num_iterations": 1, "num_minibatches": 4, "prm_learning_rate": 1e-3}
     trained_adapters: ClassVar[int] = 2
+    needs_reference = True  # also without --beta
     resumable: ClassVar[set[str]] = CommonConfig.resumable | {"prm_learning_rate"}
 
     def check(self) -> None:
@@ -95,7 +96,6 @@ from common.verify.rewards import make_reward
 # ---- the algorithm --------------------------------------------------------------------------------------------------
 
 MAX_KL = 10.0  # highest KL of a token that enters the loss, nats; as in the code of VinePPO
-PRM_GRAD_NORM = 10.0  # the gradient of the reward model is scaled down to this norm, as in the paper's code
 
 
 def terminal_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def train(config: Config) -> None:
                     loss.backward()
                     losses.append((micro.rows, loss.detach()))
                     logits[micro.rows] = logit.detach().cpu()
-                run.stop_if_not_finite(losses, clip_gradients(prm_optimizer, PRM_GRAD_NORM, len(losses)), batch)
+                run.stop_if_not_finite(losses, clip_gradients(prm_optimizer, 10.0, len(losses)), batch)  # 10: the norm in the paper's code
                 take_step(prm_optimizer, config.prm_learning_rate * rate / config.learning_rate)
             parallel.add_up([logits], "logits of the reward model")
             learned = prm.all_values(batch, rows, config.max_tokens_per_microbatch)  # (B, T) log-probs, nats

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import train_ppo
 from common.errors import UserError
-from common.policy.critic import Critic, SecondAdapter
+from common.policy.critic import Critic
 from common.policy.loss import aggregate, whiten
 from common.policy.micro_batches import microbatches
 from common.records import Completion
@@ -311,35 +311,25 @@ def test_flags_that_prime_cannot_use_are_refused(flags):
     prime.Config(model="m", dataset="d").check()
 
 
-def test_the_reward_model_of_prime_learns_and_is_saved_beside_the_policy(finished, random_models, tokenizer, tmp_path):
+def test_the_reward_model_of_prime_learns_and_is_saved_beside_the_policy(finished, tmp_path, monkeypatch):
     whole = finished("examples.prime", "--max_steps", "3", "--num_minibatches", "2", "--eval_steps", "0")
     rows = metrics(whole)
     assert rows[0]["prm/loss"] == pytest.approx(0.693147, abs=1e-5)  # it starts as the reference, so that every logit is 0
     assert abs(rows[2]["prm/loss"] - 0.693147) > 1e-4 and all(0 <= row["prm/accuracy"] <= 1 for row in rows)
     saved, policy = (load_file(whole / "checkpoint-3" / part / "adapter_model.safetensors") for part in ("prm", ""))
     assert saved.keys() == policy.keys() and any(not saved[key].equal(policy[key]) for key in saved)
-    # a copy of the adapter that a run starts from is the reference and the first reward model
-    start = make_policy(random_models["llama"], tokenizer)
-    start.save(tmp_path)
-    again = make_policy(random_models["llama"], tokenizer, adapter=str(tmp_path))
-    prm = SecondAdapter(again, "prm", 0)
-    again.load(tmp_path, "prm")
-    assert all(prm.parameters()[name.replace(".default.", ".prm.")].equal(value) for name, value in again.parameters_of().items())
-
-
-@pytest.mark.parametrize(
-    ("smoothing", "loss", "coefficients"), [(0.0, 0.663597, [-0.0485, 0.0485]), (0.2, 0.675597, [-0.0285, 0.0285])]
-)
-def test_vine_dpo_prefers_the_right_continuation(smoothing, loss, coefficients):
-    logps, ref = torch.tensor([[-4.0, -5.0]], requires_grad=True), torch.tensor([[-4.4, -4.8]])
-    found = vine_dpo.dpo_loss(logps, ref, beta=0.1, label_smoothing=smoothing)
-    found.sum().backward()
-    close(found.detach(), [loss])
-    assert_close(logps.grad, torch.tensor([coefficients]), atol=1e-5, rtol=0)
-    if not smoothing:  # two completions of a problem in pairs.py
-        one = pairs.group_loss("dpo", logps.detach()[0], ref[0], ref[0], torch.tensor([1.0, 0]), torch.ones(2), torch.ones(2),
-                               beta=0.1, eta=1, epsilon=0.2)  # fmt: skip
-        close(one, loss)
+    # it starts as the adapter that the run starts from, which is the reference too
+    flags = ("--max_steps", "1", "--eval_steps", "0", "--adapter", str(whole / "checkpoint-3"))
+    assert run("examples.prime", tmp_path / "again", *flags, monkeypatch=monkeypatch) == 0
+    (row,) = metrics(tmp_path / "again")
+    assert row["prm/loss"] == pytest.approx(0.693147, abs=1e-5) and row["grad_norm"] > 0
+    # a resumed run has the same reference
+    flags = ("--max_steps", "2", "--eval_steps", "0", "--save_steps", "1", "--adapter", str(whole / "checkpoint-3"))
+    assert run("examples.prime", tmp_path / "two", *flags, monkeypatch=monkeypatch) == 0
+    rows = metrics(tmp_path / "two")
+    where = str(tmp_path / "two" / "checkpoint-1")
+    assert run("examples.prime", tmp_path / "two", "--resume_from_checkpoint", where, monkeypatch=monkeypatch, quick=[]) == 0
+    assert metrics(tmp_path / "two") == rows and rows[0]["prm/loss"] == row["prm/loss"] != rows[1]["prm/loss"]
 
 
 def test_a_pair_is_the_first_right_and_the_first_wrong_continuation():

@@ -144,10 +144,14 @@ def test_a_sampler_that_samples_from_other_weights_stops_the_run(tmp_path, monke
     assert "does not sample from the policy that is trained" in message
 
 
-def test_the_reference_is_never_the_trained_weights(random_models, tokenizer):
+def test_the_reference_is_never_the_trained_weights(random_models, tokenizer, tmp_path):
     from helpers import make_policy
 
     policy = make_policy(random_models["llama"], tokenizer)
+    policy.save(tmp_path)
+    later = make_policy(random_models["llama"], tokenizer, adapter=str(tmp_path))  # without --beta the frozen copy is not loaded
+    with pytest.raises(RuntimeError, match="needs_reference = True"), later.reference():
+        pass
     with policy.reference():
         pass
     next(p for name, p in policy.model.named_parameters() if "lora_" not in name).requires_grad_(True)

@@ -38,7 +38,7 @@ WAYS = {
 # with the default floor of 1, whether a token is below it in the first minibatch is a matter of rounding
 FLOOR = {"train_nft": ("--nft_clip", "0.9")}
 EACH = [pytest.param(script, "lilo", id=f"{script}-lilo") for script in SCRIPTS]
-EACH += [pytest.param(script, "kl", id=f"{script}-kl") for script in ("train_ppo", "train_vineppo")]
+EACH += [pytest.param(script, "kl", id=f"{script}-kl") for script in ("train_ppo", "train_vineppo", "examples.prime")]
 
 
 def assert_same_run(a, b, exact=("step", "problem", "prompt", "completion", "answer", "reward", "finish_reason", "tokens")):

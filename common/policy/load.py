@@ -99,7 +99,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
     base.requires_grad_(False)
     torch.manual_seed(config.seed)  # the adapter's first values
     if config.adapter:
-        model = with_saved_adapter(base, first_adapter(config), ("default", REFERENCE) if config.beta > 0 else ("default",))
+        model = with_saved_adapter(base, first_adapter(config), ("default", REFERENCE) if config.needs_reference else ("default",))
         config.derive(lora_r=model.peft_config["default"].r, lora_alpha=model.peft_config["default"].lora_alpha)
         say(f"adapter: {config.adapter}, r {config.lora_r}, alpha {config.lora_alpha}")
     else:
@@ -114,6 +114,7 @@ def load_policy(config: CommonConfig, tokenizer: PreTrainedTokenizerBase, model_
             settings.target_modules = sorted(settings.target_modules)  # peft would write them in an order that differs between processes
     policy = policy_class(model, tokenizer, config.temperature, config.gradient_checkpointing)
     policy.others_bytes, policy.shared_bytes = others, shared_bytes
+    policy.lacks_reference = bool(config.adapter) and not config.needs_reference
     if not config.gradient_checkpointing:
         policy.checkpoint(config.planned.get("checkpointed_layers", 0))
     policy.activate("default")

@@ -35,6 +35,7 @@ class Policy:
     """A frozen base with LoRA adapters. `model` is the PeftModel; parameters are reached by adapter name."""
 
     others_bytes = 0  # GPU memory that torch had given to others, such as vLLM, before this model was loaded
+    lacks_reference = False  # whether the run began with --adapter and has no frozen copy of it, because it said that it needs none
     shared_bytes = 0  # of the base, if it is made of the sampler's tensors: then nobody may write to the sampler's weights either
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, temperature: float, checkpointing: bool = False) -> None:
@@ -105,8 +106,12 @@ class Policy:
     def reference(self) -> Iterator[None]:
         """Inside, the model is the reference policy, and no gradients are computed.
 
-        Raises RuntimeError if weights of the base are trained: with the adapter off they are not the reference.
+        Raises RuntimeError if weights of the base are trained: with the adapter off they are not the reference. Also if the run began
+        with an adapter and has no copy of it.
         """
+        if self.lacks_reference:
+            raise RuntimeError("the adapter of --adapter is the reference policy, and it was not loaded: a script that uses the reference "
+                               "without --beta sets needs_reference = True in its Config")
         with torch.no_grad():
             if REFERENCE not in self.model.peft_config:
                 trained = [name for name, p in self.model.named_parameters() if p.requires_grad and "lora_" not in name]

@@ -214,7 +214,7 @@ def skeleton_of(model_config: PretrainedConfig) -> PreTrainedModel:
 def first_adapter(config: SamplingConfig) -> str | None:
     """The folder of the adapter that the policy begins with: `--adapter`.
 
-    A resumed run has its own adapter in the checkpoint. It needs the first one for the KL term alone.
+    A resumed run has its own adapter in the checkpoint. It needs the first one as the reference policy alone.
     """
-    resumed = getattr(config, "resume_from_checkpoint", None)  # eval.py has neither this flag nor --beta
-    return resumed if config.adapter and resumed not in (None, "auto") and config.beta == 0 else config.adapter
+    resumed = getattr(config, "resume_from_checkpoint", None)  # eval.py has neither this flag nor a reference
+    return resumed if config.adapter and resumed not in (None, "auto") and not config.needs_reference else config.adapter

@@ -111,16 +111,16 @@ class Identity:
             self._refuse(f"--model {self.config.model}: the {'list of ' if part == 'end tokens' else ''}{part} of the base")
 
     def _check_reference(self) -> None:
-        """Compares the adapter that the run began with. Without a KL term a resumed run does not need it: its checkpoint has its own."""
+        """Compares the adapter that the run began with. A resumed run needs it only as reference policy: its checkpoint has its own."""
         config = self.config
-        if not config.adapter or (self.checkpoint and config.beta == 0):
+        if not config.adapter or (self.checkpoint and not config.needs_reference):
             return
         try:
             found = adapter_fingerprint(Path(config.adapter))
         except OSError as error:
             if self.checkpoint is None:
                 return  # whoever loads it says what is wrong with it
-            raise UserError(f"--adapter {config.adapter}, the reference of the KL term, cannot be read: {error.strerror}; put it back, or "
+            raise UserError(f"--adapter {config.adapter}, the reference policy, cannot be read: {error.strerror}; put it back, or "
                             "give the path where it is now") from error
         self._check("reference", found, f"--adapter {config.adapter}: the adapter that the run began with")
 

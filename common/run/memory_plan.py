@@ -95,7 +95,7 @@ def parts_of(shape: Shape, config: CommonConfig, option: Option) -> list[Part]:
     copies = 2 if width == 1 else 0  # of the adapter, in bfloat16
     held = config.trained_adapters * shape.lora * (4 + copies + STATES[config.optim])
     parts.append(Part("adapters, state of the optimiser", held, held))
-    if config.adapter and config.beta > 0:
+    if config.adapter and config.needs_reference:
         parts.append(Part("reference adapter", *2 * (shape.lora * (4 + copies),)))
     vllm = uses_vllm(config)
     if vllm:

@@ -91,7 +91,7 @@ CHANGES = {
     "its end tokens": (lambda f: edit(f / "model" / "generation_config.json", '_id": 0', '_id": 3'), "the list of end tokens of the base"),
     "the tokenizer": (lambda f: edit(f / "model" / "tokenizer.json", '" many": 137', '" money": 137'), "the tokenizer of --model model"),
     "the reference adapter": (lambda f: nudge(f / "adapter" / "adapter_model.safetensors"), "the adapter that the run began with differs"),
-    "the reference is gone": (lambda f: shutil.rmtree(f / "adapter"), "--adapter adapter, the reference of the KL term, cannot be read"),
+    "the reference is gone": (lambda f: shutil.rmtree(f / "adapter"), "--adapter adapter, the reference policy, cannot be read"),
 }
 
 
