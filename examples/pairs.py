@@ -21,7 +21,7 @@ Deviations: LoRA instead of full fine-tuning.
 - There are no importance weights (--importance_cap 0) and no clip, except in P3O, which clips the ratio of the completion.
 What to know: with one update per batch the gradients of P3O and of CoPG at a small --beta are those of RLOO. --beta multiplies a sum over
 tokens: on completions of hundreds of tokens begin with 1e-3 to 1e-2. IPO's target is 1 / (2 beta) nats. Watch logps/right: DPO
-pushes wrong completions down and may take right ones along. A*-PO is left out: it samples the whole data set before it trains.
+pushes wrong completions down and may take right ones along. A*-PO, which needs no pairs, is examples/astar_po.py.
 
     python examples/pairs.py --loss dpo --beta 0.1
 """
