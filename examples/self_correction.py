@@ -174,7 +174,7 @@ def two_turns(groups: list[Group], engine: Engine, config: Config, question: Cal
            for group in lacking]
     first = engine.generate([Request(g.problem.prompt_ids, derive_seed(g.seed, "more", len(g.completions)) if g.completions else g.seed,
                                      g.wanted - len(g.completions), room // 2, *own) for g, own in zip(lacking, how, strict=True)])
-    turns = [(g, own, i, one, ids[1:] if one.ids[-1:] == ids[:1] else ids)  # the end of a turn stands once
+    turns = [(g, own, i, one, ids[1:] if len(ids) > 1 and one.ids[-1:] == ids[:1] else ids)  # the end of a turn stands once
              for g, own, ids, some in zip(lacking, how, asked, first, strict=True) for i, one in enumerate(some, len(g.completions))]
     second = engine.generate([Request((*g.problem.prompt_ids, *one.ids, *ids), derive_seed(g.seed, "second", i), 1,
                                       config.max_completion_length - len(one.ids) - len(ids), *own) for g, own, i, one, ids in turns])
