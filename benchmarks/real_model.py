@@ -60,9 +60,9 @@ def dtype_flags() -> list[str]:
     return ["--dtype", "bfloat16"] if can.get("avx512_bf16") or can.get("amx_bf16") else []
 
 
-def call(script: str, *flags: str) -> None:
-    """Runs a script, which shows its output here. Exits if it fails; it has said why."""
-    code = subprocess.run([sys.executable, str(ROOT / script), *SAME, *dtype_flags(), *flags]).returncode
+def call(script: str, *flags: str, stdout: int | None = None) -> None:
+    """Runs a script, which shows its output here, or on stderr alone. Exits if it fails; it has said why."""
+    code = subprocess.run([sys.executable, str(ROOT / script), *SAME, *dtype_flags(), *flags], stdout=stdout).returncode
     if code:
         sys.exit(code)
 
@@ -79,7 +79,8 @@ def trained(seed: int, out: Path) -> Path:
 def answers(folder: Path, *flags: str) -> list[dict[str, Any]]:
     """The greedy answers to the first test questions, in the order of evaluations: rows of problems.jsonl of eval.py in this folder."""
     if not (folder / "summary.json").exists():
-        call("eval.py", "--num_samples", "0", "--max_problems", str(SHOWN), "--output_dir", str(folder), *flags)
+        # its scores are those of our checker, which wants a marked answer: this model marks none, so they are not shown
+        call("eval.py", "--num_samples", "0", "--max_problems", str(SHOWN), "--output_dir", str(folder), *flags, stdout=subprocess.DEVNULL)
     return [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
 
 
@@ -179,7 +180,7 @@ def main() -> None:
     before = answers(arguments.out / "before")
     after = answers(first / "after", "--adapter", str(first / f"checkpoint-{STEPS}"))
     results = {"seeds": {str(seed): curves_of(folder) for seed, folder in folders.items()}, "answers": side_by_side(before, after)}
-    write_file(arguments.out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_file(arguments.out / "results.json", json.dumps(results) + "\n")
     say(*lines_of(results), f"curves and completions: {first / 'report.html'}")
 
 
