@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -71,8 +72,7 @@ def trained(seed: int, out: Path) -> Path:
     """The run folder of this seed, trained now if it is not finished."""
     folder = out / f"seed-{seed}"
     if not (folder / f"checkpoint-{STEPS}").exists():
-        resume = ["--resume_from_checkpoint", "auto"] if any(folder.glob("checkpoint-*")) else []
-        call("train_grpo.py", *TRAINING, "--seed", str(seed), "--output_dir", str(folder), *resume)
+        call("train_grpo.py", *TRAINING, "--seed", str(seed), "--output_dir", str(folder), "--resume_from_checkpoint", "auto")
     return folder
 
 
@@ -175,6 +175,7 @@ def main() -> None:
     if arguments.plot:
         save(drawn(json.loads(arguments.plot.read_text())), arguments.plot.with_suffix(".svg"))
         return
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C also reaches the script in hand, which saves and ends; so does this then
     folders = {seed: trained(seed, arguments.out) for seed in arguments.seeds}
     first = folders[arguments.seeds[0]]
     before = answers(arguments.out / "before")
