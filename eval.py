@@ -38,6 +38,7 @@ class Config(SamplingConfig):
     max_problems: int = flag(0, "data", "Number of problems, the same ones every time. 0: all.")
     num_samples: int = flag(16, "completions", "Sampled completions per problem, besides the greedy one. 0: greedy only.")
     k: list[int] | None = flag(None, "completions", "Values of k for pass@k and maj@k. Default: 1, 4, 16, ... and --num_samples.")
+    reward: str | None = flag(None, "data", "FILE.py:function that judges, in place of the checker. Right: above 0.5. No maj@k.")
     second_opinion: str = flag("none", "data", "Another checker beside ours: math_verify, or a function like a reward, as FILE.py:NAME.")
     judge: str | None = flag(None, "run", "Result folder whose saved completions are judged anew, without sampling, into a new folder.")
     compare: list[str] | None = flag(None, "run", "Two result folders A B: prints the paired difference B - A, and ends.")
@@ -83,7 +84,7 @@ from common.run.compare import compare, table
 from common.run.evaluation import begin, claim_results, keep
 from common.run.folder import CONFIG as CONFIG_FILE
 from common.run.folder import append_rows, lines_of
-from common.run.judging import PROBLEMS, SUMMARY, add_opinion, checker_version, judge, judge_again, second_opinion
+from common.run.judging import PROBLEMS, SUMMARY, add_verdicts, checker_version, judge, judge_again, judges_of
 from common.run.lock import Lock
 from common.run.saved_config import read_config, resolve
 from common.verify.answers import answers_equal
@@ -150,6 +151,8 @@ def summarise(rows: list[dict[str, Any]], k: list[int], left_out: int) -> dict[s
     if "second_opinion" in rows[0]["greedy"]:
         summary |= second_opinion_scores(rows)
     completions = [completion for row in rows for completion in counted(row)]
+    if "reward" in completions[0]:
+        summary["reward"] = statistics.fmean(completion["reward"] for completion in completions)
     return summary | {"truncated": statistics.fmean(c["finish_reason"] == "length" for c in completions),
                       "no_answer": statistics.fmean(c["answer"] is None for c in completions),
                       "mean_length": statistics.fmean(c["tokens"] for c in completions),
@@ -167,7 +170,7 @@ def sample_scores(rows: list[dict[str, Any]], k: list[int]) -> dict[str, Any]:
     correct = [sum(sample["correct"] for sample in row["samples"]) for row in rows]
     return {"mean": interval([c / samples for c in correct], samples),
             **{f"pass@{i}": interval([pass_at_k(samples, c, i) for c in correct], samples) for i in k},
-            **{f"maj@{i}": interval([majority_at_k(row, i) for row in rows], samples // i) for i in k}}
+            **{f"maj@{i}": interval([majority_at_k(row, i) for row in rows], samples // i) for i in k if "reward" not in rows[0]["greedy"]}}
 
 
 def second_opinion_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -198,11 +201,11 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     config.derive(stop=config.stop or list(template.stop))
     problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
     done = parallel.first(lambda: begin(lock.folder, config, problems), "rows")  # those of problems.jsonl that are already there
-    opinion = second_opinion(config.second_opinion)
-    if opinion:
-        add_opinion(opinion, problems[:len(done)], done)
+    judges = judges_of(config.second_opinion, config.reward)
+    if judges:
+        add_verdicts(judges, problems[:len(done)], done)
         keep(lock, config, problems, done, lambda: write_file(lock.folder / PROBLEMS, lines_of(done)))
-    sample_missing(config, lock, problems, done, opinion, (tokenizer, model_config))
+    sample_missing(config, lock, problems, done, judges, (tokenizer, model_config))
     left_out = len(rows) - len(problems) if not config.max_problems else 0
     summary = summarise(done, values_of_k(config, done), left_out) | {
         "checker": checker_version(), "prompt_template": template.name, "prompt_date": config.derived.get("prompt_date"),
@@ -212,7 +215,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     return summary
 
 
-def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], done: list[dict[str, Any]], opinion: CustomReward | None,
+def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], done: list[dict[str, Any]], judges: dict[str, CustomReward],
                    model: tuple[Any, Any]) -> None:
     """Samples what `done`, the rows of the first problems, lacks: samples of them, and all further problems. model: (tokenizer, config)."""
     # the seed of a problem depends on its place among all problems, so an interrupted evaluation continues with the same samples
@@ -240,8 +243,7 @@ def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], d
             firsts = dict(zip(new, groups, strict=False))
             items = [(problems[i], firsts.get(i, group[:1]), group) for i, group in zip(part, groups[len(new):], strict=True)]
             found = parallel.gather([judge(*item) for item in items[parallel.part([1] * len(part))]], "verdicts")
-            if opinion:
-                add_opinion(opinion, [problems[i] for i in part], found)
+            add_verdicts(judges, [problems[i] for i in part], found)
             for i, row in zip(part, found, strict=True):
                 done[i:i + 1] = [row if i >= begun else done[i] | {"samples": done[i]["samples"] + row["samples"]}]
             whole = part[0] < begun  # rows that were there have changed
@@ -258,10 +260,11 @@ def judge_saved(config: Config, folder: Path) -> dict[str, Any]:
     """The content of summary.json of a saved evaluation, whose completions are judged anew in a new folder."""
     saved = resolve(Config, read_config(folder / CONFIG_FILE, Config).flags, {})
     problems: dict[str, Problem] = {}
-    if ":" in config.second_opinion:  # the function may read the row of the data
+    if config.reward or ":" in config.second_opinion:  # the function may read the row of the data
         found = load_split(saved, saved.split)
         problems = {row.id: Problem(row.id, "", (), row.answer or "", row.question or "", row.raw) for row in found}
-    place, rows = judge_again(folder, config.output_dir, config.second_opinion, problems)
+    names = {"second_opinion": config.second_opinion, "reward": config.reward}
+    place, rows = judge_again(folder, config.output_dir, names, problems)
     config.temperature, config.max_completion_length = saved.temperature, saved.max_completion_length
     before = json.loads(read_file(folder / SUMMARY)) if (folder / SUMMARY).exists() else {}
     kept = {name: before[name] for name in ("prompt_template", "prompt_date", "prompt_sha256") if name in before}

@@ -12,11 +12,14 @@ from helpers import QUICK, SHARED, evaluate, exit_code, launch, output_of, run, 
 from safetensors.torch import load_file, save_file
 
 import common.rollout.transformers_engine as transformers_engine
+from common.errors import UserError
 from common.files import write_file
+from common.problems.data import load_split
 from common.problems.prompts import Template
 from common.run.compare import difference
+from common.run.judging import whole_row
 from common.verify.answers import answers_equal
-from eval import interval, majority_at_k, majority_vote, pass_at_k
+from eval import Config, interval, majority_at_k, majority_vote, pass_at_k
 
 
 def test_the_script_runs_from_the_command_line(tmp_path):
@@ -159,6 +162,67 @@ def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capf
     assert f"--output_dir {tmp_path / 'a'}" in told.out.partition("stopped by SIGUSR2; go on with: ")[2]
     assert len((tmp_path / "a" / "problems.jsonl").read_text().splitlines()) == 24  # the part in hand was finished
     assert evaluate(tmp_path / "a", monkeypatch=monkeypatch)["problems"] == 30
+
+
+LONG = "def long(completion, problem):\n    return 0.7 if len(completion) > {longest} and problem.row['answer'] else -1.3\n"
+
+
+def test_a_reward_judges_in_place_of_the_checker(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(LONG.format(longest=16))
+    flags = ["--reward", f"{file}:long"]
+    plain = evaluate(tmp_path / "plain", monkeypatch=monkeypatch)
+    summary = evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch)
+
+    def check(summary, folder, longest):
+        rows = [json.loads(line) for line in (folder / "problems.jsonl").read_text().splitlines()]
+        samples = [sample for row in rows for sample in row["samples"]]
+        ended = [sample["finish_reason"] == "stop" for sample in samples]
+        right = [end and len(sample["completion"]) > longest for sample, end in zip(samples, ended, strict=True)]
+        assert [sample["correct"] for sample in samples] == right and 0 < np.mean(right) < 1
+        scores = [(0.7 if ok else -1.3) if end else 0.0 for ok, end in zip(right, ended, strict=True)]
+        assert summary["mean"]["value"] == pytest.approx(np.mean(right)) and summary["reward"] == pytest.approx(np.mean(scores), abs=1e-6)
+        greedy = [row["greedy"]["finish_reason"] == "stop" and len(row["greedy"]["completion"]) > longest for row in rows]
+        assert summary["greedy"]["value"] == pytest.approx(np.mean(greedy))
+
+    check(summary, tmp_path / "a", 16)
+    assert "pass@4" in summary and not any(name.startswith("maj@") for name in summary) and "maj@4" in plain
+    assert "mean reward" in capsys.readouterr().out
+    # saved completions: by the function without sampling, and anew where the function has changed
+    monkeypatch.setattr("eval.make_engine", lambda *_: pytest.fail("something is sampled"))
+    judged = evaluate(tmp_path / "b", "--judge", str(tmp_path / "plain"), *flags, monkeypatch=monkeypatch)
+    assert judged["mean"] == summary["mean"] and judged["greedy"] == summary["greedy"] and judged["reward"] == summary["reward"]
+    assert evaluate(tmp_path / "c", "--judge", str(tmp_path / "a"), monkeypatch=monkeypatch)["mean"] == summary["mean"]  # as saved
+    file.write_text(LONG.format(longest=20))
+    check(evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch), tmp_path / "a", 20)
+    assert "its --reward is" in evaluate(tmp_path / "a", monkeypatch=monkeypatch)
+    code = evaluate(tmp_path / "d", "--config", str(tmp_path / "a" / "config.json"), monkeypatch=monkeypatch)
+    assert "names code" in code and f"--reward {file}:long" in code
+
+
+def test_a_saved_reward_that_is_no_number_is_damage(evaluated):
+    line = evaluated[1].splitlines()[0]
+    for wrong in ("x", True, None, float("nan"), [1.0]):
+        row = json.loads(line)
+        row["samples"][0]["reward"] = wrong
+        assert whole_row(json.dumps(row).encode()) is None
+    row["samples"][0]["reward"] = 0.75
+    row["samples"][0]["finish_reason"] = "stop"
+    assert whole_row(json.dumps(row).encode())["samples"][0]["correct"] is True
+
+
+def test_an_adapter_that_was_trained_by_a_reward_says_so(tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"question": f"{i}+1?"}) + "\n" for i in range(3)))
+    record = {"script": "train_grpo", "flags": {"reward": "mine.py:long"}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    flags = {"model": "a/b", "dataset": str(tmp_path / "data.jsonl"), "adapter": str(tmp_path / "checkpoint-1")}
+    with pytest.raises(UserError, match="has no column answer"):
+        load_split(Config(**flags), "all")
+    rows = load_split(Config(**flags, reward="mine.py:long"), "all")
+    assert [row.answer for row in rows] == ["", "", ""] and "note" not in capsys.readouterr().out
+    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n")
+    load_split(Config(**flags), "all")
+    assert "note: the run of --adapter was scored by --reward mine.py:long, and this evaluation by the" in capsys.readouterr().out
 
 
 def test_a_second_opinion_stands_beside_ours(tmp_path, monkeypatch):

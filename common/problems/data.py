@@ -72,9 +72,13 @@ def load_split(config: SamplingConfig, split: str) -> Sequence[Row]:
             raise UserError(f"--split {split}: {config.dataset} has {', '.join(found)}; name one of them, or all")
         return {"validation": found["validation"]} if "validation" in found and len(found) > 1 else _train_and_test(found)
 
-    splits = _rows_of(config.dataset, config.prompt_column, config.answer_column, pick)
+    reward = getattr(config, "reward", None)
+    splits = _rows_of(config.dataset, config.prompt_column, config.answer_column, pick, any_answer=reward is not None)
     rows = together(list(splits.values()))
     name, trained = next(iter(splits)), _run_of(getattr(config, "adapter", None))
+    if reward is None and isinstance(scored := trained.get("reward"), str):
+        say(f"note: the run of --adapter was scored by --reward {scored}, and this evaluation by the answer checker; to judge by that "
+            "function, give the flag")
     same = trained.get("dataset") is not None and (local_path(str(trained["dataset"])) or trained["dataset"]) in (
         config.dataset, local_path(config.dataset))
     if split == "all" or name == split != "test" or (split in tables and (len(tables) > 1 or not same)):

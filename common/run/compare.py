@@ -9,6 +9,7 @@ from typing import Any
 from common.config import SamplingConfig
 from common.console import say
 from common.errors import UserError
+from common.records import SUCCESS_ABOVE
 from common.run.judging import Row, read_rows
 
 
@@ -86,6 +87,8 @@ def table(summary: dict[str, Any], config: SamplingConfig) -> list[str]:
     lines.append(f"truncated {summary['truncated']:.3f}, no answer {summary['no_answer']:.3f}, mean length "
                  f"{summary['mean_length']:.1f} tokens (temperature {config.temperature if summary['samples'] else 0:g}, at most "
                  f"{config.max_completion_length} tokens)")
+    if "reward" in summary:
+        lines.append(f"mean reward {summary['reward']:.4f}; right is a reward above {SUCCESS_ABOVE:g}")
     if summary["left_out"]:
         lines.append(f"{summary['left_out']} rows could not be used and are not in these numbers")
     return lines

@@ -20,7 +20,7 @@ from common.rollout.choose_engine import choose_engine
 from common.run.claim import own_folder
 from common.run.folder import CONFIG, is_begun, lines_of, run_prefix, write_config
 from common.run.identity import tokens_fingerprint
-from common.run.judging import PROBLEMS, SUMMARY, checker_version, verdicts, whole_row
+from common.run.judging import PROBLEMS, SUMMARY, checker_version, forget, verdicts, whole_row
 from common.run.lock import Lock
 from common.run.record import config_record
 from common.run.rescue import cause, patiently, remedy, save_elsewhere
@@ -72,10 +72,9 @@ def begin(folder: Path, config: SamplingConfig, problems: list[Problem]) -> list
                     raise UserError(f"--output_dir {folder} was begun with another {name}, {str(before)[:200]}; name another folder")
         elif other := [name for name in (PROBLEMS, SUMMARY) if (folder / name).exists()]:
             raise UserError(f"--output_dir {folder} has a {other[0]} that is not of an evaluation; name another folder")
-        if is_begun(folder) and (saved["flags"].get("second_opinion") != config.second_opinion or ":" in config.second_opinion):
-            for row in done:  # a function of the user may have changed
-                for entry in (row["greedy"], *row["samples"]):
-                    entry.pop("second_opinion", None)
+        if is_begun(folder):  # a function of the user may have changed
+            other = saved["flags"].get("second_opinion") != config.second_opinion or ":" in config.second_opinion
+            forget([*["second_opinion"] * other, "reward"], done)
         record["tokens"] = tokens_fingerprint(problems)
         write_config(folder, record)  # first: without it nobody could tell whose rows those are
         write_file(folder / PROBLEMS, lines_of(done))

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,11 @@ def judge(problem: Problem, greedy: list[Completion], samples: list[Completion])
 
 
 def judged(row: Row) -> Row:
-    """The row with the verdicts of the checker as it is now. A completion that was cut off is wrong, whatever it says."""
+    """The row with the verdicts of the checker as it is now, or of the reward that is saved. One that was cut off is wrong anyway."""
     for entry in (row["greedy"], *row["samples"]):
         entry["answer"] = extract_answer(entry["completion"])
-        entry["correct"] = entry["finish_reason"] == "stop" and is_correct(entry["completion"], row["reference"])
+        right = entry["reward"] > SUCCESS_ABOVE if "reward" in entry else is_correct(entry["completion"], row["reference"])
+        entry["correct"] = entry["finish_reason"] == "stop" and right
     return row
 
 
@@ -56,11 +59,15 @@ def whole_row(line: bytes) -> Row | None:
         right = all(type(entry[name]) is kind for entry in entries for name, kind in KINDS.items())
         if not texts or not right or any(entry["finish_reason"] not in ("stop", "length") or entry["tokens"] < 0 for entry in entries):
             return None
-        if any(not isinstance(entry.get("second_opinion", False), bool) for entry in entries):
+        if any(not isinstance(entry.get("second_opinion", False), bool) or not _is_number(entry.get("reward", 0.0)) for entry in entries):
             return None
         return judged(row)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
 
 
 def verdicts(rows: list[Row]) -> list[bool]:
@@ -68,24 +75,36 @@ def verdicts(rows: list[Row]) -> list[bool]:
     return [entry["correct"] for row in rows for entry in (row["greedy"], *row["samples"])]
 
 
-def second_opinion(name: str) -> CustomReward | None:
-    """The other checker that `--second_opinion` names: "none", "math_verify", or "FILE.py:function" for a function like a reward."""
-    if name == "none":
-        return None
+def judges_of(second_opinion: str, reward: str | None) -> dict[str, CustomReward]:
+    """The functions that judge, by what they add to a completion: "second_opinion" stands beside the checker, "reward" in its place.
+
+    second_opinion: "none", "math_verify", or "FILE.py:function" for a function like a reward.
+    """
     own = f"{Path(verify.__file__).parent / 'second_opinion.py'}:math_verify"
-    return CustomReward(own if name == "math_verify" else name, failed=0.0)
+    named = {"second_opinion": {"none": None, "math_verify": own}.get(second_opinion, second_opinion), "reward": reward}
+    return {adds: CustomReward(name, failed=0.0) for adds, name in named.items() if name}
 
 
-def add_opinion(opinion: CustomReward, problems: list[Problem], rows: list[Row]) -> None:
-    """Adds the verdict of the other checker to each completion in `rows`. An error or a timeout of that checker counts as wrong."""
-    entries = [(problem, entry) for problem, row in zip(problems, rows, strict=True) for entry in (row["greedy"], *row["samples"])
-               if "second_opinion" not in entry]
-    if not entries:
-        return
-    completions = [Completion([0] * entry["tokens"], [0.0] * entry["tokens"], entry["finish_reason"], entry["completion"])
-                   for _, entry in entries]
-    for (_, entry), score in zip(entries, opinion([problem for problem, _ in entries], completions).tolist(), strict=True):
-        entry["second_opinion"] = score > SUCCESS_ABOVE
+def add_verdicts(judges: dict[str, CustomReward], problems: list[Problem], rows: list[Row]) -> None:
+    """Adds to each completion in `rows` what the judges say of it. An error or a timeout of theirs is a 0, which is wrong."""
+    for adds, function in judges.items():
+        entries = [(problem, entry) for problem, row in zip(problems, rows, strict=True) for entry in (row["greedy"], *row["samples"])
+                   if adds not in entry]
+        completions = [Completion([0] * entry["tokens"], [0.0] * entry["tokens"], entry["finish_reason"], entry["completion"])
+                       for _, entry in entries]
+        scores = function([problem for problem, _ in entries], completions).tolist() if entries else []
+        for (_, entry), score in zip(entries, scores, strict=True):
+            entry[adds] = score if adds == "reward" else score > SUCCESS_ABOVE
+            if adds == "reward":
+                entry["correct"] = entry["finish_reason"] == "stop" and score > SUCCESS_ABOVE
+
+
+def forget(verdicts: Iterable[str], rows: list[Row]) -> None:
+    """Takes away what judges added to the completions, so that they judge anew."""
+    for row in rows:
+        for entry in (row["greedy"], *row["samples"]):
+            for name in verdicts:
+                entry.pop(name, None)
 
 
 # ---- a saved evaluation ---------------------------------------------------------------------------------------------
@@ -102,28 +121,25 @@ def read_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def judge_again(folder: Path, output_dir: str | None, name: str, problems: dict[str, Problem]) -> tuple[Path, list[Row]]:
+def judge_again(folder: Path, output_dir: str | None, names: dict[str, str | None], problems: dict[str, Problem]) -> tuple[Path, list[Row]]:
     """(a new folder with the rows of `folder`, judged anew; the rows). Nothing is sampled, and `folder` stays as it is. Raises UserError.
 
-    name: the second opinion, as in `--second_opinion`. problems: the problems by id, for a function that reads their row or question.
+    names: the flags "second_opinion" and "reward". problems: the problems by id, for a function that reads their row or question.
     """
     place = Path(output_dir or f"{folder}-judged-{time.strftime('%Y%m%d-%H%M%S')}")
     if place.exists():
         raise UserError(f"--output_dir {place} exists; name a new folder for the new verdicts")
-    record, rows = read_record(folder / CONFIG), read_rows(folder)
+    record, rows, judges = read_record(folder / CONFIG), read_rows(folder), judges_of(**names)
+    asked = [problems.get(row["problem"]) or Problem(row["problem"], row["prompt"], (), row["reference"]) for row in rows]
+    forget(judges, rows)
+    add_verdicts(judges, asked, rows)
     saved = [json.loads(line) for line in read_file(folder / PROBLEMS).split(b"\n") if line]
     before, now = verdicts(saved), verdicts(rows)
     gained, lost = sum(n and not b for b, n in zip(before, now, strict=True)), sum(b and not n for b, n in zip(before, now, strict=True))
     say(f"{folder}: {len(now)} completions of {len(rows)} problems judged anew: {gained} that were wrong are right, and {lost} that were "
         "right are wrong")
-    if opinion := second_opinion(name):
-        for row in rows:
-            for entry in (row["greedy"], *row["samples"]):
-                entry.pop("second_opinion", None)
-        add_opinion(opinion, [problems.get(row["problem"]) or Problem(row["problem"], row["prompt"], (), row["reference"]) for row in rows],
-                    rows)
     with new_folder(place) as unfinished:
         write_file(unfinished / PROBLEMS, lines_of(rows))
-        record["flags"]["second_opinion"] = name
+        record["flags"] |= {name: value for name, value in names.items() if name in judges or name == "second_opinion"}
         write_config(unfinished, record | {"checker": checker_version(), "judged_from": str(folder.resolve())})
     return place, rows
