@@ -65,15 +65,15 @@ def main() -> None:
         path, _, name = job["reward"].rpartition(":")
         own = runpy.run_path(path)[name]
 
-        def right(completion: str, answer: str) -> bool:
-            return own(completion, types.SimpleNamespace(answer=answer)) > 0
+        def right(completion: str, answer: str) -> float:
+            return own(completion, types.SimpleNamespace(answer=answer))
 
     def reward(completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: Any) -> list[float]:
-        """The reward of train_grpo.py: 1 for the right answer in a completion that ended by itself, else 0."""
+        """The reward of train_grpo.py: that of the checker or of `own` for a completion that ended by itself, else 0."""
         clock.enter("verify")
         step, sampled = clock.steps[-1], clock.clock()
         ended = [ids[-1] == tokenizer.eos_token_id for ids in completion_ids]
-        rewards = [float(e and right(c, a)) for e, c, a in zip(ended, completions, answer, strict=True)]
+        rewards = [float(right(c, a)) if e else 0.0 for e, c, a in zip(ended, completions, answer, strict=True)]
         step |= {"sample": sampled - step["began"], "verify": clock.clock() - sampled, "rewards": rewards}
         step |= {"lengths": [len(ids) for ids in completion_ids], "trained": 1.0}
         clock.enter("update")

@@ -68,8 +68,10 @@ def counted_seconds(result: Result, warm_up: int) -> list[float]:
 def flags_of(arguments: argparse.Namespace) -> list[str]:
     """The flags of train_grpo.py that follow from the command line."""
     length = ["--max_completion_length", str(arguments.max_completion_length)] if arguments.max_completion_length else []
-    real = REAL if arguments.model != "tiny" else []
-    return [*FLAGS, "--model", arguments.model, *real, "--dtype", arguments.dtype, *length]
+    flags = [*FLAGS, "--model", arguments.model, *(REAL if arguments.model != "tiny" else []), "--dtype", arguments.dtype, *length]
+    if arguments.all_trained:  # of a flag that is given twice, the last one counts
+        flags += ["--reward", "benchmarks/spread_reward.py:spread", "--reward_failed", "0", "--reward_workers", "1"]
+    return flags
 
 
 # ---- train_grpo.py ---------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def be_ours(folder: Path, steps: str, seed: str, clock_name: str, *flags: str) -
     Run.steps, Run.timer = noted, timer
     train(folder, steps, seed, list(flags))
     rows, completions = read_rows(folder / "metrics.jsonl"), read_rows(folder / "completions.jsonl")
-    rows_of_config = json.loads((folder / "config.json").read_text())["flags"]
+    given = json.loads((folder / "config.json").read_text())["flags"]
     noted_steps = []
     for beginning, row in zip(began, rows, strict=True):
         own = [completion for completion in completions if completion["step"] == row["step"]]
@@ -125,7 +127,7 @@ def be_ours(folder: Path, steps: str, seed: str, clock_name: str, *flags: str) -
         "optimizer_steps": len(rows),  # one a step
         "completions": len(completions),
         "parameters": sum(weight.numel() for weight in adapter.values()),
-        "model": model_folder(CommonConfig(**{name: rows_of_config[name] for name in ("model", "dataset")})),
+        "model": model_folder(CommonConfig(model=given["model"], dataset=given["dataset"])),
         "threads": torch.get_num_threads(),
         "before_gb": before[0],
         "peak_gb": resident_gb("VmHWM"),
@@ -324,6 +326,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 def be_profiled(folder: Path, steps: str, seed: str, clock_name: str, *flags: str) -> None:
     """Runs train_grpo.py in this process and writes where the time of the counted step goes, as trl_side.py with `profile`."""
+    from common.config import CommonConfig
+    from common.policy.pretrained import model_folder
     from common.run.run import Run
 
     found, timer = {phase: Products() for phase in PHASES}, Run.timer
@@ -336,7 +340,9 @@ def be_profiled(folder: Path, steps: str, seed: str, clock_name: str, *flags: st
     Run.timer = profiled
     train(folder, steps, seed, list(flags))
     phases = {phase: own.found() for phase, own in found.items()}
-    write_file(folder.with_suffix(".json"), json.dumps({"steps": [], "ended": 0.0, "phases": phases}))
+    given = json.loads((folder / "config.json").read_text())["flags"]
+    model = model_folder(CommonConfig(model=given["model"], dataset=given["dataset"]))
+    write_file(folder.with_suffix(".json"), json.dumps({"steps": [], "ended": 0.0, "phases": phases, "model": model}))
 
 
 def seconds_of(shape: tuple[int, int, int], dtype: str) -> float:
@@ -353,9 +359,8 @@ def seconds_of(shape: tuple[int, int, int], dtype: str) -> float:
 def profile(arguments: argparse.Namespace, folder: Path) -> None:
     """Prints for one step of both sides the seconds of each phase, those in products, and those of the products by themselves."""
     python, steps = arguments.trl_python or make_environment(folder.parent / f"trl-{TRL}"), arguments.warm_up + 1
-    say(f"a run of {OURS}, which gives the problems, the same under torch's profiler, and TRL under it")
-    run_ours(folder / "ours", steps, 0, arguments)
-    profiled = {OURS: run_ours(folder / "profiled", steps, 0, arguments, "--profiled")}
+    say(f"a run of {OURS} under torch's profiler, and TRL under it on the same problems")
+    profiled = {OURS: run_ours(folder / "ours", steps, 0, arguments, "--profiled")}
     job = job_like(folder / "ours", arguments) | {"profile": steps}
     setting = arguments.setting or choices(job["config"]["generation_batch_size"], few=True)["micro-batch"][0]
     profiled[THEIRS] = run_trl(python, job, setting, folder / "trl", arguments.threads) or fail(f"TRL failed; see {folder}")
@@ -383,6 +388,7 @@ def main() -> None:
     options.add_argument("--model", default="tiny", help="tiny, smollm2, or a folder")
     options.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     options.add_argument("--max_completion_length", type=int, help="tokens; default: that of train_grpo.py")
+    options.add_argument("--all_trained", action="store_true", help="a reward with which all completions are in the update of both sides")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--steps", type=int, default=12, help="of a run, with the warm-up")
     options.add_argument("--warm_up", type=int, default=2, help="steps at the beginning of a run that are not counted")

@@ -70,7 +70,8 @@ def main(path: str, name: str, seconds: float) -> None:
     os.register_at_fork(after_in_child=lambda: os.closerange(CALLS, ANSWERS + 1))
     limit_memory()
     sys.stdout.reconfigure(line_buffering=True)  # what is printed before a crash is shown too
-    sys.path[0] = os.path.dirname(os.path.abspath(path))  # in place of this file's folder
+    folder = os.path.dirname(os.path.abspath(path))  # in place of this file's folder, which has a numbers.py that would hide Python's own
+    sys.path[:1] = [] if folder == os.path.dirname(os.path.abspath(__file__)) else [folder]
     sys.path.append(str(Path(__file__).parents[2]))
     me, calls = os.getpid(), os.fdopen(CALLS, closefd=False)
 
