@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 
-from common.verify.units import DENYING_WORDS
+from common.verify.words import changes_name
 
 # the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
 _NAME_OF_VALUE = re.compile(
@@ -29,10 +29,7 @@ _OPERATOR = re.compile(
     r"""|cov|var|"""
     r"""SD|sd|length|slope|median|mean|mode)\s*")(?:_\{[^{}]*\}|_\w)?\s*(?:\(.*\)|\[.*\]|\{.*\}|\\?[|].*[|]"""
     r"""|"?\s*\\?[A-Za-z]+\s*"?)""", re.DOTALL)
-# no name: a text with a denial, an operation in words or a product of variables
-_DENIAL = re.compile(
-    DENYING_WORDS + r"|(?i:\b(?:half|twice|double|triple|squared?|cubed?|minus|plus|times|opposite|reciprocal|negative|bound|"
-    r"fake)\b)")
+# no name: a product of variables
 _PRODUCT = re.compile(r"(?<![A-Za-z_\\])(?!max|min|gcd|lcm|sum|avg|d[a-z](?![a-z]))[a-z]{2,3}(?![A-Za-z])|"
     r"(?<![A-Za-z\\])[a-z] [a-z](?![A-Za-z])")
 # letters with brackets, indices and exponents, but no sign of an operation: A^{-1}, [x]_B, C_B(\vec{x}), AB
@@ -50,7 +47,7 @@ def is_name(text: str) -> bool:
         return bool(found)
     # words in quotes are no product of variables, and neither is an index
     formula = re.sub(r'"[^"]*"|_\{[^{}]*\}|(?<=partial)_\w', "", text)
-    return not _DENIAL.search(text) and not _PRODUCT.search(formula)
+    return not changes_name(text) and not _PRODUCT.search(formula)
 
 
 def is_name_of_matrix(text: str) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from common.verify.units import DENYING_WORDS
+from common.verify.words import changes
 
 # one line for a meaning; the first phrase is its one spelling
 _PHRASES = """
@@ -33,14 +33,11 @@ _PHRASES = """
 _SPELLINGS = {phrase.strip(): group.partition(";")[0].strip()
               for group in re.sub(r";\s*\n", ";", _PHRASES).strip().split("\n") for phrase in group.split(";")}
 
-# no word that changes or hedges the rest of the text
-_NO_CHANGING_WORDS = (r"(?!.*(?:" + DENYING_WORDS + r"|\b(?:or|squared?|cubed?|plus|minus|doubled?|tripled?|half|twice|reciprocal|opposite|"
-                      r"negative|mod|fails?|eliminated|untrue|union|also)\b))")
 # "The value of f(x) is": no number, one verb, no word that hedges
-_LEAD_IN = re.compile(_NO_CHANGING_WORDS + r"(?:so|thus|therefore|hence|then|there|the|this|our|its?|final|answer)\b"
+_LEAD_IN = re.compile(r"(?:so|thus|therefore|hence|then|there|the|this|our|its?|final|answer)\b"
                       r"(?:(?!\b(?:is|are|equals)\b)[A-Za-z() '])*+"
-                      r"\b(?:is|are|equals)\b:?\s+(?=\S)(?!.*\b(?:is|are|equals)\b)|(?:the )?(?:final"
-                      r" )?answers?\b:?\s+(?=\S)", re.IGNORECASE)
+                      r"\b(?:is|are|equals)\b:?\s+(?=\S)(?!.*\b(?:is|are|equals)\b)", re.IGNORECASE)
+_ANSWER = re.compile(r"(?:the )?(?:final )?answers?\b:?\s+(?=\S)", re.IGNORECASE)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # a sentence with one formula (\x00) that says nothing else: "We find that ... is our answer."
 _SENTENCE_AROUND_FORMULA = re.compile(
@@ -51,11 +48,9 @@ _SENTENCE_AROUND_FORMULA = re.compile(
 # the letter of a multiple choice, alone or with its text: "Option B", "(D) Alina", "B) 12"
 _CHOICE = re.compile(r"(?:(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+|故?应?选项?\s*|答案[是为]?\s*))?"
                      r"\(?([A-Z])\)?[.:),]?(?:\s*选项|\s+is (?:correct|right|true))?")
-_CHOICE_WITH_TEXT = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|([A-J])[).:]"
-                               r"|([A-J])(?=\x00))[\s\x00]*" + _NO_CHANGING_WORDS +
-                               r"(?!and\b)(?!.*(?:\([A-J]\)|(?<![A-Za-z])[A-J][).]))(?:[A-Za-z]+(?:[ ,'-]+[A-Za-z0-9%]+)*\.?|[-$]?\d.*"
-                               r"|-?\\(?:frac|sqrt|pi).*|(?<=\s)[a-z]\s*(?:[=<>]|\\[lg]e).*|(?<=\s)\\\{.*)",
-                               re.DOTALL)
+_CHOICE_WITH_TEXT = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|([A-J])[).:]|([A-J])(?=\x00))[\s\x00]*(?!and\b)"
+                               r"(?!.*(?:\([A-J]\)|(?<![A-Za-z])[A-J][).]))(?:[A-Za-z]+(?:[ ,'-]+[A-Za-z0-9%]+)*\.?|[-$]?\d.*"
+                               r"|-?\\(?:frac|sqrt|pi).*|(?<=\s)[a-z]\s*(?:[=<>]|\\[lg]e).*|(?<=\s)\\\{.*)", re.DOTALL)
 _MARK_OF_CHOICE = re.compile(r'"?\s*(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(\s*"?\s*[A-Z]\s*"?\s*\)|[A-J]\s*"?\s*[).:]|[A-J]\s*"(?=\s))\s*"?')
 _INTEGER_LETTER = re.compile(r'(?<![A-Za-z\\])([a-z])\s*\\in\s*\\mathbb\{Z\}|(?<![A-Za-z\\])([a-z])[\s"]*is (?:an|any) integer'
                              r'|integers?[\s"]*([a-z])(?![A-Za-z])')
@@ -115,6 +110,8 @@ def choice_letter(text: str) -> str | None:
     marked = re.sub(r'^"\s*([A-J])\s*"\s+(?=[\d\\"])', "\\1\x00", text)  # \text{B} \quad 12
     plain = " ".join(marked.replace('"', " ").replace("\x00", " \x00 ").split()).replace(" \x00 ", "\x00")
     choice = _CHOICE.fullmatch(plain) or _CHOICE_WITH_TEXT.fullmatch(plain)
+    if choice and choice.re is _CHOICE_WITH_TEXT and changes(plain[choice.end(choice.lastindex or 0):]):
+        return None
     return next(filter(None, choice.groups())) if choice else None
 
 
@@ -138,6 +135,8 @@ def without_words_around(text: str) -> str:
     """The text without words that say nothing about its value: "The answer is", "approximately", "for all x", "(base 2)" as _2."""
     unquoted = text.replace('"', "")
     lead_in = _LEAD_IN.match(unquoted)
+    if not lead_in or changes(unquoted.lower()):
+        lead_in = _ANSWER.match(unquoted)
     if lead_in and unquoted[lead_in.end():]:
         text = unquoted[lead_in.end():]
     text = re.sub(r"^[A-Z]'?\s*(?=\([^()]*,[^()]*\)$)", "", text)  # P(1, 2)

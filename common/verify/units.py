@@ -1,11 +1,13 @@
 """Takes the unit off a number, and gives a unit one spelling. The tables are the place to add a unit.
 
 A word that is in no table counts as a unit only if it is a plural, as in "21 dogs": a word such as "reversed" or "opposite" changes the
-number. `CHANGING` has the words that never belong to a unit.
+number. words.py has the words that never belong to a unit.
 """
 from __future__ import annotations
 
 import re
+
+from common.verify.words import changes_number
 
 # one line for a unit: its one spelling, then the others. Plurals need no entry
 _TABLE = """
@@ -118,22 +120,6 @@ _SIDE_BY_SIDE = {("hr", "min"), ("min", "sec"), ("day", "hr"), ("wk", "day"), ("
                  ("m", "cm"), ("km", "m"), ("kg", "g"), ("lb", "oz"), ("pound", "oz"), ("dollar", "cent"), ("gal", "qt")}
 _TWO_QUANTITIES = re.compile(r"(\d+)\s*([A-Za-z]+)\.?[\s,]*(?:and\s+)?(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?")
 _ALSO_AN_OPERATOR = re.compile(r"(?<=[\d}\s])\\(min|deg)\s*$")
-# words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
-DENYING_WORDS = (r"\b(?:not|cannot|never|no|none|neither|nor|except|excluding|excluded|but|unless|without|false|wrong|incorrect|impossible|"
-                 r"if|when|either|maybe|perhaps|possibly|alternatively|instead|versus|vs|xor|alias|through|until|rather|otherwise|other|"
-                 r"anything)\b|n't")
-# words behind a number that change its value
-CHANGING = re.compile(DENYING_WORDS + r"|\b(?:and|or|then|mod|modulo|base|pi|sqrt|sin|cos|tan|log|ln|exp|to|is|isn|are|choose|than|"
-                      r"where|for|times|the|more|less|plus|minus|(?:dozen|hundred|thousand)s?|[a-z]*illions?|lakh|crore|score|gross|"
-                      r"googol|thou|kilo|mega|micro|milli|giga|sinh|cosh|tanh|cosine|sine|reciprocals?|negatives?|inverses?|opposites?|"
-                      r"undefined|untrue|unlikely|probably|below|above|greater|fewer|larger|smaller|onwards?|upwards?|percentile|permille|"
-                      r"ppm|fails?|also|union|prime|(?:doubl|tripl|quadrupl|halv|negat|invert|reject|disprov|eliminat|revers)ed|"
-                      r"infinit[a-z]*|hal(?:fs?|ves)|quarters?|double|twice|divided|over|with|"
-                      r"which|that|from|by|at|as|factorials?|infinity|roots?|zeros?|tens|ones|hundreds|tenths|remainder|minimum|maximum"
-                      r"|one|"
-                      r"(?:two|three|four|five|six|seven|eight|nine|ten)s?|[a-z]*(?:teen|enty|irty|orty|ifty|ixty|ghty|nety)|thirds?|"
-                      r"[a-z]*(?:fth|xth|nth|hth|dth)s?|powers?|times|squares|cubes|pairs|[a-z]+wards?|others|always|sometimes|perhaps|[a-z]*less)\b|[不非或和与没无负倍万亿百十半多少余减加乘除对双]|千(?![克米瓦卡])",
-                      re.IGNORECASE)
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
 _WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
          rf'|(?<=/)[A-Za-z]+|'
@@ -168,7 +154,7 @@ def split_unit(text: str) -> tuple[str, str]:
         if _TERM.search(number.lstrip("+-")):  # the sign belongs to the last number only: \sin 30^\circ, 1 + 5%
             return text, ""
         return number, "%" if percent else f"deg{degree or ''}"
-    if CHANGING.search(words):
+    if changes_number(words):
         return text, ""
     unit = _read_unit(words, number, text[found.start(3) - 1])
     return (number, unit) if unit else (text, "")

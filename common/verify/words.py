@@ -1,0 +1,59 @@
+"""Words that change the meaning of what stands beside them. The tables are the place for more words."""
+from __future__ import annotations
+
+import re
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\S+", text))
+
+
+# words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
+_DENYING = _words("""
+    not cannot never no none neither nor except excluding excluded but unless without false wrong incorrect impossible if when either maybe
+    perhaps possibly alternatively instead versus vs xor alias through until rather otherwise other anything""")
+# words that compute something from the value beside them, or join it with another one
+_COMPUTING = _words("""
+    or plus minus mod double doubled triple tripled half twice reciprocal opposite negative fail fails eliminated untrue union also""")
+_POWERS = _words("square squared cube cubed")
+# words that change the number in front of them, where a unit would stand
+_BEHIND_A_NUMBER = _words("""
+    and then modulo base pi sqrt sin cos tan log ln exp to is isn are choose than where for times the more less
+    dozen dozens hundred hundreds thousand thousands lakh crore score gross googol thou kilo mega micro milli giga
+    sinh cosh tanh cosine sine reciprocals negatives inverse inverses opposites undefined unlikely probably below above
+    greater fewer larger smaller onward onwards upward upwards percentile permille ppm prime halved quadrupled negated inverted rejected
+    disproved reversed halfs halves quarter quarters divided over with which that from by at as factorial factorials infinity root roots
+    zero zeros tens ones remainder minimum maximum one two three four five six seven eight nine ten twos threes fours fives
+    sixs sevens eights nines third thirds power powers squares cubes pairs others always sometimes""")
+_NUMERALS = tuple(_words("""
+    illion illions teen enty irty orty ifty ixty ghty nety fth fths xth xths nth nths hth hths dth dths less ward wards"""))
+_NO_NUMERALS = _words("month months ward wards width widths depth depths")
+_WORD = re.compile(r"\w+")
+_CHINESE = frozenset("不非或和与没无负倍万亿百十半多少余减加乘除对双")
+_THOUSAND = re.compile("千(?![克米瓦卡])")
+
+
+def denies(text: str) -> bool:
+    """Whether a word of the text denies, hedges or joins. Words with capitals are names: "(B) No solution"."""
+    return not _DENYING.isdisjoint(_WORD.findall(text)) or "n't" in text
+
+
+def changes(text: str) -> bool:
+    """Whether a word of the text denies, or computes something from a value."""
+    return denies(text) or not (_COMPUTING | _POWERS).isdisjoint(_WORD.findall(text))
+
+
+def changes_name(text: str) -> bool:
+    """Whether a name with such words is none: "twice x", "lower bound"."""
+    return denies(text) or not (_COMPUTING | _POWERS | {"times", "bound", "fake"}).isdisjoint(_WORD.findall(text.lower()))
+
+
+def changes_number(text: str) -> bool:
+    """Whether the words behind a number change its value: "million", "opposite", "or 6", "base 6"."""
+    text = text.lower()
+    words = _WORD.findall(text)
+    if denies(text) or not (_COMPUTING | _BEHIND_A_NUMBER).isdisjoint(words):
+        return True
+    if any(word.startswith("infinit") or (word.endswith(_NUMERALS) and word not in _NO_NUMERALS) for word in words):
+        return True
+    return not text.isascii() and (not _CHINESE.isdisjoint(text) or bool(_THOUSAND.search(text)))
