@@ -4,7 +4,8 @@
 
 A row of the corpus is {"kind", "form": "bare" or "completion", "prediction", "reference", "label"}. A row with "contested": true is one on
 which graders disagree: the script runs it for crashes and time, and does not score it. Needs `pip install math-verify`, which runs in a
-process that is killed when a row takes more than 10 s.
+process that is killed when a row takes more than 10 s. Its times in the table of kinds are those of the clock. All other times are those of
+the processor.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from measure import ROOT, parser, read_rows, show, table
@@ -37,14 +39,14 @@ def completion_of(row: dict[str, Any]) -> str:
     return row["prediction"] if row["form"] == "completion" else f"The final answer is $\\boxed{{{row['prediction']}}}$."
 
 
-def run_rows(rows: list[dict[str, Any]], judge: Judge) -> Results:
+def run_rows(rows: list[dict[str, Any]], judge: Judge, clock: Callable[[], float]) -> Results:
     """The verdict on each row, and its seconds."""
     results = []
     for row in rows:
         completion = completion_of(row)
-        began = time.perf_counter()
+        began = clock()
         verdict = judge(completion, row["reference"])
-        results.append((verdict, time.perf_counter() - began))
+        results.append((verdict, clock() - began))
     return results
 
 
@@ -61,6 +63,11 @@ class MathVerify:
         problem = {"id": "", "prompt": "", "answer": reference_answer(reference)}
         answer = self.worker.run([[{"completion": completion, "problem": problem, "tokens": 0, "finish_reason": "stop"}]])[0][0]
         return answer["score"] > 0 if "score" in answer else None
+
+
+def math_verify_here(completion: str, reference: str) -> bool:
+    """math-verify in this process, without a limit: for usual answers only."""
+    return math_verify(completion, SimpleNamespace(answer=reference_answer(reference))) > 0
 
 
 def corpus_table(rows: list[dict[str, Any]], verdicts: dict[str, Results]) -> str:
@@ -85,13 +92,13 @@ def corpus_table(rows: list[dict[str, Any]], verdicts: dict[str, Results]) -> st
 
 
 def speed(judge: Judge, pairs: list[tuple[str, str]], seconds: float) -> float:
-    """Checks a second, over all pairs again and again until `seconds` have passed, at least once."""
-    began, done = time.perf_counter(), 0
-    while done == 0 or time.perf_counter() - began < seconds:
+    """Checks in a second of the processor, over all pairs again and again until `seconds` have passed, at least once."""
+    began, done = time.process_time(), 0
+    while done == 0 or time.process_time() - began < seconds:
         for completion, reference in pairs:
             judge(completion, reference)
         done += len(pairs)
-    return done / (time.perf_counter() - began)
+    return done / (time.process_time() - began)
 
 
 def numbers(count: int) -> list[tuple[str, str]]:
@@ -117,9 +124,9 @@ def scattered_samples(problems: int, samples: int) -> list[list[str]]:
 def votes(problems: int = 500, samples: int = 64) -> str:
     """Seconds of the majority votes over scattered answers, and how many different answers there are."""
     rows = scattered_samples(problems, samples)
-    began = time.perf_counter()
+    began = time.process_time()
     groups = [len(groups_of_equal_answers(row)) for row in rows]
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     return f"maj@{samples} over {problems} problems, {statistics.fmean(groups):.0f} different answers each: {seconds:.1f} s"
 
 
@@ -145,15 +152,15 @@ def main() -> None:
     arguments = options.parse_args()
     rows = read_rows(arguments.corpus)
     theirs = MathVerify()
-    verdicts = {"vinery": run_rows(rows, is_correct), "math-verify": run_rows(rows, theirs)}
+    verdicts = {"vinery": run_rows(rows, is_correct, time.process_time), "math-verify": run_rows(rows, theirs, time.perf_counter)}
     show(corpus_table(rows, verdicts))
     canaries = [path for path in (Path("pwned_canary"), *ROOT.rglob("pwned_canary")) if path.exists()]
     show(f"\nfiles that executed answers left behind: {', '.join(map(str, canaries)) or 'none'}\n")
 
     usual = [i for i, row in enumerate(rows) if row["kind"] not in HOSTILE]
     pairs = [(completion_of(rows[i]), rows[i]["reference"]) for i in usual]
-    first = {name: len(usual) / sum(results[i][1] for i in usual) for name, results in verdicts.items()}
-    plain = {"vinery": speed(is_correct, numbers(200_000), 0), "math-verify": speed(theirs, numbers(2000), 0)}
+    first = {"vinery": len(usual) / sum(verdicts["vinery"][i][1] for i in usual), "math-verify": speed(math_verify_here, pairs[::8], 0)}
+    plain = {"vinery": speed(is_correct, numbers(200_000), 0), "math-verify": speed(math_verify_here, numbers(2000), 0)}
     lines = [
         ["vinery, first time each text is seen", f"{plain['vinery']:,.0f}", f"{first['vinery']:,.0f}"],
         ["vinery, again and again", "", f"{speed(is_correct, pairs, 2):,.0f}"],

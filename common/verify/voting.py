@@ -58,7 +58,7 @@ def _buckets(answer: str) -> frozenset[Hashable]:
 def _buckets_of_form(form: Form) -> set[Hashable]:
     kind, content = form[0], form[1]
     if kind == "value":  # a value and a text are compared as texts
-        return {("text", form[2]), *([_rounded_value(content)] if content is not None else [])}
+        return {("text", form[2]), *(_rounded_values(content) if content is not None else [])}
     if kind == "relation":  # x = 5 may be 5; another equation or inequality may be a multiple of one that looks different
         name, value = form[2][0], form[2][1]
         states_value = content == ("=",) and form[3] and is_variable(name) and not (is_expression(value) and variables(value[1]))
@@ -85,12 +85,18 @@ def _bucket_of_item(item: Form) -> Hashable:
     return found[0] if len(found) == 1 else None
 
 
+def _rounded_values(tree: Node) -> set[Hashable]:
+    """The rounded value, and that for whole values of n and the like: see whole_variables."""
+    whole = with_whole_variables(tree)
+    return {_rounded_value(tree)} if whole == tree else {_rounded_value(tree), _rounded_value(whole)}
+
+
 def _rounded_value(tree: Node) -> Hashable:
     """The value of a tree at the first point, rounded. None where `same_values` may leave the point out, or take an error for zero."""
     if tree[0] == "add" and any(part == ("sym", name) for part in tree[1] for name in CONSTANTS):
         return None  # x^2 + c may be x^2 + C
     try:
-        found = Work().evaluate(with_whole_variables(tree), 0, PRECISION_BITS)
+        found = Work().evaluate(tree, 0, PRECISION_BITS)
     except TooMuchWork:
         return None
     if isinstance(found, Undefined):
