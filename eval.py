@@ -233,13 +233,15 @@ def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], d
     if choose_engine(config)[0] == "transformers":  # vLLM loads the model and the adapter itself
         shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
         connect(engine, load_policy(CommonConfig(**shared), *model))
-    size = max(1, engine.chunk // (config.num_samples + 1))  # problems in a part; a part is sampled in one call and then written
-    progress = bar(total=len(problems), initial=len(problems) - len(waiting), desc="problems", unit="problem", disable=parallel.rank() > 0)
+    each = config.num_samples + 1  # completions of a problem
+    size = max(1, engine.chunk // each)  # problems in a part; a part is sampled in one call and then written
+    there = sum(1 + len(row["samples"]) for row in done)
+    progress = bar(total=len(problems) * each, initial=there, desc="completions", unit="completion", disable=parallel.rank() > 0)
     with Stop("these problems") as stop, progress:
         for start in range(0, len(waiting), size):
             part = waiting[start:start + size]
             new = [i for i in part if i >= begun]
-            groups = engine.generate([greedy[i] for i in new] + [sampled[i] for i in part])
+            groups = engine.generate([greedy[i] for i in new] + [sampled[i] for i in part], progress.update)
             firsts = dict(zip(new, groups, strict=False))
             items = [(problems[i], firsts.get(i, group[:1]), group) for i, group in zip(part, groups[len(new):], strict=True)]
             found = parallel.gather([judge(*item) for item in items[parallel.part([1] * len(part))]], "verdicts")
@@ -249,8 +251,8 @@ def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], d
             whole = part[0] < begun  # rows that were there have changed
             keep(lock, config, problems, done, lambda whole=whole, rows=found: write_file(lock.folder / PROBLEMS, lines_of(done)) if whole
                  else append_rows(lock.folder / PROBLEMS, rows))
-            progress.update(len(part))
-            progress.set_postfix(greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
+            progress.update(sum(1 + len(row["samples"]) for row in done) - progress.n)  # other processes have sampled, too
+            progress.set_postfix(problems=len(done), greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
             number = next(filter(None, parallel.gather([stop.number], "signals")), None)
             if number is not None and start + size < len(waiting):
                 raise Stopped(number)  # `run_script` says how to go on

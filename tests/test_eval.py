@@ -1,15 +1,18 @@
 import errno
 import importlib
+import io
 import itertools
 import json
 import os
 import re
 import signal
+import sys
 
 import numpy as np
 import pytest
 from helpers import QUICK, SHARED, evaluate, exit_code, launch, output_of, run, save_random_model
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 import common.rollout.transformers_engine as transformers_engine
 from common.errors import UserError
@@ -87,6 +90,29 @@ def test_an_evaluation_agrees_with_brute_force_and_continues(tmp_path, monkeypat
     assert "give numbers from 1 to the 4" in evaluate(tmp_path / "b", "--k", "8", monkeypatch=monkeypatch)
 
 
+def test_the_bar_moves_while_a_part_is_sampled(tmp_path, monkeypatch):
+    made, moves = [], []
+
+    class Recorder(tqdm):
+        def update(self, n=1):
+            moves.append((n, sys._getframe(1).f_code.co_name))
+            return super().update(n)
+
+    def recorded(**options):
+        made.append(Recorder(file=io.StringIO(), **options | {"disable": False}))
+        return made[-1]
+
+    monkeypatch.setattr(importlib.import_module("eval"), "bar", recorded)
+    evaluate(tmp_path / "a", monkeypatch=monkeypatch)
+    assert made[0].n == made[0].total == 30 * 5
+    ended = [count for count, caller in moves if caller != "sample_missing"]  # told by the engine, and none is left to correct
+    assert len(ended) > 5 and sum(ended) == 150 and all(count > 0 for count in ended)
+    text = (tmp_path / "a" / "problems.jsonl").read_text()
+    (tmp_path / "a" / "problems.jsonl").write_text("".join(text.splitlines(keepends=True)[:7]))
+    evaluate(tmp_path / "a", "--num_samples", "5", monkeypatch=monkeypatch)  # a sample more of 7 problems, and all of 23
+    assert made[1].initial == 35 and made[1].n == made[1].total == 30 * 6
+
+
 def test_an_adapter_that_has_changed_or_was_made_for_another_base_is_refused(tmp_path, monkeypatch):
     run("train_grpo", tmp_path / "run", "--max_steps", "1", monkeypatch=monkeypatch)
     adapter = tmp_path / "run" / "checkpoint-1"
@@ -148,11 +174,11 @@ def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capf
     calls, engine = [], transformers_engine.TransformersEngine
     real = engine.generate
 
-    def generate(self, requests):
+    def generate(self, requests, ended=None):
         calls.append(1)
         if len(calls) == 4:  # the check at the start makes two calls; this is the second of the evaluation
             signal.raise_signal(signal.SIGUSR2)
-        return real(self, requests)
+        return real(self, requests, ended)
 
     monkeypatch.setattr(engine, "generate", generate)
     monkeypatch.setattr(transformers_engine, "MAX_ROWS", {"cpu": 60})

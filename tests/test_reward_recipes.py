@@ -16,6 +16,8 @@ import hostile.rewards as hostile
 import pytest
 from helpers import ROOT, metrics, run
 
+from common.config import CommonConfig
+from common.problems.data import load_rows
 from common.records import Completion, Problem
 from common.tiny.model import tiny_model
 from common.tiny.task import Arithmetic, Generator
@@ -66,6 +68,22 @@ def test_several(tmp_path, monkeypatch):
     scores = [several(text(t), problem) for t in ("a\nb\n#### 7", "a\na\n#### 8", "")]
     assert scores == pytest.approx([1.2, 0.1 + 0.1 * 2 / 3, 0.0])
     assert train(tmp_path / "run", monkeypatch, f"{FOLDER}/several.py:several")[0]["eval/reward_greedy"] > 0.1
+
+
+def test_any_of(tmp_path, monkeypatch, capsys):
+    any_of, two = recipe("any_of").any_of, SimpleNamespace(row={"answer": ["1/2", "x = 3"]})
+    assert [any_of(f"\\boxed{{{said}}}", two) for said in ("0.5", "3", "4", "1/2, 3")] == [1, 1, 0, 0]
+    assert [any_of(f"\\boxed{{{said}}}", SimpleNamespace(row={"answer": "7"})) for said in ("7", "8")] == [1, 0]
+    rows = [{"question": f"Eva has {i} figs. How many?", "answer": [str(i), str(i + 1)]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    both = load_rows(CommonConfig(dataset=str(tmp_path / "rows.jsonl")))[0]
+    assert {row.answer for row in both} <= {f"{i}, {i + 1}" for i in range(20)}
+    assert "such a list is one answer, and a completion must give all its parts" in capsys.readouterr().out
+    load_rows(CommonConfig(dataset=str(tmp_path / "rows.jsonl"), reward=f"{FOLDER}/any_of.py:any_of"))
+    assert "list" not in capsys.readouterr().out
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"answer": row["answer"][:1]}) + "\n" for row in rows))
+    load_rows(CommonConfig(dataset=str(tmp_path / "rows.jsonl")))  # one entry: both readings are the same
+    assert "list" not in capsys.readouterr().out
 
 
 SAID = [("18 - 15 = 3", 1), ("It is 3.", 1), ("3 or 4", 0), ("none", 0), ("", 0), ("\\boxed{3}, not 4", 1), ("-3", 0), ("3.0", 1)]

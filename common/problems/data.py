@@ -148,10 +148,20 @@ def _rows_of(name: str, question: str | None, answer: str | None, pick: Callable
     called = called or name
     base = called.partition(":")[0]
     label = base if base in (*REGISTERED, *MADE) else Path(called).name or Path(called).resolve().name
+    _say_lists(name, tables, answer_column, any_answer)
     make = {split: partial(_make_row, f"{label}/{split}", table, questions, answer_column, any_answer) for split, table in tables.items()}
     if large or sum(map(len, tables.values())) > LARGE:
         return {split: LargeRows.read(Part(f"{label}/{split}", table, make[split]), any_answer) for split, table in tables.items()}
     return {split: [make[split](i, raw) for i, raw in enumerate(table)] for split, table in tables.items()}
+
+
+def _say_lists(name: str, tables: dict[str, Table], column: str, any_answer: bool) -> None:
+    """Says how lists in the answer column are read, if one of the first rows has one with several entries."""
+    cells = [_cell(table[i], column) for table in tables.values() for i in range(min(len(table), FIRST_ROWS))]
+    lists = [cell for cell in cells if isinstance(cell, list) and len(cell) > 1 and not any(isinstance(part, dict) for part in cell)]
+    if lists and not any_answer:
+        say(f"data: {name} has lists in the column {column}: such a list is one answer, and a completion must give all its parts. If each "
+            "of them alone is right, add --reward examples/rewards/any_of.py:any_of")
 
 
 def _load_tables(name: str) -> dict[str, Table]:

@@ -1,12 +1,14 @@
 """The engine interface: what the training scripts ask of a sampler."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from common.policy.policy import Policy
 from common.policy.shared_base import HeldBase
 from common.records import Completion, Request
+
+Ended = Callable[[int], object]
 
 
 class Engine(Protocol):
@@ -35,5 +37,5 @@ class Engine(Protocol):
     def begin(self, requests: list[Request]) -> None:
         """Samples in the background, from the adapter of now: `generate` of the same requests gives what came. Only servers have this."""
 
-    def generate(self, requests: list[Request]) -> list[list[Completion]]:
-        """completions[i] are the `n` samples of requests[i]."""
+    def generate(self, requests: list[Request], ended: Ended | None = None) -> list[list[Completion]]:
+        """completions[i] are the `n` samples of requests[i]. ended: is told, during the call, how many more completions have ended."""

@@ -8,7 +8,7 @@ from typing import Any
 from common import parallel
 from common.policy.policy import Policy
 from common.records import Completion, Request
-from common.rollout.engine import Engine
+from common.rollout.engine import Ended, Engine
 
 
 class SharedEngine:
@@ -50,12 +50,12 @@ class SharedEngine:
         """Frees the memory that the trainer may need."""
         self.engine.sleep()
 
-    def generate(self, requests: list[Request]) -> list[list[Completion]]:
-        """completions[i] are the `n` samples of requests[i]."""
+    def generate(self, requests: list[Request], ended: Ended | None = None) -> list[list[Completion]]:
+        """completions[i] are the `n` samples of requests[i]. ended: is told of the completions of this process."""
         # prompts that begin alike stay together, so that one engine reads the beginning once
         order = sorted(range(len(requests)), key=lambda i: (requests[i].prompt_ids, requests[i].seed))
         mine = order[parallel.part([requests[i].n * requests[i].max_tokens for i in order])]
-        found = parallel.gather(self.engine.generate([requests[i] for i in mine]) if mine else [], "completions",
+        found = parallel.gather(self.engine.generate([requests[i] for i in mine], ended) if mine else [], "completions",
                                 [(requests[i].seed, requests[i].n, requests[i].max_tokens, len(requests[i].prompt_ids)) for i in order])
         completions: list[list[Completion]] = [[] for _ in requests]
         for i, group in zip(order, found, strict=True):

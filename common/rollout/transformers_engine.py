@@ -10,6 +10,7 @@ from torch import Tensor
 from common.policy.policy import Policy
 from common.records import Completion, Request, hash_seeds
 from common.rollout.draw import draw_tokens, uniforms
+from common.rollout.engine import Ended
 from common.rollout.prefill import Prompts, cache_bytes, drop_padding, select_rows, trunks_of, window_of
 from common.rollout.text import decode, stop_at
 
@@ -72,14 +73,14 @@ class TransformersEngine:
         """Nothing to free: model and memory are the trainer's."""
 
     @torch.inference_mode()
-    def generate(self, requests: list[Request]) -> list[list[Completion]]:
-        """completions[i] are the `n` samples of requests[i]."""
+    def generate(self, requests: list[Request], ended: Ended | None = None) -> list[list[Completion]]:
+        """completions[i] are the `n` samples of requests[i]. ended: is told, during the call, how many more completions have ended."""
         results: list[list[Completion | None]] = [[None] * request.n for request in requests]
         with self.policy.merged(self.weights):
             for together in self._prefills(requests):
                 prompts = Prompts(self.policy, [requests[i].prompt_ids for i in together])
                 for rows in self._batches(requests, together, prompts):
-                    self._run(rows, prompts)
+                    self._run(rows, prompts, ended or (lambda count: None))
                     for (i, sample), completion in zip(rows.where, self._completions(rows), strict=True):
                         results[i][sample] = completion
         return results  # type: ignore[return-value]  # every place has been filled
@@ -121,15 +122,18 @@ class TransformersEngine:
         held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return torch.cuda.mem_get_info(self.device)[0] + held
 
-    def _run(self, rows: _Rows, prompts: Prompts) -> None:
-        """Grows every row of a batch to its end, from its prompt's keys and values."""
+    def _run(self, rows: _Rows, prompts: Prompts, ended: Ended) -> None:
+        """Grows every row of a batch to its end, from its prompt's keys and values. ended: as in `generate`."""
         hidden, attention, positions, cache = prompts.take([request.prompt_ids for request in rows.requests])
         alive = np.arange(len(rows.requests))  # the rows still in the tensors below, in their order
         temperature = torch.tensor([request.temperature for request in rows.requests], device=self.device)
         top_p = torch.tensor([request.top_p for request in rows.requests], device=self.device)
         for position in range(rows.ids.shape[1]):
             tokens, logps = self._sample(hidden, rows.seeds[alive], position, temperature, top_p)
+            before = int(rows.ended.sum())
             self._append(rows, alive, position, tokens, logps)
+            if count := int(rows.ended.sum()) - before:
+                ended(count)
             going = ~rows.ended[alive]
             if not going.any():
                 return

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import tempfile
 import weakref
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from common.policy.policy import Policy
 from common.policy.pretrained import load_generation_config, model_folder, stop_token_ids
 from common.policy.shared_base import Held, HeldBase, stamps
 from common.records import Completion, Request, hash_seeds, longest_of
+from common.rollout.engine import Ended
 from common.rollout.text import decode, stop_at, tokens_named
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has buffers for these ranks
@@ -136,8 +139,8 @@ class VLLMEngine:
             self.llm.release_kv_cache_memory()
             self.asleep = True
 
-    def generate(self, requests: list[Request]) -> list[list[Completion]]:
-        """completions[i] are the `n` samples of requests[i]."""
+    def generate(self, requests: list[Request], ended: Ended | None = None) -> list[list[Completion]]:
+        """completions[i] are the `n` samples of requests[i]. ended: is told, during the call, how many more completions have ended."""
         if self.asleep:
             self._wake()
         from vllm import SamplingParams
@@ -150,7 +153,7 @@ class VLLMEngine:
             detokenize=bool(request.stop),
         ) for request, seed in samples]
         outputs = self.llm.generate([{"prompt_token_ids": list(request.prompt_ids)} for request, _ in samples], parameters,
-                                    use_tqdm=False, lora_request=self.lora)
+                                    use_tqdm=partial(Counter, ended=ended) if ended else False, lora_request=self.lora)
         completions = iter([self._completion(request, output.outputs[0]) for (request, _), output in zip(samples, outputs, strict=True)])
         return [[next(completions) for _ in range(request.n)] for request in requests]
 
@@ -188,6 +191,25 @@ class VLLMEngine:
         logps = [chosen[token].logprob for chosen, token in zip(output.logprobs, ids, strict=True)]
         text = decode(self.tokenizer, ids)
         return Completion(ids, logps, output.finish_reason, text[:stop_at(text, request.stop)])
+
+
+class Counter:
+    """Stands in for vLLM's progress bars: of those that count what has ended, it tells `ended`. The others count nothing."""
+
+    def __init__(self, items: Iterable[Any] = (), *, ended: Ended, **_: Any) -> None:
+        self.items, self.ended, self.n, self.postfix, self.format_dict = items, ended, 0, "", {"elapsed": 1.0}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def update(self, count: int) -> None:
+        self.n += count
+        self.ended(count)
+
+    def refresh(self) -> None:
+        """Shows nothing."""
+
+    close = refresh
 
 
 def in_checkpoint(name: str, parameter: torch.nn.Parameter, sizes: list[int], fused: dict[str, list[str]]) -> dict[str, Held]:

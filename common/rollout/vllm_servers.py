@@ -28,6 +28,7 @@ from common.policy.adapters import copy_adapter, one_rank, write_zero_adapter
 from common.policy.policy import Policy
 from common.policy.pretrained import first_adapter, load_generation_config, public_name, stop_token_ids
 from common.records import Completion, Request, hash_seeds, longest_of
+from common.rollout.engine import Ended
 from common.rollout.parity import check_parity, probes, why_apart
 from common.rollout.text import decode, stop_at, tokens_named
 from common.rollout.vllm_http import Lost, NotThere, Server
@@ -123,17 +124,22 @@ class VLLMServers:
         """Samples these requests in the background, from the adapter of now: `generate` of the same requests gives what came."""
         self.begun = Begun(requests, lambda begun, adapter=self.adapter: self._sample(requests, adapter, begun))
 
-    def generate(self, requests: list[Request]) -> list[list[Completion]]:
-        """completions[i] are the `n` samples of requests[i]. Raises UserError if no server answers for `--vllm_server_timeout` seconds."""
+    def generate(self, requests: list[Request], ended: Ended | None = None) -> list[list[Completion]]:
+        """completions[i] are the `n` samples of requests[i]. ended: is told, during the call, how many more have ended.
+
+        Raises UserError if no server answers for `--vllm_server_timeout` seconds.
+        """
         if self.begun and self.begun.requests == requests:
             found = self.begun.result(self.pause, self.sleep)  # the policy is that of the servers now, and stands still
             self.begun = None
             return found
-        return self._sample(requests, self.adapter)
+        return self._sample(requests, self.adapter, ended=ended)
 
-    def _sample(self, requests: list[Request], adapter: tuple[str, Path] | None, begun: Begun | None = None) -> list[list[Completion]]:
+    def _sample(self, requests: list[Request], adapter: tuple[str, Path] | None, begun: Begun | None = None,
+                ended: Ended | None = None) -> list[list[Completion]]:
         """As `generate`, from an adapter that the servers have. begun: in the background, where nobody can take lost servers back."""
         work, seen = Work(requests, lambda server, request: self._ask(server, request, adapter), self._lose), time.monotonic()
+        count = 0  # completions that have come
         try:
             while not work.finished:
                 self._look_after(work, begun is None)
@@ -144,6 +150,10 @@ class VLLMServers:
                                     "on from the last checkpoint")
                 with work.change:
                     work.change.wait_for(lambda: work.finished, self.pause)
+                    now = sum(map(len, work.done.values()))
+                if ended and now > count:
+                    ended(now - count)
+                count = now
         finally:
             work.end()
         if work.error is not None:

@@ -54,7 +54,7 @@ def test_rollouts_do_not_depend_on_order_or_batching(race_from, engine, tokenize
     assert ids_of([engine.generate([request])[0] for request in requests]) == ids_of(whole)
     monkeypatch.setattr(rollout, "CPU_CACHE_BYTES", 40 * engine.cache_bytes_per_token)  # about one row at a time
     batches, real = [], engine._run
-    monkeypatch.setattr(engine, "_run", lambda rows, prompts: batches.append(rows) or real(rows, prompts))
+    monkeypatch.setattr(engine, "_run", lambda rows, *others: batches.append(rows) or real(rows, *others))
     assert ids_of(engine.generate(requests)) == ids_of(whole) and len(batches) > 60
     # sample i is the same whether or not the others are asked for
     fewer = engine.generate([Request(r.prompt_ids, r.seed, 2, r.max_tokens) for r in requests])

@@ -318,6 +318,14 @@ def test_an_adapter_gives_the_same_greedy_answers_in_plain_peft_in_vllm_and_merg
             assert tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True) == text, name
 
 
+def test_vllm_tells_of_each_completion_that_ends(merging):
+    told = []
+    completions = merging.generate(requests_for(), told.append)
+    assert sum(told) == sum(map(len, completions)) == len(told)
+    without = merging.generate(requests_for())
+    assert [[one.ids for one in group] for group in completions] == [[one.ids for one in group] for group in without]
+
+
 def test_an_evaluation_samples_what_the_transformers_engine_would(tmp_path, monkeypatch):
     """Greedy the same; sampled other tokens under the same seeds, with the same chances."""
     for engine in ("vllm", "transformers"):
