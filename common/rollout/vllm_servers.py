@@ -138,8 +138,8 @@ class VLLMServers:
     def _sample(self, requests: list[Request], adapter: tuple[str, Path] | None, begun: Begun | None = None,
                 ended: Ended | None = None) -> list[list[Completion]]:
         """As `generate`, from an adapter that the servers have. begun: in the background, where nobody can take lost servers back."""
-        work, seen = Work(requests, lambda server, request: self._ask(server, request, adapter), self._lose), time.monotonic()
-        count = 0  # completions that have come
+        work = Work(requests, lambda server, request: self._ask(server, request, adapter), self._lose)
+        seen, count = time.monotonic(), 0  # count: completions that have come
         try:
             while not work.finished:
                 self._look_after(work, begun is None)
@@ -150,10 +150,9 @@ class VLLMServers:
                                     "on from the last checkpoint")
                 with work.change:
                     work.change.wait_for(lambda: work.finished, self.pause)
-                    now = sum(map(len, work.done.values()))
-                if ended and now > count:
-                    ended(now - count)
-                count = now
+                    before, count = count, sum(map(len, work.done.values()))
+                if ended:
+                    ended(count - before)
         finally:
             work.end()
         if work.error is not None:
