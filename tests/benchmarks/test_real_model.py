@@ -8,7 +8,10 @@ import pytest
 from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import curves
 import real_model
+
+RECORD = ROOT / "docs" / "real_model.json"
 
 
 def row(question, completion, reference, finish_reason="stop"):
@@ -41,3 +44,17 @@ def test_what_is_kept_of_a_run_and_shown(tmp_path):
     text = "\n".join(real_model.lines_of({"seeds": {"4": kept}, "answers": answers}))
     assert re.search(r"7 \+ 5 +It is not not not not no\.\.\. *right +7 \+ 5 = 11 +wrong", text)
     assert "seed 4  sampled     0: 0.050   30: 0.450" in text and "seed 4  greedy      0: 0.250   30: 0.550" in text
+
+def test_the_picture_and_the_tables_are_those_of_the_recorded_runs(tmp_path):
+    results = json.loads(RECORD.read_text())
+    assert list(results["seeds"]) == ["0", "1", "2"] and len(results["answers"]) == real_model.SHOWN
+    curves.save(real_model.drawn(results), tmp_path / "real_model.svg")  # another version of matplotlib may write it otherwise
+    new, kept = ((folder / "real_model.svg").read_text() for folder in (tmp_path, RECORD.parent))
+    marks = [[float(x) for x in re.findall(r'<use [^>]*y="([\d.]+)"', text)] for text in (new, kept)]
+    assert len(marks[0]) > 12 and marks[0] == pytest.approx(marks[1], abs=1)
+    for answer in results["answers"]:
+        assert f">{answer['question']}</text>" in kept
+    page = (ROOT / "docs" / "models.md").read_text()
+    for seed, own in results["seeds"].items():
+        cells = [" -> ".join(f"{value:.3f}".lstrip("0") for value in own[name].values()) for name in ("eval/reward", "eval/reward_greedy")]
+        assert f"| {seed} | {cells[0]} | {cells[1]} |" in page
