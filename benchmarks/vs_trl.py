@@ -345,14 +345,15 @@ def be_profiled(folder: Path, steps: str, seed: str, clock_name: str, *flags: st
     write_file(folder.with_suffix(".json"), json.dumps({"steps": [], "ended": 0.0, "phases": phases, "model": model}))
 
 
-def seconds_of(shape: tuple[int, int, int], dtype: str) -> float:
-    """Seconds of one torch.matmul of this shape, (m, k) @ (k, n); the fastest of several blocks of calls."""
+def seconds_of(shape: tuple[int, int, int], dtype: str, clock_name: str) -> float:
+    """Seconds of one torch.matmul of this shape, (m, k) @ (k, n), by a clock of `time`; the fastest of several blocks of calls."""
     import torch
     from torch.utils.benchmark import Timer
 
     (m, k, n), kind = shape, {"dtype": getattr(torch, dtype)}
     inputs = {"a": torch.randn(m, k, **kind), "b": torch.randn(k, n, **kind), "out": torch.empty(m, n, **kind)}
-    timer = Timer("torch.matmul(a, b, out=out)", globals=inputs, num_threads=torch.get_num_threads())
+    timer = Timer("torch.matmul(a, b, out=out)", globals=inputs, num_threads=torch.get_num_threads(),
+                  timer=getattr(time, clock_name))
     return min(timer.blocked_autorange(min_run_time=0.01).times)
 
 
@@ -371,7 +372,7 @@ def profile(arguments: argparse.Namespace, folder: Path) -> None:
     for side, run in profiled.items():
         whole = sum(phase["seconds"] for phase in run["phases"].values())
         for name, phase in run["phases"].items():
-            bare = sum(seconds_of(tuple(shape), arguments.dtype) * times for shape, times in phase["products"])
+            bare = sum(seconds_of(tuple(shape), arguments.dtype, clock_of(arguments)) * times for shape, times in phase["products"])
             gflop = sum(2e-9 * m * k * n * times for (m, k, n), times in phase["products"])
             rest = phase["seconds"] - phase["linear"] - phase["attention"]
             parts = [f"{seconds:.2f} ({seconds / whole:.0%})" for seconds in (phase["seconds"], phase["linear"], phase["attention"], rest)]
