@@ -2,9 +2,14 @@
 
 Import from here: `extract_answer`, `is_correct`, `answers_equal`. From rewards.py: `make_reward`, `Reward`, `CustomReward`.
 
-An answer passes through these files: extract.py finds it in the completion, spelling.py gives it one spelling, forms.py reads it as a
-list, an interval, an equation and so on, and answers.py compares two of them part by part. For expressions, latex.py is the parser,
-expression_values.py computes values, and equal.py compares the values.
+The files in the order in which a text goes through them:
+- extract.py finds the answer in the completion;
+- spelling.py and macros.py give it one spelling;
+- readings.py takes away the words around it, by phrases.py and words.py, and has forms.py read the rest as a list, an interval, an equation
+  and so on; relations.py, names.py, real_sets.py, vectors.py, values.py and units.py know the kinds of parts;
+- tokens.py, latex.py, notation.py and trees.py parse an expression;
+- answers.py compares two answers part by part. equal.py compares the values of two expressions, by expression_values.py and rounding.py;
+- voting.py groups equal answers.
 """
 from common.verify.answers import answers_equal, extract_answer, is_correct
 
