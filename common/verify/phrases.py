@@ -140,7 +140,7 @@ def without_words_around(text: str) -> str:
     if lead_in and unquoted[lead_in.end():]:
         text = unquoted[lead_in.end():]
     text = re.sub(r"^[A-Z]'?\s*(?=\([^()]*,[^()]*\)$)", "", text)  # P(1, 2)
-    if text.isascii() and not re.search(r"[A-Za-z]", text):
+    if text.isascii() and not any(map(str.isalpha, text)):
         return text
     if rounding := _ROUNDING.search(text.replace('"', "")):
         text = text.replace('"', "")[:rounding.start()]
@@ -158,8 +158,9 @@ def without_words_around(text: str) -> str:
         text = (found[1] or "x") + rest if rest[0] in "<>\\" else rest
         text += '"' * (text.count('"') % 2)
     if found := _REALS_BUT.fullmatch(text):
-        kept = found[1].replace("\\neq", "=") if re.search("where|with|such|,", text[:found.start(1)]) else found[1]
-        is_condition = "\\neq" in found[1] or (kept is found[1] and not re.search("where|with|such", text[:found.start(1)]))
+        has_condition = any(word in text[:found.start(1)] for word in ("where", "with", "such"))
+        kept = found[1].replace("\\neq", "=") if has_condition or "," in text[:found.start(1)] else found[1]
+        is_condition = "\\neq" in found[1] or (kept is found[1] and not has_condition)
         if is_condition and not re.search(r"[<>]|\\[lg]e", kept):
             values = re.sub(r'(?<![A-Za-z\\])[a-z]\s*=|"?\b(?:and|or)\b"?', lambda m: "" if "=" in m[0] else ",", kept)
             return f"\\mathbb{{R}}\\setminus\\{{{values}\\}}"

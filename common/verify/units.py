@@ -102,12 +102,12 @@ _TABLE = """
     m/sec mps
     cm^3 cc
 """
+_VOWELS = frozenset("aeiouyAEIOUY")
 LONGEST_UNIT = 90  # characters; the limit bounds the work of the search
 _SPELLINGS = {name: line.split()[0] for line in _TABLE.strip().splitlines() for name in line.split()}
 _FOLDED = {name.lower(): spelling for name, spelling in _SPELLINGS.items() if len(name) > 1}
 _CASE_MATTERS = frozenset(re.findall(r"\S+", "m g l h s t L N J W V K A C F T H mW MW"))
 _CURRENCIES = frozenset({"dollar", "euro", "pound-sterling", "yen", "yuan", "rupee", "cent"})
-_GLUED = re.compile(r"^(?:%|[a-z]{2,}|\$)$")
 # nouns that are not known by an s: they count things
 _NOUNS = frozenset(re.findall(r"\S+", """fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass
     dog cat apple orange
@@ -228,14 +228,14 @@ def _may_stand_alone(token: str, before: str) -> bool:
 
 def _are_nouns(words: list[str], number: str, quoted: bool, before: str) -> bool:
     """Whether words that the table does not have count things: the last one is a plural, or there is one thing."""
-    if len(words) > 4 or any(len(word) < 3 or not re.search("[aeiouyAEIOUY]", word) for word in words if word.isascii()):
+    if len(words) > 4 or any(len(word) < 3 or _VOWELS.isdisjoint(word) for word in words if word.isascii()):
         return False
     if not words[0].isascii():
         return words[0][0] in _CLASSIFIERS
     if not quoted and not (before == " " and len(words[0]) >= (3 if number[-1:].isdigit() else 4)):
         return False
     head = words[-1].partition("^")[0].lower()
-    return not head.isascii() or head in _NOUNS or number.lstrip("+-") == "1" or bool(re.search(r"(?<![su])s$", head))
+    return not head.isascii() or head in _NOUNS or number.lstrip("+-") == "1" or (head.endswith("s") and not head.endswith(("ss", "us")))
 
 
 def _one_spelling(factors: list[tuple[str, int]], others: list[str]) -> str:

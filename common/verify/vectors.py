@@ -106,7 +106,7 @@ def read_matrix(text: str, depth: int, read: Reader) -> Form | None:
         return None
     fence, environment, content = found.groups()
     separator = "&" if "&" in content or environment == "cases" else ","
-    content = re.sub(r"\\hline", "", content)
+    content = content.replace("\\hline", "")
     rows = [split_outside_brackets(row, separator) for row in content.split("\\\\")]
     rows = rows[:-1] if not "".join(rows[-1]).strip() else rows
     if sum(map(len, rows)) > MAX_ITEMS:
@@ -162,7 +162,7 @@ def read_vector(text: str, depth: int, read: Reader) -> Form | None:
             return None
         factor, vector = found or ("", term)
         is_plain = text[0] != "+" and sign + factor == "+"
-        if len(terms) == 1 and (is_plain or re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt)", "", factor))):
+        if len(terms) == 1 and (is_plain or any(map(str.isalpha, factor.replace("\\frac", "").replace("\\sqrt", "")))):
             return None  # a plain tuple, or a function of two arguments
         form = read(vector, depth + 1)
         if form[0] not in ("bracketed", "matrix"):
