@@ -8,12 +8,15 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
 from common.console import say
 from common.errors import UserError
+from common.problems.rows import LARGE, Table
 from common.problems.text_files import RATIO, Rows, check_count, read_csv, read_json
 
 FEW = 64  # rows of a table that are unpacked at once
@@ -25,7 +28,7 @@ SHORT = {"valid": "validation", "val": "validation", "dev": "validation"}
 INFORMATION = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}  # of `datasets`, no rows
 
 
-def read_tables(path: Path) -> dict[str, Rows]:
+def read_tables(path: Path) -> dict[str, Table]:
     """The rows of every split of a file or folder. A file has the split "train", unless it is a .json object of splits.
 
     Every row of a split has the same columns; a value that is not there is None. Raises UserError if something cannot be read.
@@ -33,21 +36,22 @@ def read_tables(path: Path) -> dict[str, Rows]:
     if not path.is_dir():
         tables = _read_file(path)
         return {split or "train": _with_all_columns(rows, path) for split, rows in tables.items()}
-    splits: dict[str, Rows] = {}
+    splits: dict[str, Table] = {}
     for split, files in _files_by_split(path).items():
         suffixes = sorted({_suffix(file) for file in files})
         if len(suffixes) > 1:
             names = ", ".join(next(file.name for file in files if _suffix(file) == suffix) for suffix in suffixes)
             raise UserError(f"{path}: the files of a split must have one format, and there are {names}; name one of the files, or move "
                             "the others away")
-        splits[split] = []
+        parts: list[Table] = []
         for file in files:
             tables = _read_file(file)
             if set(tables) != {""}:
                 raise UserError(f"{file}: it has splits of its own ({', '.join(tables)}); name this file instead of its folder")
             if not tables[""]:
                 raise UserError(f"{file} is empty; delete it")
-            splits[split] += tables[""]
+            parts.append(tables[""])
+        splits[split] = _one_after_the_other(parts)
     return {split: _with_all_columns(rows, path) for split, rows in splits.items()}
 
 
@@ -129,7 +133,7 @@ def _suffix(path: Path) -> str | None:
     return plain if plain in READERS else None
 
 
-def _read_file(path: Path) -> dict[str, Rows]:
+def _read_file(path: Path) -> dict[str, Table]:
     """The rows of a file, by split. A file without splits gives {"": rows}."""
     suffix = _suffix(path)
     if suffix is None:
@@ -148,14 +152,47 @@ def _read_file(path: Path) -> dict[str, Rows]:
 
 # ---- columns ------------------------------------------------------------------------------------------------------
 
-def _read_arrow(path: Path) -> Rows:
+class ArrowRows(Sequence[dict[str, Any]]):
+    """The rows of a large .parquet file, kept as columns, which take a fraction of the memory. A row is made when it is asked for."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches  # RecordBatches with the same columns
+        self.ends = list(accumulate(batch.num_rows for batch in batches))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, i: Any) -> Any:
+        number = range(len(self))[i]
+        batch = bisect_right(self.ends, number)
+        return self.batches[batch].slice(number - self.ends[batch] + self.batches[batch].num_rows, 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.batches:
+            yield from batch.to_pylist()
+
+
+def _one_after_the_other(parts: list[Table]) -> Table:
+    """The rows of several files of a split."""
+    if all(isinstance(part, ArrowRows) and part.batches[0].schema.names == parts[0].batches[0].schema.names for part in parts):
+        return ArrowRows([batch for part in parts for batch in part.batches])
+    return [row for part in parts for row in part]
+
+
+def _read_arrow(path: Path) -> Table:
     """The rows of a .parquet file, or of an .arrow file, which `save_to_disk` writes."""
     import pyarrow
+    import pyarrow.parquet
 
     rows: Rows = []
+    kept: list[Any] | None = None  # the batches of a large file
     limit, size = ROOM_ARROW + RATIO * path.stat().st_size, 0
     try:
+        if path.suffix.lower() == ".parquet" and pyarrow.parquet.ParquetFile(path).metadata.num_rows > LARGE:
+            kept = []
         for batch in _batches(path):
+            if kept is not None:
+                kept.append(batch)
             if len(set(batch.schema.names)) < len(batch.schema.names):
                 raise UserError(f"{path}: two columns have the same name; rename one")
             for start in range(0, batch.num_rows, FEW):
@@ -164,12 +201,13 @@ def _read_arrow(path: Path) -> Rows:
                 if size > limit:
                     raise UserError(f"{path} unpacks to more than {limit >> 20} MiB, {RATIO} times its size; if that is right, write it "
                                     "as .jsonl")
-                rows += part.to_pylist()
-                check_count(path, rows)
+                if kept is None:
+                    rows += part.to_pylist()
+                    check_count(path, rows)
     except (pyarrow.ArrowException, ValueError, TypeError, OverflowError, RecursionError) as error:
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{path} is damaged, or not what its name says: {cause[:300]}") from error
-    return rows
+    return rows if kept is None else ArrowRows(kept)
 
 
 def _unpacked_bytes(array: Any) -> int:
@@ -207,8 +245,10 @@ def _batches(path: Path) -> Iterator[Any]:
             yield batch
 
 
-def _with_all_columns(rows: Rows, path: Path) -> Rows:
+def _with_all_columns(rows: Table, path: Path) -> Table:
     """The rows, each with the columns of all. Raises UserError if that would make far more cells than there are."""
+    if isinstance(rows, ArrowRows):
+        return rows
     columns: dict[str, None] = {}
     for row in rows:
         if not row.keys() <= columns.keys():

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from helpers import completions, run, save_random_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -18,6 +19,7 @@ from common.problems.data import load_rows, load_split
 from common.problems.large import Bound, LargeProblems
 from common.problems.prompts import load_template, make_eval_problems, make_problems
 from common.problems.rows import LargeRows, Part, Row, hold_out
+from common.problems.tables import ArrowRows, read_tables
 from common.records import prompts_of
 from common.run.resume import IDENTITY
 
@@ -165,6 +167,21 @@ def test_an_evaluation_takes_the_same_problems(file, tokenizer, monkeypatch, cap
         assert isinstance(split, LargeRows) == large
         found.append(whole(make_eval_problems(split, config, load_template(config, tokenizer), tokenizer, 1024, count)))
     assert found[0] == found[1] and len(found[0]) == count
+
+
+@pytest.mark.parametrize("other", [{}, {"more": 1}])
+def test_a_large_table_keeps_its_columns(file, tmp_path, other):
+    """A folder of two .parquet files. With other columns in the second one, its rows are dicts."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    halves = lines, [{**row, **other} for row in reversed(lines)]
+    for name, half in zip("ab", halves, strict=True):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(half), tmp_path / f"train-{name}.parquet")
+    table = read_tables(tmp_path)["train"]
+    assert isinstance(table, list if other else ArrowRows) and len(table) == 2 * ROWS
+    expected = [{**dict.fromkeys(other), **row} for half in halves for row in half]
+    assert list(table) == expected and all(table[i] == expected[i] for i in (0, 63, 64, ROWS - 1, ROWS, -1, 2 * ROWS - 1))
+    with pytest.raises(IndexError):
+        table[2 * ROWS]
 
 
 def tokenizer_of(kind):
