@@ -1,7 +1,6 @@
 """A small parser for mathematical expressions in LaTeX or plain notation. Length and depth are limited, and nothing is executed."""
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
 from common.verify.notation import (
@@ -11,6 +10,9 @@ from common.verify.notation import (
     counting_call,
     counting_scripts,
     counting_scripts_in_front,
+    function,
+    function_argument,
+    number,
     operator_with_limits,
     product_with_dots,
 )
@@ -22,7 +24,6 @@ from common.verify.tokens import (
     MARKS_AND_FONTS,
     MULTIPLICATION_SIGNS,
     NO_FACTORS,
-    ONE_NAME_FOR_FUNCTION,
     OPERATORS_WITH_LIMITS,
     SYMMETRIC,
     Unsupported,
@@ -160,7 +161,7 @@ class Parser(Grammar):
         if kind == "number" and len(text) > 1 and not signed and text.isdigit():
             self.tokens[self.position] = (kind, text[1:])  # the other digits stay: the 2 of \frac12
             return ("num", Fraction(int(text[0])))
-        return self.number(mixed=False) if kind == "number" else self.primary()
+        return number(self, mixed=False) if kind == "number" else self.primary()
 
     # -- groups and names
 
@@ -180,7 +181,7 @@ class Parser(Grammar):
         """A number, a name, a group, an absolute value or a command with its arguments."""
         kind, text = self.peek()
         if kind == "number":
-            return self.number()
+            return number(self)
         if kind == "letter" or text in GREEK or text == "pi":
             return self.symbol()
         if text in ("_", "^") and kind == "sign":
@@ -218,30 +219,6 @@ class Parser(Grammar):
             self.take()
             letters += f"_{self.plain_text()}"
         return ("sym", letters)
-
-    def number(self, mixed: bool = True) -> Node:
-        """A number: whole, decimal, repeating decimal, or with `mixed` also a mixed number such as 2\\frac12."""
-        text = self.take()[1]
-        if "." in text and self.peek() in (("command", "overline"), ("command", "bar"), ("command", "dot")):  # 0.1\overline{6}
-            self.take()
-            digits = self.plain_text().replace(" ", "")
-            if not digits.isdigit():
-                raise Unsupported("repeating decimal")
-            return ("num", Fraction(text) + Fraction(int(digits), (10**len(digits) - 1) * 10**len(text.partition(".")[2])))
-        if self.peek() == ("sign", "_"):
-            self.take()
-            return ("sym", f"{text}_{self.plain_text()}")
-        whole: Node = ("num", Fraction(text))
-        return ("add", [whole, self.primary()]) if mixed and "." not in text and self.proper_fraction_follows() else whole
-
-    def proper_fraction_follows(self) -> bool:
-        """Whether a \\frac of two numbers comes next, and its numerator is the smaller one."""
-        if self.peek()[1] != "frac":
-            return False
-        ahead = " ".join(text for _, text in self.tokens[self.position:self.position + 7])  # \frac{1}{2} has seven tokens
-        ahead = re.sub(r"^frac (\d)(\d)\b", r"frac \1 \2", ahead)  # \frac12
-        found = re.fullmatch(r"frac (?:\{ )?(\d+)(?: \} \{)? (\d+)(?: \})?.*", ahead)
-        return bool(found) and int(found[1]) < int(found[2])
 
     def symbol(self) -> Node:
         """A variable with its subscript and primes, a constant, or a call of the function f, g or h."""
@@ -281,9 +258,9 @@ class Parser(Grammar):
             self.take(CLOSING_SIGNS[name])
             return ("call", name, node)
         if name in FUNCTIONS:
-            return self.function(name)
+            return function(self, name)
         if name == "cis":
-            angle = self.function_argument()
+            angle = function_argument(self)
             return ("add", [("call", "cos", angle), ("mul", ("i",), ("call", "sin", angle))])
         if name in SYMMETRIC and (found := arguments(self)):
             return ("call", name, *found)
@@ -294,31 +271,6 @@ class Parser(Grammar):
         if name in MARKS_AND_FONTS:
             return ("sym", f"{name} {self.plain_text()}")
         raise Unsupported(name)
-
-    def function(self, name: str) -> Node:
-        """A call of a function from FUNCTIONS, with an exponent (\\sin^2 x) or a base (\\log_2 x)."""
-        power: Node | None = None
-        base: Node | None = None
-        while self.peek()[1] in ("_", "^"):
-            if self.take()[1] == "_":
-                base = self.argument()
-            else:
-                power = self.argument(signed=True)
-        argument = self.function_argument()
-        if power == ("neg", ("num", Fraction(1))):  # \sin^{-1} is the inverse function, not the reciprocal
-            return ("call", ONE_NAME_FOR_FUNCTION.get(f"arc{name}", f"arc{name}"), argument)
-        node: Node = ("call", name, argument) if base is None else ("div", ("call", "ln", argument), ("call", "ln", base))
-        return node if power is None else ("pow", node, power)
-
-    def function_argument(self) -> Node:
-        """The argument of a function: a group, or factors up to the next function, sign or bracket. In \\sin 2x \\cos y it is 2x."""
-        if self.peek()[1] in ("(", "{", "["):
-            ahead = [text for _, text in self.tokens[self.position:self.position + 2]]
-            return self.power() if ahead[0] == "{" and ahead[1:] != ["("] else self.group(ahead[0])  # \\ln{(x)}^2 is (\\ln x)^2
-        node = self.power()
-        while self.starts_factor() and self.peek()[1] not in FUNCTIONS and self.peek()[1] != "(":
-            node = ("mul", node, self.power())
-        return node
 
 
 def parse(text: str) -> Node:

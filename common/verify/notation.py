@@ -1,12 +1,14 @@
-"""Notations that take more than one token to recognise: C(n, k) and its like, operators with limits, products with dots.
+"""Notations that take more than one token to recognise: numbers, functions, C(n, k), operators with limits, products with dots.
 
 The functions go on where the parser of latex.py stands, and return the tree that they have read.
 """
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from fractions import Fraction
 
-from common.verify.tokens import CLOSING_SIGNS, MULTIPLICATION_SIGNS, Tokens, Unsupported
+from common.verify.tokens import CLOSING_SIGNS, FUNCTIONS, MULTIPLICATION_SIGNS, ONE_NAME_FOR_FUNCTION, Tokens, Unsupported
 from common.verify.trees import Node, substituted, variables
 
 BOUND: Node = ("sym", "\1")  # the variable of a sum or an integral, whatever its letter
@@ -31,6 +33,14 @@ class Grammar(Tokens, ABC):
     @abstractmethod
     def argument(self, signed: bool = False) -> Node:
         """A group or one token."""
+
+    @abstractmethod
+    def primary(self) -> Node:
+        """A number, a name, a group, an absolute value or a command."""
+
+    @abstractmethod
+    def group(self, opening: str) -> Node:
+        """A sum in brackets."""
 
     @abstractmethod
     def starts_factor(self) -> bool:
@@ -145,3 +155,55 @@ def product_with_dots(parser: Grammar, factors: list[Node]) -> Node:
         raise Unsupported("dots")
     return ("call", f"dots {len(factors)}", *factors, *behind)
 
+
+def number(parser: Grammar, mixed: bool = True) -> Node:
+    """A number: whole, decimal, repeating decimal, or with `mixed` also a mixed number such as 2\\frac12."""
+    text = parser.take()[1]
+    if "." in text and parser.peek() in (("command", "overline"), ("command", "bar"), ("command", "dot")):  # 0.1\overline{6}
+        parser.take()
+        digits = parser.plain_text().replace(" ", "")
+        if not digits.isdigit():
+            raise Unsupported("repeating decimal")
+        return ("num", Fraction(text) + Fraction(int(digits), (10**len(digits) - 1) * 10**len(text.partition(".")[2])))
+    if parser.peek() == ("sign", "_"):
+        parser.take()
+        return ("sym", f"{text}_{parser.plain_text()}")
+    whole: Node = ("num", Fraction(text))
+    return ("add", [whole, parser.primary()]) if mixed and "." not in text and _proper_fraction_follows(parser) else whole
+
+
+def _proper_fraction_follows(parser: Grammar) -> bool:
+    """Whether a \\frac of two numbers comes next, and its numerator is the smaller one."""
+    if parser.peek()[1] != "frac":
+        return False
+    ahead = " ".join(text for _, text in parser.tokens[parser.position:parser.position + 7])  # \frac{1}{2} has seven tokens
+    ahead = re.sub(r"^frac (\d)(\d)\b", r"frac \1 \2", ahead)  # \frac12
+    found = re.fullmatch(r"frac (?:\{ )?(\d+)(?: \} \{)? (\d+)(?: \})?.*", ahead)
+    return bool(found) and int(found[1]) < int(found[2])
+
+
+def function(parser: Grammar, name: str) -> Node:
+    """A call of a function from FUNCTIONS, with an exponent (\\sin^2 x) or a base (\\log_2 x)."""
+    power: Node | None = None
+    base: Node | None = None
+    while parser.peek()[1] in ("_", "^"):
+        if parser.take()[1] == "_":
+            base = parser.argument()
+        else:
+            power = parser.argument(signed=True)
+    argument = function_argument(parser)
+    if power == ("neg", ("num", Fraction(1))):  # \sin^{-1} is the inverse function, not the reciprocal
+        return ("call", ONE_NAME_FOR_FUNCTION.get(f"arc{name}", f"arc{name}"), argument)
+    node: Node = ("call", name, argument) if base is None else ("div", ("call", "ln", argument), ("call", "ln", base))
+    return node if power is None else ("pow", node, power)
+
+
+def function_argument(parser: Grammar) -> Node:
+    """The argument of a function: a group, or factors up to the next function, sign or bracket. In \\sin 2x \\cos y it is 2x."""
+    if parser.peek()[1] in ("(", "{", "["):
+        ahead = [text for _, text in parser.tokens[parser.position:parser.position + 2]]
+        return parser.power() if ahead[0] == "{" and ahead[1:] != ["("] else parser.group(ahead[0])  # \\ln{(x)}^2 is (\\ln x)^2
+    node = parser.power()
+    while parser.starts_factor() and parser.peek()[1] not in FUNCTIONS and parser.peek()[1] != "(":
+        node = ("mul", node, parser.power())
+    return node
