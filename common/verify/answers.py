@@ -150,6 +150,8 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
         return _equal(x[2], y[2], work) and (_equal(x[1], y[1], work) or _differ_by_multiple(x[1], y[1], x[2]))
     if x[0] == "dots":
         return x[1] == y[1] and _equal_in_order(x[3], y[3], work) and _equal_starts(x[2], y[2], x[3][-1], work)
+    if x[0] == "family":
+        return _equal(x[1], y[1], work)
     if x[0] in ("union", "and", "or"):
         return _equal_in_any_order(x[1], y[1], work)
     if x[0] == "bracketed":
@@ -286,7 +288,7 @@ def _equal_functions(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bo
     if x[0][1] == ("sym", "y"):
         x, y = y, x
     left, other = x[0][1], y[0][1]
-    if left[:2] != ("call", "f()") or left[2][0] != "sym":
+    if left[0] != "call" or left[1] not in ("f()", "g()", "h()") or left[2][0] != "sym":
         return False
     if other == ("sym", "y"):
         return variables(x[1][1]) | variables(y[1][1]) == {left[2][1]} and _equal(x[1], y[1], work)

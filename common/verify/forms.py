@@ -169,8 +169,10 @@ def _read_list(text: str, depth: int) -> Form | None:
     if items[-1][0] == "congruence" and all(item[0] == "value" or item[:2] == ("relation", ("\\equiv",)) for item in items[:-1]):
         values = [item[2][1] if item[0] == "relation" else item for item in items[:-1]]  # x \equiv 1 or x \equiv 4 mod 5
         return ("list", (*(("congruence", value, items[-1][2]) for value in values), items[-1]))
-    if words == {"or"} and all(is_choice(item) for item in items):
+    if words == {"or"} and all(is_choice(item) or item[0] == "text" for item in items):
         return ("or", items)
+    if items[0][:2] == ("relation", ("\\neq",)) and all(item[0] == "value" for item in items[1:]):  # x \neq 3, -2
+        return ("relation", ("\\neq",), (items[0][2][0], ("list", (items[0][2][1], *items[1:]))), False)
     labelled = labelled_values(items) if "or" not in words else None
     if not words and (conditions := join_relations(items, {"and"}))[0] in ("and", "bracketed", "reals"):
         return conditions  # x > 1, x < 4
@@ -256,6 +258,8 @@ def _read_relation(text: str, depth: int) -> Form | None:
         operators, texts = ["="], [texts[0], texts[-1]]
     if operators == ["="] and (point := _labelled_point(*texts, depth)):
         return point
+    if re.fullmatch(r"y\s*\(\s*[xt]\s*\)", texts[0]):
+        texts[0] = "y"
     if operators == ["="] and is_name(texts[1]) and not is_name(texts[0]):  # 7 = x
         texts.reverse()
     parts = tuple(read_form(part, depth + 1) if part else ("text", "") for part in texts)

@@ -57,7 +57,8 @@ _INTEGER_LETTER = re.compile(r'(?<![A-Za-z\\])([a-z])\s*\\in\s*\\mathbb\{Z\}|(?<
 _ROUNDING = re.compile(r'(?<=\d)[\s,(]+(?:correct |rounded )?(?:to )?(?:the nearest [a-z]+|(?:\d+|one|two|three|four)\s*'
                        r'(?:d\.?\s?p\.?|decimal places?|s\.?\s?f\.?|sig\.? figs?|significant (?:figures|digits)))[\s)]*$', re.IGNORECASE)
 _IN_FRONT = re.compile(r'^["\s]*(?:(?![^为是共有约答得]*[不非无没负除至])[\u4e00-\u9fff]{0,7}[为是共有约答得][:]?["\s]*|'
-                       r'(?:(?:the )?(?:ordered )?(?:point|origin|pair|triple|vector|interval|matrix|number|value|line|'
+                       r'(?:(?:the )?(?:ordered )?(?:point|origin|vertex|cent(?:er|re)|focus|midpoint|'
+                       r'coordinates|pair|triple|vector|interval|matrix|number|value|line|'
                        r'equation|function)|a total of|approximately|'
                        r'approx\.?|about|roughly|around|exactly|only|\\approx|\\sim)["\s]+)(?=[-\d\\$.([])',
                        re.IGNORECASE)
@@ -68,6 +69,8 @@ _APPROXIMATION = re.compile(r'(?<=[\w)}])[\s",;]*+(?:or\b)?[\s"(,]*+(?:\\approx|
 _QUALIFIER = re.compile(r'[\s,;("]*+(?:(?<![A-Za-z\\])(?:for|where|with)\b|\\forall)'
                         r'|[,;(][\s"]*+(?:and[\s"]++)?+(?=[A-Za-z](?:_\w)?[\s,]*+(?:[A-Za-z][\s,]*+)?'
                         r'(?:\\in(?![a-z])|"?\s*+(?:is|an|any|are)\b))|\s(?=[A-Za-z]\s*\\in(?![a-z]))')
+# g(x) = \sqrt{x-1}, x \ge 1 and a_n = 1/n, n \ge 1
+_DOMAIN = re.compile(r'([a-z](?:\(([a-z])\)|_\{?([a-z])\}?)\s*=[^,=<>]+?)[\s",(]*,[\s",(]*(?:\2|\3)\s*(?:\\[gl]e|\\neq|[<>])[^,]*')
 _QUALIFIER_WORDS = frozenset(re.findall(r"\S+", "for all any every each some where with is are an integer integers real reals number"
                                                 " numbers constant constants "
                              "arbitrary value values of and being the integration in"))
@@ -158,11 +161,10 @@ def without_words_around(text: str) -> str:
         text = (found[1] or "x") + rest if rest[0] in "<>\\" else rest
         text += '"' * (text.count('"') % 2)
     if found := _REALS_BUT.fullmatch(text):
-        has_condition = any(word in text[:found.start(1)] for word in ("where", "with", "such"))
-        kept = found[1].replace("\\neq", "=") if has_condition or "," in text[:found.start(1)] else found[1]
-        is_condition = "\\neq" in found[1] or (kept is found[1] and not has_condition)
-        if is_condition and not re.search(r"[<>]|\\[lg]e", kept):
-            values = re.sub(r'(?<![A-Za-z\\])[a-z]\s*=|"?\b(?:and|or)\b"?', lambda m: "" if "=" in m[0] else ",", kept)
+        is_condition = any(word in text[:found.start(1)] for word in ("where", "with", "such", ","))  # ", x \neq 3" excludes 3, ", x = 3" does not
+        kept = found[1].replace("\\neq", "=")
+        if ("\\neq" in found[1] or not is_condition) and not re.search(r"[<>]|\\[lg]e(?![a-z])", kept):
+            values = re.sub(r'(?<![A-Za-z\\])[a-z]\s*=|[\s"]*\b(?:and|or)\b[\s"]*', lambda m: "" if "=" in m[0] else ",", kept)
             return f"\\mathbb{{R}}\\setminus\\{{{values}\\}}"
     if "\\to" in text:  # f: R \to R, f(x) = x^2
         text = re.sub(r"^[a-z]\s*:\s*\S+\s*\\to\s*\S+?\s*,\s*", "", text)
@@ -175,6 +177,8 @@ def without_words_around(text: str) -> str:
 
 def without_qualifier(text: str) -> str:
     """The text without "for all x", ", k \\in \\mathbb{Z}", "where C is a constant" and the like behind it."""
+    if domain := _DOMAIN.fullmatch(text):
+        return domain[1]
     if "\\in" not in text and "\\forall" not in text and not re.search(r"\b(?:for|where|with|is|are)\b", text):
         return text
     for found in _QUALIFIER.finditer(text):

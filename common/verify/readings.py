@@ -26,6 +26,7 @@ _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 # an expression without words, commas, relations and other brackets than ( ) and { }
 _PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
 _SIGN_IN_FRONT = re.compile(r"^(?:=|\\(?:approx|therefore|Rightarrow|implies|Longrightarrow|to)(?![A-Za-z]))\s*")
+_COUNTING_LETTER = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 
 
@@ -62,6 +63,10 @@ def read_forms(answer: str) -> tuple[Form, ...]:
     if letter and letter != "k":  # the letter of a family of solutions is free
         renamed = _LETTER.sub(lambda found: "k" if found[0] == letter else found[0], plain)
         forms.append(read_form(without_words_around(renamed)))
+    if letter:
+        forms.append(("family", forms[-1] if letter != "k" else form))
+    elif "\\pi" in text and len(names := set(_COUNTING_LETTER.findall(text))) == 1 and names != {"k"}:
+        forms.append(("family", read_form(_COUNTING_LETTER.sub("k", text))))
     interval = as_interval(form)
     forms += [interval] if interval else []
     reals = real_set(form)
@@ -86,5 +91,7 @@ def _without_near_approximation(text: str) -> str:
     found = approximation_behind(text)
     if found is None:
         return text
-    value, approximation = number(read_form(found[0])), float(found[1])
+    form = read_form(found[0])
+    form = form[2][1] if form[0] == "relation" and form[3] and len(form[2]) == 2 else form
+    value, approximation = number(form), float(found[1])
     return found[0] if value is not None and abs(value - approximation) <= 0.05 * abs(value) else text

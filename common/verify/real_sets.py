@@ -18,6 +18,7 @@ from common.verify.trees import INFINITY, Node, degrees, substituted, variables
 Form = tuple[Any, ...]
 End = tuple[float, Form]
 Piece = tuple[End, bool, End, bool]
+_FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 LOWEST: End = (-math.inf, ("value", ("neg", INFINITY), "-\\infty", ""))
 HIGHEST: End = (math.inf, ("value", INFINITY, "\\infty", ""))
 
@@ -113,9 +114,8 @@ def _pieces_of_relation(form: Form) -> list[Piece] | None:
     operators, parts = form[1], form[2]
     is_variable = [part[0] == "value" and part[1] is not None and part[1][0] == "sym" and part[1] != INFINITY for part in parts]
     if len(parts) == 2 and is_variable == [False, True]:
-        flip: dict[str, str] = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
-        operators, parts = (flip.get(operators[0], operators[0]),), parts[::-1]
-    elif len(parts) == 3 and is_variable == [False, True, False]:
+        operators, parts = (_FLIPPED.get(operators[0], operators[0]),), parts[::-1]
+    elif len(parts) == 3 and (is_variable == [False, True, False] or _is_absolute_value(parts[1])):
         pairs = zip(operators, (parts[:2], parts[1:]), strict=True)
         sides = [_pieces_of_relation(("relation", (operator,), pair, False)) for operator, pair in pairs]
         return None if None in sides else _common(*(_joined(side) for side in sides if side is not None))
@@ -136,10 +136,16 @@ def _pieces_of_relation(form: Form) -> list[Piece] | None:
     return [ranges["<" if operators[0] in ("<", "\\le") else ">"]] if operators[0] in ("<", "\\le", ">", "\\ge") else None
 
 
+def _is_absolute_value(form: Form) -> bool:
+    return form[0] == "value" and form[1] is not None and form[1][:2] == ("call", "abs")
+
+
 def _pieces_of_absolute_value(operators: tuple[str, ...], parts: tuple[Form, ...]) -> list[Piece] | None:
     """The pieces of |ax + b| < c, with < or another inequality."""
+    if len(parts) == 2 and _is_absolute_value(parts[1]):
+        operators, parts = (_FLIPPED.get(operators[0], ""),), parts[::-1]
     trees = [part[1] if part[0] == "value" else None for part in parts]
-    if len(trees) != 2 or None in trees or trees[0][:2] != ("call", "abs") or operators[0] not in ("<", "\\le", ">", "\\ge"):
+    if len(trees) != 2 or None in trees or not _is_absolute_value(parts[0]) or operators[0] not in _FLIPPED:
         return None
     inner, size, names = trees[0][2], number(parts[1]), variables(trees[0])
     if len(names) != 1 or size is None or size <= 0 or (degrees(inner, names) or set()) - {0, 1}:

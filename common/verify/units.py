@@ -119,7 +119,7 @@ _CLASSIFIERS = frozenset("个個种種只隻本条條张張次件棵组組块塊
 _SIDE_BY_SIDE = {("hr", "min"), ("min", "sec"), ("day", "hr"), ("wk", "day"), ("yr", "mo"), ("mo", "day"), ("ft", "in"), ("yd", "ft"),
                  ("m", "cm"), ("km", "m"), ("kg", "g"), ("lb", "oz"), ("pound", "oz"), ("dollar", "cent"), ("gal", "qt")}
 _TWO_QUANTITIES = re.compile(r"(\d+)\s*([A-Za-z]+)\.?[\s,]*(?:and\s+)?(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?")
-_ALSO_AN_OPERATOR = re.compile(r"(?<=[\d}\s])\\(min|deg)\s*$")
+_ALSO_AN_OPERATOR = re.compile(r"(?<=[\d}\s])\\(min|deg|sec)\s*$")
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
 _WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
          rf'|(?<=/)[A-Za-z]+|'
@@ -142,7 +142,7 @@ def split_unit(text: str) -> tuple[str, str]:
         return f"{angle[1]}+\\frac{{{angle[2]}}}{{60}}+\\frac{{{angle[3] or 0}}}{{3600}}", "deg"
     if "\\" in text:  # min, which is also an operator, \frac{m}{s}, \Omega, \mu m
         text = _ALSO_AN_OPERATOR.sub(r' "\1"', text)
-        text = re.sub(r'\\frac\s*\{\s*"([^"{}]+)"\s*\}\s*\{\s*"([^"{}]+)"\s*\}\s*$', r'"\1/\2"', text)
+        text = re.sub(r'\\frac\s*\{\s*"([^"{}]+)"\s*\}\s*\{\s*"([^"{}]+)"\s*(\^\s*\{?\d\}?)?\s*\}\s*$', r'"\1/\2"\3', text)
         text = re.sub(r'(?<=[\d}) ])(?:"\s*(k)\s*"\s*)?\\Omega\s*$', r' "\1ohm"', text)
         text = re.sub(r'\\mu\s*"?\s*([msgLFAC])\s*"?\s*$', r' "u\1"', text)
     found = _UNIT.search(text, max(0, len(text) - LONGEST_UNIT))
@@ -150,6 +150,8 @@ def split_unit(text: str) -> tuple[str, str]:
         return text, ""
     degree, percent, words = found.groups()
     number = text[:found.start()].strip()
+    if number.count("{") > number.count("}"):  # the degrees are inside e^{i 30^\circ}
+        return text, ""
     if words is None:
         if _TERM.search(number.lstrip("+-")):  # the sign belongs to the last number only: \sin 30^\circ, 1 + 5%
             return text, ""

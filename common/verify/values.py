@@ -18,6 +18,7 @@ _MIXED_NUMBER = re.compile(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)\s+(?=\d)")
 _SPACES_AND_BRACES = re.compile(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)\}(?!\d)")
 _NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+                   "eleven": "11", "thirteen": "13",
                    "twelve": "12", "sixteen": "16"}
 # not an expression: a sentence, a name, a hexadecimal number
 _WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
@@ -36,7 +37,7 @@ def read_value(text: str) -> Form:
     if _is_words(unquoted):
         words = " ".join(unquoted.rstrip(".").replace("-", " ").split())
         is_abbreviation = words.isupper() and len(words) < 4
-        return ("text", re.sub(r"^(?:a|an|the|on) ", "", words if is_abbreviation else words.lower()))
+        return ("text", re.sub(r"^(?:(?:it )?(?:is|are) )?(?:(?:a|an|the|on) )?", "", words if is_abbreviation else words.lower()))
     spelled = _BETWEEN_DIGITS.sub("~", text) if " " in text else text  # 2 3 is not 23
     spelled = _SPACES_AND_BRACES.sub("", spelled)  # x^{2} is x^2
     try:

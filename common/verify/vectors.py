@@ -62,7 +62,9 @@ def factor_and_tuple(term: str) -> tuple[str, str] | None:
     depths = bracket_depths(term)
     start = max((i for i, c in enumerate(term) if c == "(" and depths[i] == 0), default=-1)
     factor = re.sub(r"\s*(?:\\cdot|\\times|\*)\s*$", "", term[:start]).strip()
-    return (factor, term[start:]) if start >= 0 and "," in term[start:] else None
+    if start < 0 or "," not in term[start:] or factor[-1:] in tuple("CPAfgh"):  # C(10, 3), f(x, y)
+        return None
+    return factor, term[start:]
 
 
 def scaled(factor: Node, form: Form) -> Form | None:
