@@ -70,7 +70,7 @@ _QUALIFIER = re.compile(r'[\s,;("]*+(?:(?<![A-Za-z\\])(?:for|where|with)\b|\\for
                         r'|[,;(][\s"]*+(?:and[\s"]++)?+(?=[A-Za-z](?:_\w)?[\s,]*+(?:[A-Za-z][\s,]*+)?'
                         r'(?:\\in(?![a-z])|"?\s*+(?:is|an|any|are)\b))|\s(?=[A-Za-z]\s*\\in(?![a-z]))')
 # g(x) = \sqrt{x-1}, x \ge 1 and a_n = 1/n, n \ge 1
-_DOMAIN = re.compile(r'([a-z](?:\(([a-z])\)|_\{?([a-z])\}?)\s*=[^,=<>]+?)[\s",(]*,[\s",(]*(?:\2|\3)\s*(?:\\[gl]e|\\neq|[<>])[^,]*')
+_DOMAIN = re.compile(r'([a-z](?:\(([a-z])\)|_\{?([a-z])\}?)\s*+=[^,=<>]++),[\s"(]*+([a-z])\s*+(?:\\[gl]e|\\neq|[<>])[^,]*+')
 _QUALIFIER_WORDS = frozenset(re.findall(r"\S+", "for all any every each some where with is are an integer integers real reals number"
                                                 " numbers constant constants "
                              "arbitrary value values of and being the integration in"))
@@ -177,8 +177,9 @@ def without_words_around(text: str) -> str:
 
 def without_qualifier(text: str) -> str:
     """The text without "for all x", ", k \\in \\mathbb{Z}", "where C is a constant" and the like behind it."""
-    if domain := _DOMAIN.fullmatch(text):
-        return domain[1]
+    domain = _DOMAIN.fullmatch(text)
+    if domain and domain[4] in (domain[2], domain[3]):
+        return domain[1].rstrip(' "(')
     if "\\in" not in text and "\\forall" not in text and not re.search(r"\b(?:for|where|with|is|are)\b", text):
         return text
     for found in _QUALIFIER.finditer(text):
