@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from mpmath import libmp
 
-from common.verify.rounding import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction
+from common.verify.rounding import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction, whole_beside
 from common.verify.tokens import FUNCTIONS, SYMMETRIC, Unsupported
 from common.verify.trees import WHOLE, Node, operands
 
@@ -209,11 +209,7 @@ class Evaluator:
         if name in ("lfloor", "lceil") and isinstance(x, Fraction):
             return Fraction(math.floor(x) if name == "lfloor" else math.ceil(x))
         if name in ("lfloor", "lceil") and self.real and magnitude(x) < 64:
-            nearest = int(libmp.to_int(x[0], "n"))
-            distance = libmp.mpf_sub(x[0], libmp.from_int(nearest), self.precision, "n")
-            if magnitude((distance, libmp.fzero)) < -self.precision // 2:  # \log_2 8 is 3, but for the rounding
-                return Fraction(nearest)
-            return Fraction(nearest + (libmp.mpf_sign(distance) > 0) - (name == "lfloor"))
+            return whole_beside(x, name == "lceil", self.precision)
         if name == "abs":
             self.has_modulus = True
             return abs(x) if isinstance(x, Fraction) else self.checked((libmp.mpc_abs(x, self.precision, "n"), libmp.fzero))
