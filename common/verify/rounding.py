@@ -51,3 +51,11 @@ def exact_root(x: Fraction, n: int) -> Fraction | None:
             return None
         roots.append(root)
     return Fraction(*roots)
+
+
+def whole_beside(z: Number, above: bool, precision: int) -> Fraction:
+    """The whole number below a rounded real number, or above it. A number that may be whole counts as whole: \\log_2 8 is 3."""
+    nearest = int(libmp.to_int(z[0], "n"))
+    distance = libmp.mpf_sub(z[0], libmp.from_int(nearest), precision, "n")
+    is_whole = magnitude((distance, libmp.fzero)) < -precision // 2
+    return Fraction(nearest if is_whole else nearest + (libmp.mpf_sign(distance) > 0) - (not above))
