@@ -28,6 +28,7 @@ _BEHIND_A_NUMBER = _words("""
 _NUMERALS = tuple(_words("""
     illion illions teen enty irty orty ifty ixty ghty nety fth fths xth xths nth nths hth hths dth dths less ward wards"""))
 _NO_NUMERALS = _words("month months ward wards width widths depth depths")
+_SQUARE_UNIT = re.compile(r"\bsquare (?=units?|[ckm]?m|met|cent|mil|kil|in|f[oe]|yard)")
 _WORD = re.compile(r"\w+")
 _CHINESE = frozenset("不非或和与没无负倍万亿百十半多少余减加乘除对双")
 _THOUSAND = re.compile("千(?![克米瓦卡])")
@@ -39,7 +40,8 @@ def denies(text: str) -> bool:
 
 
 def changes(text: str) -> bool:
-    """Whether a word of the text denies, or computes something from a value."""
+    """Whether a word of the text denies, or computes something from a value. The square of "square units" does not."""
+    text = _SQUARE_UNIT.sub("", text) if "square " in text else text
     return denies(text) or not (_COMPUTING | _POWERS).isdisjoint(_WORD.findall(text))
 
 
