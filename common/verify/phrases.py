@@ -161,7 +161,8 @@ def without_words_around(text: str) -> str:
         text = (found[1] or "x") + rest if rest[0] in "<>\\" else rest
         text += '"' * (text.count('"') % 2)
     if found := _REALS_BUT.fullmatch(text):
-        is_condition = any(word in text[:found.start(1)] for word in ("where", "with", "such", ","))  # ", x \neq 3" excludes 3, ", x = 3" does not
+        # ", x \\neq 3" excludes 3, ", x = 3" does not
+        is_condition = any(word in text[:found.start(1)] for word in ("where", "with", "such", ","))
         kept = found[1].replace("\\neq", "=")
         if ("\\neq" in found[1] or not is_condition) and not re.search(r"[<>]|\\[lg]e(?![a-z])", kept):
             values = re.sub(r'(?<![A-Za-z\\])[a-z]\s*=|[\s"]*\b(?:and|or)\b[\s"]*', lambda m: "" if "=" in m[0] else ",", kept)
