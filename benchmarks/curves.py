@@ -214,7 +214,9 @@ def picture(charts: list[Chart], title: str, order: Iterable[str] = ()) -> Figur
     names = list(dict.fromkeys([*order, *(name for chart in charts for name in chart.runs)]))
     grids = [(1, 1) if len(chart.runs) <= TOGETHER else (-(-len(chart.runs) // 2), 2) for chart in charts]
     heights = [0.75 + rows * (2.0 if columns == 1 else 1.2) for rows, columns in grids]
-    figure, top = sheet(title, "thin: one seed; bold: mean; band: 95 % interval of it", sum(heights)), sum(heights)
+    several = any(len(runs) > 1 for chart in charts for runs in chart.runs.values())
+    note = "thin: one seed; bold: mean; band: 95 % interval of it" if several else "one seed"
+    figure, top = sheet(title, note, sum(heights)), sum(heights)
     for chart, (rows, columns), height in zip(charts, grids, heights, strict=True):
         write(figure, 0.08, top - 0.02, chart.y)
         ys = [y for runs in chart.runs.values() for curve in runs for y in curve.values()]

@@ -253,6 +253,9 @@ def test_a_method_has_one_colour_in_all_charts(tmp_path):
     one = curves.picture(charts, "title", ["uniform", "lilo", "adaptive"])
     lines = [line for axes in one.axes for line in axes.get_lines() if line.get_label() == "adaptive"]
     assert len(lines) == 2 and lines[0].get_color() == lines[1].get_color() == curves.COLOURS[2]
+    assert [text.get_text() for text in one.texts][1] == "one seed"
+    charts[1].runs["lilo"].append({0: 0.2, 10: 0.6})
+    assert [text.get_text() for text in curves.picture(charts, "title").texts][1] == "thin: one seed; bold: mean; band: 95 % interval of it"
 
 
 def test_the_number_of_problems_is_the_runs_own(fake, tmp_path):
