@@ -54,6 +54,7 @@ def start(version: str, flags: list[str]) -> None:
         del sys.modules[name]
     sys.argv = ["train_grpo.py", *flags]
     import train_grpo
+    from common.console import say
     from common.launch import parse_command_line
 
     class EnoughSeen(BaseException):
@@ -66,7 +67,7 @@ def start(version: str, flags: list[str]) -> None:
     with contextlib.suppress(EnoughSeen):
         train_grpo.train(parse_command_line(train_grpo.Config, train_grpo.__file__))
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"wall": time.perf_counter() - began, "processor": usage.ru_utime + usage.ru_stime, "gb": usage.ru_maxrss / 1e6}))
+    say(json.dumps({"wall": time.perf_counter() - began, "processor": usage.ru_utime + usage.ru_stime, "gb": usage.ru_maxrss / 1e6}))
 
 
 def main() -> None:
