@@ -184,7 +184,7 @@ def _check(policy: Policy, plain: PeftModel, expected: list[Tensor]) -> None:
     packs, policy.packs = policy.packs, False
     batch = make_batch([Problem(str(i), "", tuple(prompt), "") for i, (prompt, _) in enumerate(texts())],
                        [[Completion(ids, [0.0] * len(ids), "stop", "")] for _, ids in texts()])
-    (micro,) = microbatches(batch, torch.arange(len(TEXTS)), 10_000, policy)
+    (micro,) = microbatches(batch, torch.arange(len(TEXTS)), 10_000, policy, shared=False)  # all rows, in each process
     logps = policy.logps(micro)[0]
     ours = torch.cat([logps[micro.rows.tolist().index(row), :new] for row, (_, new) in enumerate(TEXTS)])
     theirs = torch.cat(expected)
