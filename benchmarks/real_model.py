@@ -65,7 +65,7 @@ def call(script: str, *flags: str, stdout: int | None = None) -> None:
     """Runs a script, which shows its output here, or on stderr alone. Exits if it fails; it has said why."""
     code = subprocess.run([sys.executable, str(ROOT / script), *SAME, *dtype_flags(), *flags], stdout=stdout).returncode
     if code:
-        sys.exit(code)
+        sys.exit(code if code > 0 else 128 - code)  # below 0: minus the signal that ended it
 
 
 def trained(seed: int, out: Path) -> Path:
