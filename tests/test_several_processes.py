@@ -105,6 +105,18 @@ def test_a_process_may_have_no_row_no_request_and_no_process_of_the_reward(worke
     assert metrics(tmp_path / "run")[-1]["reward/errors"] == output_of(tmp_path / "run").read_text().count(" failed and is ")
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_models_of_other_families_run_in_several_processes(architecture, random_models, tmp_path, monkeypatch):
+    """They are tried on a miniature first, which each process does alone."""
+    (tmp_path / "mine.py").write_text("def long(completion, problem):\n    return float(len(completion))\n")
+    flags = ("--model", str(random_models[architecture]), "--reward", f"{tmp_path / 'mine.py'}:long", "--max_completion_length", "9",
+             "--max_steps", "1", "--lora_r", "4")  # fmt: skip
+    for count in (1, 2):
+        assert codes_of(several(count, "train_grpo", tmp_path / str(count), *flags, monkeypatch=monkeypatch), 240) == [0] * count
+    assert_same_run(tmp_path / "1", tmp_path / "2")
+    assert metrics(tmp_path / "2")[-1]["grad_norm"] > 0
+
+
 def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path, monkeypatch):
     real = Policy.logps
 
