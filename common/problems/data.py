@@ -234,10 +234,10 @@ def _make_row(label: str, table: Table, questions: tuple[str, ...], answer_colum
     `raw` is the row of `table` at `place`. any_answer: in place of None the answer is the text of the column as it stands, or "".
     """
     cells = [raw[column] if column in raw else _cell(raw, column) for column in questions]
-    parts = [part for part in map(_text, cells) if part]
-    question = " ".join(parts) if len(parts) == len(questions) else None
+    parts = [_text(cell) for cell in cells]
+    question = None if None in parts else " ".join(parts)
     earlier: tuple[dict[str, Any], ...] = ()
-    if any(not isinstance(cell, str) for cell in cells):
+    if not all([isinstance(cell, str) for cell in cells]):  # noqa: C419 (for one or two cells twice as fast as a generator)
         earlier, asks = _chat_before(cells)
         question = question if asks else None
     given = raw[answer_column] if answer_column in raw else _cell(raw, answer_column)
@@ -271,13 +271,14 @@ def plain(content: Any) -> Any:
 
 def _text(value: Any) -> str | None:
     """The text of a cell, or None if it is empty. 3.0 gives "3", a list of answers is joined by commas, a chat gives its last message."""
-    if isinstance(value, list):
-        chat = bool(value) and isinstance(value[-1], dict)
-        value = plain(value[-1].get("content")) if chat else ", ".join(str(part) for part in value if part is not None)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
-    if isinstance(value, float):  # NaN is how tables without a value are written
-        value = int(value) if value.is_integer() else value if math.isfinite(value) else None
+    if not isinstance(value, str):  # most are, and a data set may have a million
+        if isinstance(value, list):
+            chat = bool(value) and isinstance(value[-1], dict)
+            value = plain(value[-1].get("content")) if chat else ", ".join(str(part) for part in value if part is not None)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", errors="replace")
+        if isinstance(value, float):  # NaN is how tables without a value are written
+            value = int(value) if value.is_integer() else value if math.isfinite(value) else None
     text = "" if value is None else str(value).strip()
     head, tail = "Solve the following math problem step by step.", "Remember to put your answer on its own line"
     # DAPO-Math-17k puts a request around each question; it is removed, because our templates have their own request

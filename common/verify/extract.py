@@ -26,6 +26,7 @@ _ANSWER_IS = re.compile(r"(?:(?:answers?|correct (?:option|choice))\b[*_\"]*+\s*
                         r"(?:(?:is|are|(?:must|should|will|would) be)\b\s*+:?+|[:=]|(?=[$\\]))|"
                         r"\u7b54\u6848(?:\u662f|\u4e3a)?\s*+[:\uff1a]?)[*_]*+"
                         r"(?!\s*+(?:\w+\s+){0,2}not\b)", re.IGNORECASE)
+_MARKS_OF_ANSWERS = ("nswer", "NSWER", "####", "correct ", "\u7b54\u6848")  # a text without any of them states no answer outside a box
 # the end of the text before "answer": a word that denies or doubts what follows, or a letter of a longer word
 _DENIAL_BEFORE = re.compile(r"(?:[A-Za-z0-9_]|\b(?:wrong|incorrect|false|if (?:the|our|my)|"
                             r"(?:not|cannot|whether|suppose|assume|nobody|doubt)\b[^.\n]{0,30}) |n't\b[^.\n]{0,30} )$", re.IGNORECASE)
@@ -66,6 +67,8 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
         answer = text[slice(*boxes[-1])] if boxes else _box_without_braces(text)
         if answer is not None:
             return _bounded(answer), offered
+    if not any([mark in text for mark in _MARKS_OF_ANSWERS]):  # noqa: C419 (twice as fast as a generator)
+        return None, None
     answer = _marked(text)
     if answer is None:
         rest = _text_after_answer_is(text)
