@@ -240,6 +240,14 @@ def test_samples_of_a_prompt_share_its_prefill(merging, model, tokenizer, monkey
 QUICK_SIZES = ["--max_steps", "5", "--eval_steps", "5", "--problems_per_step", "16", "--num_generations", "8"]
 
 
+def test_vllm_tells_of_each_completion_that_ends(merging):
+    told = []
+    completions = merging.generate(requests_for(), told.append)
+    assert sum(told) == sum(map(len, completions)) == len(told)
+    without = merging.generate(requests_for())
+    assert [[one.ids for one in group] for group in completions] == [[one.ids for one in group] for group in without]
+
+
 def test_a_run_agrees_with_the_transformers_engine(tmp_path, monkeypatch):
     for engine in ("vllm", "transformers"):
         assert run("train_grpo", tmp_path / engine, "--engine", engine, *QUICK_SIZES, monkeypatch=monkeypatch) == 0
@@ -316,14 +324,6 @@ def test_an_adapter_gives_the_same_greedy_answers_in_plain_peft_in_vllm_and_merg
             inputs = tokenizer(row["prompt"], return_tensors="pt", add_special_tokens=False)
             output = plain.generate(**inputs, do_sample=False, max_new_tokens=longest)
             assert tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True) == text, name
-
-
-def test_vllm_tells_of_each_completion_that_ends(merging):
-    told = []
-    completions = merging.generate(requests_for(), told.append)
-    assert sum(told) == sum(map(len, completions)) == len(told)
-    without = merging.generate(requests_for())
-    assert [[one.ids for one in group] for group in completions] == [[one.ids for one in group] for group in without]
 
 
 def test_an_evaluation_samples_what_the_transformers_engine_would(tmp_path, monkeypatch):
