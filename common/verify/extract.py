@@ -51,9 +51,9 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
 
     If there is a closing </think>, only the text behind the last one counts; a <think> that never ends, and what follows, does not count.
     The answer is the content of the last balanced \\boxed{} or \\fbox{}; `\\boxed{1} or \\boxed{2}` offers 1 beside 2. Without a box it
-    is the
-    content of the last <answer> tag, or the line after the last #### or heading "Answer". Without that it is the rest of the sentence
-    after the last "answer is" or "answer:" that is not negated. An empty answer, or one of more than 500 characters, counts as None.
+    is the content of the last <answer> tag, or the line after the last #### or heading "Answer". Without that it is the rest of the
+    sentence after the last "answer is" or "answer:" that is not negated. An empty answer, or one of more than 500 characters, counts as
+    None.
     """
     text = _outside_thoughts(completion) if "think>" in completion else completion
     # a short cut for most texts: there is one box, and its content has no braces and no backslashes
