@@ -1,12 +1,14 @@
 """Every script in examples/ beside its base, on the testbeds `few` and `habits` of benchmarks/claims.py, at two learning rates.
 
     python benchmarks/compare_examples.py [--seeds 3] [--out runs/compare-examples]
+    python benchmarks/compare_examples.py --only run --methods variants       # only the runs of VARIANTS
     python benchmarks/compare_examples.py --only write         # tables and figures from the runs that are there, and from the page
     python benchmarks/compare_examples.py --only figures       # the figures alone, from the tables of the page
 
 The learning rates are the one that claims.py found best for the base, and half of it. All methods make four updates a step, as there. Flags
-of a method keep the defaults of its script. All examples run on one seed before the next seed begins. One process runs both rates of an
-example. The same command goes on after an interruption. One thread a run.
+of a method keep the defaults of its script. All examples run on one seed before the next seed begins. After all of them come VARIANTS:
+scripts with flags that make another method of them. One process runs both rates of a method. The same command goes on after an
+interruption. One thread a run.
 
 docs/examples_runs.md keeps the words between its tables. Rows of seeds that this machine has no run of stay as they are in the page.
 """
@@ -18,6 +20,7 @@ import json
 import shutil
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +41,18 @@ WITH_CRITIC = ("train_ppo", "egae")
 SETTINGS = f"--max_steps {STEPS} --eval_steps {EVERY} --eval_problems {PROBLEMS} --save_steps 0 --warmup_steps 2 --num_minibatches 4"
 PAGE = ROOT / "docs" / "examples_runs.md"
 FAILED = "failed.txt"  # in the folder of a run: why it ended early
+VARIANTS = {  # by the name of script and variant: the flags
+    **{f"pairs-{loss}": f"--loss {loss}" for loss in ("copg", "ipo", "p3o", "lipo", "trpa", "inpo")},
+    **{f"pass_at_k-{method}": f"--method {method}" for method in ("pkpo", "pkpo_loo")},
+    "kl_cov-clip": "--method clip --cov_share 2e-4",  # the published share
+    "dppo-kl": "--divergence kl --delta 0.05",  # the usual limit
+    "cispo-scalerl": "--max_ratio 5 --scale_rewards batch",  # arXiv 2510.13786
+    "reinforce_pp-plain": "--no_group_baseline",
+    "igpo-paper": "--gain_weight 1 --joint_scale",  # the weight and the scale of the paper
+    "train_grpo-maxrl": "--scale_rewards mean",
+    "train_grpo-batch": "--scale_rewards batch",  # Lite PPO
+    "train_grpo-dr": "--scale_rewards none --loss_aggregation constant",  # Dr. GRPO
+}
 
 
 def methods() -> dict[str, str]:
@@ -46,13 +61,24 @@ def methods() -> dict[str, str]:
     return {**{base: base for base in dict.fromkeys(bases.values())}, **bases}
 
 
+def compared() -> dict[str, str]:
+    """Base of every method by its name, those of VARIANTS last."""
+    bases = methods()
+    return bases | {name: bases[script_of(name)] for name in VARIANTS}
+
+
+def script_of(name: str) -> str:
+    """The script of a method. Example: "pairs-ipo" -> "pairs"."""
+    return name.partition("-")[0]
+
+
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 def flags_of(testbed: str, name: str, rate: float) -> list[str]:
-    """The flags of a run without seed and folder."""
+    """The flags of a run without seed and folder. Those of a variant are the last."""
     sizes = TESTBEDS[testbed].flags.partition(" --max_steps")[0]
     critic = f" --critic_learning_rate {CRITIC[testbed] * rate:g}" if name in WITH_CRITIC else ""
-    return f"{sizes} {SETTINGS} --learning_rate {rate:g}{critic}".split()
+    return f"{sizes} {SETTINGS} --learning_rate {rate:g}{critic} {VARIANTS.get(name, '')}".split()
 
 
 def train_both(testbed: str, name: str, seed: int, folder: Path) -> None:
@@ -60,7 +86,8 @@ def train_both(testbed: str, name: str, seed: int, folder: Path) -> None:
     from common.errors import UserError
     from common.launch import parse_config
 
-    module: Any = importlib.import_module(name if methods()[name] == name else f"examples.{name}")
+    script = script_of(name)
+    module: Any = importlib.import_module(script if methods()[script] == script else f"examples.{script}")
     for rate in RATES:
         own = folder / f"{rate:g}"
         if (own / FAILED).exists() or ((own / "metrics.jsonl").exists() and last_step(own) == STEPS):
@@ -80,11 +107,11 @@ def last_step(folder: Path) -> int:
     return int(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"])
 
 
-def jobs_of(out: Path, seeds: list[int]) -> dict[Path, list[str]]:
+def jobs_of(out: Path, names: Iterable[str], seeds: list[int]) -> dict[Path, list[str]]:
     """The command of every testbed, method and seed, by folder; the whole of a seed, then the next seed."""
     return {out / testbed / folder_name(name) / f"seed-{seed}":
             ["benchmarks/compare_examples.py", "--train", testbed, name, "--seed", str(seed)]
-            for seed in seeds for testbed in CRITIC for name in methods()}
+            for seed in seeds for testbed in CRITIC for name in names}
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -148,7 +175,7 @@ def recorded(text: str, testbed: str) -> list[Result]:
 
 def merged(old: list[Result], new: list[Result]) -> list[Result]:
     """All runs in the order of the table; a new one takes the place of an old one."""
-    order = list(methods())
+    order = list(compared())
     runs = {(order.index(one.name), -float(one.rate), one.seed): one for one in [*old, *new] if one.name in order}
     return [runs[key] for key in sorted(runs)]
 
@@ -172,8 +199,8 @@ def against_base(own: dict[int, float], base: dict[int, float]) -> str:
 def overview(results: list[Result]) -> str:
     """One row for each script: mean area at each rate with its interval, the difference from the base, and the last evaluation."""
     rows = []
-    for name, base in methods().items():
-        cells, counts = [name, "" if base == name else base], []
+    for name, base in compared().items():
+        cells, counts = [f"{script_of(name)} {VARIANTS.get(name, '')}".strip(), "" if base == name else base], []
         for rate in (f"{value:g}" for value in RATES):
             own = areas(results, name, rate)
             ends = [one.passes[-1] for one in results if (one.name, one.rate) == (name, rate) and one.passes]
@@ -192,7 +219,7 @@ def write(out: Path) -> None:
         for what, new in (("overview", overview(results)), ("all seeds", table(HEADER, [one.row() for one in results]))):
             before, _, after = section(text, testbed, what)
             text = f"{before}{new}\n{after}"
-        wanted = len(methods()) * len(RATES)
+        wanted = len(compared()) * len(RATES)
         say(f"{testbed}: {len(results)} runs, {wanted} a seed")
     write_file(PAGE, text)
 
@@ -202,7 +229,7 @@ def figures() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for testbed in CRITIC:
         results, rates = recorded(text, testbed), [f"{value:g}" for value in RATES]
-        rows = {name: {rate: list(own.values()) for rate in rates if (own := areas(results, name, rate))} for name in methods()}
+        rows = {name: {rate: list(own.values()) for rate in rates if (own := areas(results, name, rate))} for name in compared()}
         if not any(rows.values()):
             continue
         save(dots({name: own for name, own in rows.items() if own}, f"Every example beside its base on {testbed}, {STEPS} steps",
@@ -216,6 +243,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=seeds_of, default="3", help="how many (0, 1, ...), or which, as 7,9 (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
     parser.add_argument("--out", "--output_dir", type=Path, metavar="DIR", default="runs/compare-examples", help="folder of the runs")
+    parser.add_argument("--methods", choices=["scripts", "variants"], help="which ones run (default: the scripts, then the variants)")
     parser.add_argument("--only", choices=["run", "write", "figures"], help="a part of the work (default: all)")
     parser.add_argument("--train", nargs=2, metavar=("TESTBED", "NAME"), help="one process of the comparison, which it starts itself")
     parser.add_argument("--seed", type=int, default=0, help="seed of --train")
@@ -224,7 +252,8 @@ def main() -> None:
     if asked.train:
         return train_both(*asked.train, asked.seed, out)
     if asked.only in (None, "run"):
-        run_all(jobs_of(out, asked.seeds), asked.jobs, "examples")
+        scripts, variants = jobs_of(out, methods(), asked.seeds), jobs_of(out, VARIANTS, asked.seeds)
+        run_all({"scripts": scripts, "variants": variants}.get(asked.methods, scripts | variants), asked.jobs, "examples")
     if asked.only in (None, "write"):
         write(out)
     return figures() if asked.only != "run" else None

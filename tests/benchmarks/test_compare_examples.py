@@ -1,6 +1,7 @@
 import importlib
 import json
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 from helpers import ROOT
@@ -24,7 +25,7 @@ def finish(out, testbed, name, rate, seed, passes):
 
 def test_every_example_is_compared_and_takes_the_flags():
     assert {path.stem for path in compare.examples()} == {name for name, base in METHODS.items() if name != base}
-    jobs = compare.jobs_of(compare.ROOT / "runs", [0, 1])
+    jobs = compare.jobs_of(compare.ROOT / "runs", METHODS, [0, 1])
     assert len(jobs) == 2 * 2 * len(METHODS)
     assert [command[-1] for command in jobs.values()] == ["0"] * (len(jobs) // 2) + ["1"] * (len(jobs) // 2)
     for name, base in METHODS.items():
@@ -32,6 +33,25 @@ def test_every_example_is_compared_and_takes_the_flags():
         for testbed in compare.CRITIC:
             config = parse_config(module.Config, compare.flags_of(testbed, name, 1e-3), name)
             assert (config.max_steps, config.learning_rate, config.num_minibatches) == (compare.STEPS, 1e-3, 4)
+
+
+def test_a_variant_is_its_script_with_other_flags(tmp_path, monkeypatch):
+    names = compare.compared()
+    assert list(names) == [*METHODS, *compare.VARIANTS] and len({compare.folder_name(name) for name in names}) == len(names)
+    for name in compare.VARIANTS:
+        script = compare.script_of(name)
+        assert names[name] == METHODS[script]
+        module = importlib.import_module(script if names[name] == script else f"examples.{script}")
+        plain, own = (parse_config(module.Config, compare.flags_of("few", one, 1e-3), script) for one in (script, name))
+        own.check()
+        assert plain != own
+    losses = {name.removeprefix("pairs-") for name in names if name.startswith("pairs-")}
+    offered = get_args(get_type_hints(importlib.import_module("examples.pairs").Config)["loss"])
+    assert losses == set(offered) - {"dpo"}  # the default
+    started = []
+    monkeypatch.setattr(importlib.import_module("examples.pairs"), "train", started.append)
+    compare.train_both("few", "pairs-ipo", 2, tmp_path)
+    assert [(own.loss, own.seed, own.learning_rate) for own in started] == [("ipo", 2, rate) for rate in compare.RATES]
 
 
 def test_the_page_keeps_runs_that_another_machine_made(tmp_path, monkeypatch):
@@ -43,6 +63,7 @@ def test_the_page_keeps_runs_that_another_machine_made(tmp_path, monkeypatch):
         finish(tmp_path / "a", "few", "train_grpo", 1.2e-3, seed, (0.2, 0.3 + more, 0.4))
         finish(tmp_path / "a", "few", "gspo", 1.2e-3, seed, (0.2, 0.5 + more, 0.8))
         finish(tmp_path / "a", "few", "cispo", 1.2e-3, seed, (0.2, 0.31 + more, 0.4))
+        finish(tmp_path / "a", "few", "pairs-ipo", 1.2e-3, seed, (0.2, 0.1 + more, 0.0))
     finish(tmp_path / "a", "few", "gspo", 6e-4, 0, (0.2, 0.2, 0.2))
     compare.write(tmp_path / "a")
     finish(tmp_path / "b", "few", "gspo", 6e-4, 0, (0.2, 0.3, 0.4))
@@ -60,11 +81,13 @@ def test_the_page_keeps_runs_that_another_machine_made(tmp_path, monkeypatch):
         ("gspo", "0.0006", 0, (0.2, 0.3, 0.4)),
         ("opo", "0.0012", 0, ()),
         ("opo", "0.0006", 1, (0.2, 0.3, 0.4)),
+        *(("pairs-ipo", "0.0012", i, (0.2, round(0.1 + i / 100, 3), 0.0)) for i in range(3)),
     ]
-    assert runs[0].area == pytest.approx(0.3) and runs[-2].tokens == "step 3: the loss is not finite"
+    assert runs[0].area == pytest.approx(0.3) and runs[10].tokens == "step 3: the loss is not finite"
     rows = {line.split("|")[1].strip(): line for line in compare.section(text, "few", "overview")[1].splitlines()}
     assert set(METHODS) < set(rows)
     assert "**+0.200" in rows["gspo"] and rows["gspo"].endswith("| 3, 1 |") and "0.305 (" in rows["train_grpo"]
+    assert rows["pairs --loss ipo"].split("|")[2].strip() == "train_grpo" and "**-0.200" in rows["pairs --loss ipo"]
     assert "+0.005" in rows["cispo"] and "**" not in rows["cispo"]  # the same on all seeds, but the intervals of the two meet
     compare.figures()
     assert "gspo" in (tmp_path / "examples_few.svg").read_text() and not (tmp_path / "examples_habits.svg").exists()
