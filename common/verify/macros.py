@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 
+from common.verify.words import word_set
+
 
 def _by_name(table: dict[str, str]) -> dict[str, str]:
     return {name: spelling for spelling, names in table.items() for name in names.split()}
@@ -37,10 +39,10 @@ _KINDS = _by_name({
     "modulo": "mod pmod bmod"})
 _NUM_FIRST_ARGUMENTS = {"textcolor": 1, "colorbox": 1, "fcolorbox": 2, "enclose": 1, "raisebox": 1}  # a colour, a height
 # functions whose name is sometimes written as words
-_OPERATORS = frozenset(re.findall(r"\w+", """sin cos tan sec csc cot cosec arcsin arccos arctan tg ctg arctg
+_OPERATORS = word_set("""sin cos tan sec csc cot cosec arcsin arccos arctan tg ctg arctg
     sinh cosh tanh coth sech csch ln log lg exp
     gcd lcm max min det cis arccot arcsec arccsc arsinh arcosh artanh arcsinh arccosh arctanh sup inf lim tr rank dim deg Pr Re Im Var
-    Cov"""))
+    Cov""")
 # letters in bold that are unit vectors; an i without a j or a k beside it is the imaginary unit: see vectors.py
 _UNIT_VECTORS = frozenset("ijk")
 _OTHER_CASE = {"GCD": "gcd", "LCM": "lcm", "MAX": "max", "MIN": "min"}

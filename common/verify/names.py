@@ -1,60 +1,180 @@
-"""Does the left side of an equation only name the value on the right, as in f(5) = 3 and \\cos\\angle ABC = 3/5?"""
+"""Does the left side of an equation only name the value on the right, as in f(5) = 3 and \\cos\\angle ABC = 3/5?
+
+A name is read from left to right in pieces: words, commands and signs. The tables are the place for more names.
+"""
 from __future__ import annotations
 
-import re
+from functools import lru_cache
+from itertools import pairwise
 
-from common.verify.words import changes_name
+from common.verify.spelling import closing_bracket
+from common.verify.tokens import pieces
+from common.verify.words import changes_name, word_set
 
-# the name of a value, in front of =: x, f(5), a_{n+1}, (p, q), |AB|, AB : CD, \frac{NO}{BO}, g^{-1}(x), \cos A
-_NAME_OF_VALUE = re.compile(
-    r"""\[\s*(?:\\triangle\s*)?[A-Z]{3,6}\s*\]|[A-Z]{2}(?:\s*\+\s*[A-Z]{2})+|"""
-    r"""\\(?:max|min|sup|inf)|m\s*\(?\s*\\angle\s*[A-Z0-9]+\s*\)?|[fgh]\([fgh]\([^()]*\)\)|\([^()=]*\)'|\\mathbb\{[A-Z]\}|"""
-    r"""[a-z]_\{?\w\}?(?:\s*[+]\s*[a-z]_\{?\w\}?)+|n\s*\([A-Z\s]*+(?:\\c[au]p[A-Z\s]++)*+\)|"""
-    r"""\(\s*[a-z]\s*\\circ\s*[a-z]\s*\)\s*\(.*\)|\\vec\s*\{?[a-z]\}?\s*\\(?:cdot|times)\s*\\vec\s*\{?[a-z]\}?|"""
-    r"""\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(\s*)?(?:\\angle\s*)?(?:\\?[A-Za-z]+|[A-Z]{2,3})(?:\s*\))?|\\(?:int|iint|oint|sum|prod"""
-    r"""|lim)(?![a-z]).*|"""
-    r"""[a-dk-np-s](?:\s*\+\s*[a-dk-np-s])+|\\sigma\^2|\\?[|]\s*\\?[|]?.+\\?[|]|\(\s*[A-Za-z]\w?(?:\s*,\s*[A-Za-z]\w?)+\s*\)|"""
-    r"""\\frac\s*\{\s*(?:d|\\partial)\s*+(?:\^\{?\d\}?)?\s*+[A-Za-z]?\s*+\}\s*+\{[^{}]*(?:d|\\partial)[^{}]*\}\s*(?:\(.*\)|\[.*\]|\\[a-z]+[^-+=]*)?|"""
-    r"""\\d?dot\s*\{?\s*[a-z]\s*\}?|D(?:_\{?[a-z]\}?)?\s*\(?\s*[a-z]\s*\)?|"""
-    r"""(?:\\(?:angle|triangle|overline|bar|hat|tilde|nabla|partial|frac|"""
-    r"""alpha|beta|theta|lambda|mu|Delta|phi|vec|sigma|rho|gamma|omega|tau|kappa|psi|eta|nu|xi"""
-    r"""|delta|"""
-    r"""epsilon|Omega|Sigma|Gamma|Phi|ell|zeta|chi)(?![a-z])|[A-Za-z|{}: ".'/]|"""
-    r"""_\{[^{}]*\}|_\w|(?<=[fghFGHPE])\([^()]*\)|(?<=[EP])\[[^\[\]]*\]|"""
-    r"""(?<=[A-Za-z'}"])\(\s*-?(?:[A-Za-z]|\d+)(?:\s*,\s*-?(?:[A-Za-z]|\d+))*\s*\)|\^\{?-1\}?(?=\())++""")
-# an operator in front of anything: \det A, \mathbb{E}[X], \operatorname{tr}(A), \Pr(X \le 1), "rank"(A)
-_OPERATOR = re.compile(
-    r"""(?:\\(?:det|dim|ker|deg|arg|gcd|lcm|max|min|sup|inf|Pr|tr|rank|Re|Im|Var|Cov)(?![A-Za-z])|\\mathbb\{?[EPVR]\}?|[EP](?=[(\[])|"""
-    r""""\s*(?:tr|rank|det|dim|adj|Var|Cov|E|P|Area|area|Vol|Volume|volume|Perimeter|ord|card|null|nullity|span|proj|comp|Re|Im|deg|arg"""
-    r"""|cov|var|"""
-    r"""SD|sd|length|slope|median|mean|mode)\s*")(?:_\{[^{}]*\}|_\w)?\s*(?:\(.*\)|\[.*\]|\{.*\}|\\?[|].*[|]"""
-    r"""|"?\s*\\?[A-Za-z]+\s*"?)""", re.DOTALL)
-# no name: a product of variables
-_PRODUCT = re.compile(r"(?<![A-Za-z_\\])(?!max|min|gcd|lcm|sum|avg|d[a-z](?![a-z]))[a-z]{2,3}(?![A-Za-z])|"
-    r"(?<![A-Za-z\\])[a-z] [a-z](?![A-Za-z])")
-# letters with brackets, indices and exponents, but no sign of an operation: A^{-1}, [x]_B, C_B(\vec{x}), AB
-_NAME_OF_MATRIX = re.compile(r'(?:\\(?:vec|hat|mathbb|mathcal|det|exp)(?![a-z])|_\{?\w++\}?|'
-                             r'\^\s*+\{?\s*+(?:-?\w++|\\top)\s*+\}?|[A-Za-z\[\](){}\'"])++')
-_ONE_SYMBOL = re.compile(r'"?\s*(?:\\[A-Za-z]+|[A-Za-z])\s*"?(?:\'|_\{\s*"?\w+"?\s*\}|_\w)*')
+# signs and commands that stand in names as letters do: AB : CD, \frac{NO}{BO}, \triangle ABC, \vec{v}
+_PARTS = word_set(r"""| { } : " . / \angle \triangle \overline \bar \hat \tilde \dot \ddot \vec \frac \nabla \partial \mathbb \ell
+    \alpha \beta \gamma \delta \epsilon \zeta \eta \theta \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi \chi \psi \omega
+    \Gamma \Delta \Sigma \Phi \Omega""")
+# operators in front of one name, or of anything in brackets: \det A, \mathbb{E}[X], \Pr(X \le 1), "rank"(A)
+_OPERATORS = word_set(r"\det \dim \ker \deg \arg \gcd \lcm \max \min \sup \inf \Pr \tr \rank \Re \Im \Var \Cov")
+_OPERATORS_IN_WORDS = word_set("""tr rank det dim adj Var Cov E P Area area Vol Volume volume Perimeter ord card null nullity span
+    proj comp Re Im deg arg cov var SD sd length slope median mean mode""")
+_OPERATORS_WITH_LIMITS = word_set(r"\int \iint \oint \sum \prod \lim")  # in front of anything
+_FUNCTIONS_OF_ANGLES = word_set(r"\sin \cos \tan \cot \sec \csc")  # in front of one name
+_FUNCTIONS = frozenset("fghFGHPE")  # with anything in brackets behind them
+_TERMS = frozenset("abcdklmnpqrs")  # a + b + c
+_SHORT_WORDS = word_set("max min gcd lcm sum avg")  # other short words are products of variables
+_NO_BEGINNING = frozenset("0123456789+-^,")
+_PARTS_OF_MATRICES = word_set(r"""\vec \hat \mathbb \mathcal \det \exp \top [ ] ( ) ' " _ ^""")
 
 
+@lru_cache(maxsize=4096)  # one name stands before many values
 def is_name(text: str) -> bool:
     """Whether the text names a value, as x and f(5) do."""
-    if _OPERATOR.fullmatch(text):
+    if len(text) < 2 or text[0] in _NO_BEGINNING:
+        return text.isalpha() and text.isascii()
+    parts = pieces(text.replace("^{-1}(", "(").replace("^-1(", "("))  # an inverse function
+    if _is_operator(parts) or _is_bracketed(parts) or _is_derivative(parts) or text in ("\\sigma^2", "\\sigma^{2}"):
         return True
-    found = _NAME_OF_VALUE.fullmatch(text)
-    if not found or text.startswith(("[", "(", "\\frac{d", "\\frac{ d", "\\frac{\\partial", "D_", "\\|", "|")):
-        return bool(found)
-    # words in quotes are no product of variables, and neither is an index
-    formula = re.sub(r'"[^"]*"|_\{[^{}]*\}|(?<=partial)_\w', "", text)
-    return not changes_name(text) and not _PRODUCT.search(formula)
+    is_sum = "+" in text and all(_is_term(pieces(term)) for term in text.split("+"))
+    return (is_sum or _is_row(parts)) and not changes_name(text)
 
 
 def is_name_of_matrix(text: str) -> bool:
-    """Whether the text names a matrix, if a matrix stands behind its =."""
-    return bool(_NAME_OF_MATRIX.fullmatch(text))
+    """Whether the text names a matrix, if a matrix stands behind its =: A^{-1}, [x]_B, C_B(\\vec{x}), AB."""
+    parts = [part for part in pieces(text) if part not in ("{", "}")]
+    return bool(parts) and " " not in text and all(
+        part in _PARTS_OF_MATRICES or _is_word(part) or ((part == "-" or part.isdecimal()) and before in ("_", "^", "-"))
+        for before, part in pairwise(["", *parts]))
 
 
 def is_symbol(text: str) -> bool:
     """Whether the text is one variable, perhaps with an index."""
-    return bool(_ONE_SYMBOL.fullmatch(text))
+    parts = [part for part in pieces(text) if part != '"']
+    is_letter = bool(parts) and (_is_word(parts[0][1:]) if parts[0][0] == "\\" else len(parts[0]) == 1 and _is_word(parts[0]))
+    return is_letter and _behind_scripts(parts, 1) == len(parts) and not any(part[0] == "\\" for part in parts[1:])
+
+
+def _is_word(part: str) -> bool:
+    return part.isalpha() and part.isascii()
+
+
+def _behind(parts: list[str], at: int) -> int:
+    """The place behind a piece, or behind the brackets that open there. Beyond the end if they do not close."""
+    opens = at < len(parts) and parts[at] in ("(", "[", "{")
+    return closing_bracket(parts, at) + 1 or len(parts) + 1 if opens else at + 1
+
+
+def _behind_scripts(parts: list[str], at: int) -> int:
+    """The place behind the indices and primes that stand at a place. An index is one piece, or stands in braces."""
+    while at < len(parts) and parts[at] in ("_", "'"):
+        at = at + 1 if parts[at] == "'" else _behind(parts, at + 1) if parts[at + 1:at + 2] == ["{"] else at + 2
+    return at
+
+
+def _are_one_group(parts: list[str]) -> bool:
+    """Whether the pieces stand in one pair of ( ) or [ ]."""
+    return parts[:1] in (["("], ["["]) and _behind(parts, 0) == len(parts)
+
+
+def _is_operator(parts: list[str]) -> bool:
+    """\\det A, E[X^2], \\cos\\angle ABC, \\int_0^1 f(x) dx."""
+    head, behind = parts[0], parts[1:2]
+    if head in _OPERATORS_WITH_LIMITS:
+        return True
+    if head in _FUNCTIONS_OF_ANGLES:
+        name = [part.removeprefix("\\") for part in parts[1:] if part not in ("(", ")", "{", "}", '"', "\\angle")]
+        return len(name) == 1 and _is_word(name[0])
+    is_in_words = head == '"' and parts[2:3] == ['"'] and parts[1] in _OPERATORS_IN_WORDS
+    is_in_bold = head == "\\mathbb" and parts[2:3] in (["E"], ["P"], ["V"], ["R"])
+    if not is_in_words and not is_in_bold and head not in _OPERATORS and not (head in ("E", "P") and behind in (["("], ["["])):
+        return False
+    rest = parts[_behind_scripts(parts, 3 if is_in_words else 4 if is_in_bold else 1):]
+    name = [part.removeprefix("\\") for part in rest if part not in ("{", "}", '"')]
+    is_one_name = len(name) < 2 and all(map(_is_word, name))
+    return is_one_name or _are_one_group(rest) or name[0] == name[-1] == "|"
+
+
+def _is_bracketed(parts: list[str]) -> bool:
+    """|AB|, [ABC], [\\triangle ABC], (p, q), (f + g)', (f \\circ g)(x)."""
+    if parts[0] in ("|", "\\|"):
+        return len(parts) > 2 and parts[-1] in ("|", "\\|")
+    end = _behind(parts, 0)
+    inside, rest = parts[1:end - 1], parts[end:]
+    if parts[0] == "[":
+        name = inside[-1] if not rest and inside[:-1] in ([], ["\\triangle"]) else ""
+        return name.isupper() and 3 <= len(name) <= 6
+    if parts[0] != "(" or end > len(parts):
+        return False
+    if rest:
+        return rest == ["'"] or (len(inside) == 3 and inside[1] == "\\circ" and _are_one_group(rest))
+    items = "".join(inside).split(",")
+    return len(items) > 1 and all(item[:1].isalpha() and item.isalnum() and len(item) < 3 for item in items)
+
+
+def _is_derivative(parts: list[str]) -> bool:
+    """\\frac{\\partial f}{\\partial x}, \\frac{d^2 y}{dx^2}, \\frac{d}{dx}(x^2)."""
+    if parts[0] != "\\frac":
+        return False
+    middle = _behind(parts, 1)
+    end = _behind(parts, middle)
+    above, below, rest = "".join(parts[2:middle - 1]), parts[middle:end], parts[end:]
+    sign = "\\partial" if above.startswith("\\partial") else "d"
+    if not above.startswith(sign) or not any(part[0] == "d" or part == "\\partial" for part in below):
+        return False
+    function = above.removeprefix(sign).lstrip("^{}0123456789")
+    is_applied = not rest or _are_one_group(rest) or (rest[0][0] == "\\" and {"+", "-", "="}.isdisjoint(rest))
+    return is_applied and len(function) < 2 and (function + "f").isalpha()
+
+
+def _is_term(parts: list[str]) -> bool:
+    """Whether a sum of such terms may be a name: AB + BC, a + b, x_1 + x_2. Other sums are expressions."""
+    if len(parts) == 1:
+        return parts[0] in _TERMS or (len(parts[0]) == 2 and parts[0].isupper())
+    return bool(parts) and len(parts[0]) == 1 and parts[0].islower() and _behind_scripts(parts, 1) == len(parts)
+
+
+def _is_row(parts: list[str]) -> bool:
+    """Letters, words and marks with their indices, primes and arguments: f_x(x, y), m\\angle ABC, "Area of" ABC, \\vec{u}\\cdot\\vec{v}."""
+    if parts.count("\\vec") == 2 and sum(part in ("\\cdot", "\\times") for part in parts) == 1:
+        parts = [part for part in parts if part not in ("\\cdot", "\\times")]
+    quotes_close = parts.count('"') % 2 == 0
+    at, is_quoted, before = 0, False, ""  # before: the piece in front of the indices and primes, or ) behind arguments
+    while at < len(parts):
+        part, end = parts[at], at + 1
+        if part in ("_", "'") and before:
+            part, end = before, _behind_scripts(parts, at)
+        elif part in ("(", "["):
+            end = _behind(parts, at)
+            if end > len(parts) or not _are_arguments(parts[at:end], before):
+                return False
+            part = ")"
+        elif part.isdecimal():
+            if before != "\\angle":
+                return False
+        elif not (part in _PARTS or _is_word(part)) or (not is_quoted and _is_product(before, part)):
+            return False
+        is_quoted ^= part == '"' and quotes_close
+        at, before = end, part
+    return at == len(parts)
+
+
+def _are_arguments(parts: list[str], before: str) -> bool:
+    """Whether what stands in brackets behind a piece are the arguments of a function. A factor is none: x(x + 1)."""
+    if before in _FUNCTIONS:
+        return parts[0] == "(" or before in ("E", "P")
+    inside = [part for part in parts[1:-1] if part not in ("\\angle", "\\cap", "\\cup")]
+    if len(inside) < len(parts) - 2:  # n(A \cap B), m(\angle ABC)
+        return before in ("n", "m") and "".join(inside).isalpha()
+    items = [item.removeprefix("-") for item in "".join(inside).split(",")]
+    is_function = parts[0] == "(" and (before[-1:].isalpha() or before in ("}", '"'))
+    return is_function and all(item.isdecimal() or (len(item) == 1 and item.isalpha()) for item in items)
+
+
+def _is_product(before: str, part: str) -> bool:
+    """Whether a lower letter behind another one, or a word of two or three, is a product of variables: a b, xy. dx is none."""
+    if not part.islower() or part[0] == "\\":
+        return False
+    if len(part) == 1:
+        return before == ")" or (len(before) == 1 and before.islower())
+    return len(part) < 4 and part not in _SHORT_WORDS and not (part[0] == "d" and len(part) == 2)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from common.verify.words import changes
+from common.verify.words import changes, word_set
 
 # one line for a meaning; the first phrase is its one spelling
 _PHRASES = """
@@ -71,9 +71,9 @@ _QUALIFIER = re.compile(r'[\s,;("]*+(?:(?<![A-Za-z\\])(?:for|where|with)\b|\\for
                         r'(?:\\in(?![a-z])|"?\s*+(?:is|an|any|are)\b))|\s(?=[A-Za-z]\s*\\in(?![a-z]))')
 # g(x) = \sqrt{x-1}, x \ge 1 and a_n = 1/n, n \ge 1
 _DOMAIN = re.compile(r'([a-z](?:\(([a-z])\)|_\{?([a-z])\}?)\s*+=[^,=<>]++),[\s"(]*+([a-z])\s*+(?:\\[gl]e|\\neq|[<>])[^,]*+')
-_QUALIFIER_WORDS = frozenset(re.findall(r"\S+", "for all any every each some where with is are an integer integers real reals number"
+_QUALIFIER_WORDS = word_set("for all any every each some where with is are an integer integers real reals number"
                                                 " numbers constant constants "
-                             "arbitrary value values of and being the integration in"))
+                             "arbitrary value values of and being the integration in")
 _QUALIFIER_SIGNS = re.compile(r'(?:[A-Za-z](?:_\w)?|\\in|\\forall|\\mathbb\{[ZR]\}|[\s,"();])*')
 _WITH_BASE = re.compile(r'"?(-?[\dA-F]+)["\s]*[(]?["\s]*(?:in\s+)?base["\s-]*\{?(\d+|[a-z]+)\}?["\s)]*', re.IGNORECASE)
 _RATIO_IN_WORDS = re.compile(r'\d[\d.]*(?:["\s]+to["\s]+\d[\d.]*)+')

@@ -6,7 +6,7 @@ words, by rules. The other functions find brackets in a text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from common.verify.macros import spell_macros
 
@@ -130,8 +130,11 @@ def normalize(text: str) -> str:
 
 # ---- brackets -------------------------------------------------------------------------------------------------------
 
-def closing_bracket(text: str, start: int) -> int:
-    """The index of the bracket that closes the bracket at `start`, or -1. It may be of another kind: [0, 1) is an interval."""
+def closing_bracket(text: Sequence[str], start: int) -> int:
+    """The index of the bracket that closes the bracket at `start`, or -1. It may be of another kind: [0, 1) is an interval.
+
+    `text`: characters, or the pieces of tokens.py.
+    """
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] in "([{") - (text[i] in ")]}")

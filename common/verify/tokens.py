@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import re
 
+from common.verify.words import word_set
+
 MAX_TOKENS = 400  # of one expression
 
 
@@ -12,12 +14,13 @@ class Unsupported(ValueError):
 
 _TOKEN = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|\\([A-Za-z]+)|([A-Za-z]+)|\\?([{}])|"
                     r"(\*\*|[-+*/^_!|()\[\]'\"=<>,;:.])|\s+|(.)", re.DOTALL)
+PIECE = re.compile(r"\\?[^\W\d_]+|\d+(?:\.\d+)?|\\?\S")
 # words that are commands even without a backslash; other letters are one variable each
 _WORD_COMMANDS = re.compile(r"arc(?:sin|cos|tan)|ar(?:sin|cos|tan)h|sqrt|"
                             r"sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|ln|log|exp|pi|theta|alpha|beta")
-GREEK = frozenset(re.findall(r"\w+", """
+GREEK = word_set("""
     alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
-    Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar infty emptyset varnothing triangle angle nabla partial mho"""))
+    Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar infty emptyset varnothing triangle angle nabla partial mho""")
 FUNCTIONS = frozenset({"sin", "cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log",
                        "exp", "lg", "sech", "csch", "coth", "arsinh", "arcosh", "artanh"})
 # other names of functions
@@ -35,6 +38,11 @@ MULTIPLICATION_SIGNS, DIVISION_SIGNS = {"cdot", "times", "*", "ast"}, {"/", "div
 NO_FACTORS = {"rfloor", "rceil", "pm", "mp", "circ", "prime", "choose", *MULTIPLICATION_SIGNS, *DIVISION_SIGNS}
 ONE_NAME_FOR_COMMAND = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "rvert": "|", "lvert": "|",
                         "mid": "|", "vert": "|"}
+
+
+def pieces(text: str) -> list[str]:
+    """The words, numbers, commands and signs of a text, without the spaces between them."""
+    return PIECE.findall(text)
 
 
 def tokenize(text: str) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from common.verify.words import changes_number
+from common.verify.words import changes_number, word_set
 
 # one line for a unit: its one spelling, then the others. Plurals need no entry
 _TABLE = """
@@ -106,12 +106,12 @@ _VOWELS = frozenset("aeiouyAEIOUY")
 LONGEST_UNIT = 90  # characters; the limit bounds the work of the search
 _SPELLINGS = {name: line.split()[0] for line in _TABLE.strip().splitlines() for name in line.split()}
 _FOLDED = {name.lower(): spelling for name, spelling in _SPELLINGS.items() if len(name) > 1}
-_CASE_MATTERS = frozenset(re.findall(r"\S+", "m g l h s t L N J W V K A C F T H mW MW"))
+_CASE_MATTERS = word_set("m g l h s t L N J W V K A C F T H mW MW")
 _CURRENCIES = frozenset({"dollar", "euro", "pound-sterling", "yen", "yuan", "rupee", "cent"})
 # nouns that are not known by an s: they count things
-_NOUNS = frozenset(re.findall(r"\S+", """fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass
+_NOUNS = word_set("""fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass
     dog cat apple orange
-    dozen-eggs pieces student way integer solution digit point coin page side cup marble ball card book step"""))
+    dozen-eggs pieces student way integer solution digit point coin page side cup marble ball card book step""")
 # Chinese words between a number and what it counts
 _CLASSIFIERS = frozenset("个個种種只隻本条條张張次件棵组組块塊支枝位辆朵颗粒份页道户间台段座头匹根名家所套瓶盒"
                          "箱袋杯碗题项步级层排列行章节班队架艘把盏人")

@@ -4,20 +4,21 @@ from __future__ import annotations
 import re
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\S+", text))
+def word_set(text: str) -> frozenset[str]:
+    """The words of a table."""
+    return frozenset(text.split())
 
 
 # words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
-_DENYING = _words("""
+_DENYING = word_set("""
     not cannot never no none neither nor except excluding excluded but unless without false wrong incorrect impossible if when either maybe
     perhaps possibly alternatively instead versus vs xor alias through until rather otherwise other anything""")
 # words that compute something from the value beside them, or join it with another one
-_COMPUTING = _words("""
+_COMPUTING = word_set("""
     or plus minus mod double doubled triple tripled half twice reciprocal opposite negative fail fails eliminated untrue union also""")
-_POWERS = _words("square squared cube cubed")
+_POWERS = word_set("square squared cube cubed")
 # words that change the number in front of them, where a unit would stand
-_BEHIND_A_NUMBER = _words("""
+_BEHIND_A_NUMBER = word_set("""
     and then modulo base pi sqrt sin cos tan log ln exp to is isn are choose than where for times the more less
     dozen dozens hundred hundreds thousand thousands lakh crore score gross googol thou kilo mega micro milli giga
     sinh cosh tanh cosine sine reciprocals negatives inverse inverses opposites undefined unlikely probably below above
@@ -25,9 +26,9 @@ _BEHIND_A_NUMBER = _words("""
     disproved reversed halfs halves quarter quarters divided over with which that from by at as factorial factorials infinity root roots
     zero zeros tens ones remainder minimum maximum one two three four five six seven eight nine ten twos threes fours fives
     sixs sevens eights nines third thirds power powers squares cubes pairs others always sometimes""")
-_NUMERALS = tuple(_words("""
+_NUMERALS = tuple(word_set("""
     illion illions teen enty irty orty ifty ixty ghty nety fth fths xth xths nth nths hth hths dth dths less ward wards"""))
-_NO_NUMERALS = _words("month months ward wards width widths depth depths")
+_NO_NUMERALS = word_set("month months ward wards width widths depth depths")
 _SQUARE_UNIT = re.compile(r"\bsquare (?=units?|[ckm]?m|met|cent|mil|kil|in|f[oe]|yard)")
 _WORD = re.compile(r"\w+")
 _CHINESE = frozenset("不非或和与没无负倍万亿百十半多少余减加乘除对双")
