@@ -37,13 +37,18 @@ class Evaluation(NamedTuple):
     has_modulus: bool
 
 
+Key = tuple[int, int, int]  # id of a tree, point and precision
+Paid = tuple[Node, Evaluation | Exception, float]  # tree, its value, and the units of work that it took; the tree keeps its id in use
+_kept: dict[Key, Paid] = {}  # the values of the last comparisons: a reference is compared with many answers
+_MAX_KEPT = 4096
+
+
 class Work:
-    """The budget of one comparison of two answers, and the values found so far: a tree is evaluated once at each point."""
+    """The budget of one comparison of two answers, and the values found so far: a tree is paid for once at each point."""
 
     def __init__(self) -> None:
         self.units_left = float(MAX_WORK)
-        self.evaluations: dict[tuple[int, int, int], Evaluation | Exception] = {}  # by id of the tree, point and precision
-        self.evaluated_trees: list[Node] = []  # kept, because the id of a deleted tree may be given to another one
+        self.evaluations: dict[Key, Paid] = {}
 
     def spend(self, units: float) -> None:
         """Takes units from the budget. Raises TooMuchWork when it is used up."""
@@ -54,20 +59,33 @@ class Work:
     def evaluate(self, tree: Node, point: int, precision: int) -> Evaluation | Exception:
         """The value of a tree, or the exception that says why it has none: Undefined, Unsupported, NeedsMorePrecision.
 
-        Raises TooMuchWork.
+        A value that an earlier comparison has kept costs the same units as before. Raises TooMuchWork.
         """
         key = (id(tree), point, precision)
-        if key not in self.evaluations:
-            self.evaluated_trees.append(tree)
-            evaluator = Evaluator(point, precision, self.spend)
-            try:
-                value = evaluator.value(tree)
-                self.evaluations[key] = Evaluation(value, evaluator.largest, evaluator.cancelled, evaluator.real, evaluator.has_modulus)
-            except (Undefined, ZeroDivisionError, libmp.ComplexResult):
-                self.evaluations[key] = Undefined()
-            except (Unsupported, NeedsMorePrecision) as error:
-                self.evaluations[key] = error
-        return self.evaluations[key]
+        found = self.evaluations.get(key)
+        if found is None:
+            found = _kept.get(key)
+            if found is not None:
+                self.spend(found[2])
+            else:
+                units_before = self.units_left
+                value = self._evaluated(tree, point, precision)
+                found = (tree, value, units_before - self.units_left)
+                if len(_kept) >= _MAX_KEPT:
+                    _kept.clear()
+                _kept[key] = found
+            self.evaluations[key] = found
+        return found[1]
+
+    def _evaluated(self, tree: Node, point: int, precision: int) -> Evaluation | Exception:
+        evaluator = Evaluator(point, precision, self.spend)
+        try:
+            value = evaluator.value(tree)
+        except (Undefined, ZeroDivisionError, libmp.ComplexResult):
+            return Undefined()
+        except (Unsupported, NeedsMorePrecision) as error:
+            return error.with_traceback(None)  # which would keep all that was computed
+        return Evaluation(value, evaluator.largest, evaluator.cancelled, evaluator.real, evaluator.has_modulus)
 
 
 def same_values(a: Node, b: Node, work: Work) -> bool:
@@ -103,16 +121,18 @@ def sign_of_ratio(a: Node, b: Node, work: Work) -> int | None:
     if not variables(a) | variables(b):
         return None
     a, b = whole_variables(a, b)
-    ratios: list[tuple[Evaluation, int]] = []
+    first = None
     for x, y, precision in values_at_points(a, b, True, work):
         evaluator = Evaluator(0, precision, work.spend)
         try:
             quotient = evaluator.div(x.value, y.value)
         except (Undefined, ZeroDivisionError, NeedsMorePrecision):
             return None
-        ratios.append((Evaluation(quotient, evaluator.largest, False, x.real and y.real, False), precision))
-    first = ratios[0][0]
-    if len(ratios) < 2 or not all(close(first, ratio, precision) and ratio.real for ratio, precision in ratios):
+        ratio = Evaluation(quotient, evaluator.largest, False, x.real and y.real, False)
+        if not ratio.real or (first is not None and not close(first, ratio, precision)):
+            return None
+        first = first or ratio
+    if first is None:
         return None
     sign = first.value if isinstance(first.value, Fraction) else libmp.mpf_sign(first.value[0])
     return (sign > 0) - (sign < 0) or None

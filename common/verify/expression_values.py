@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 
 from mpmath import libmp
@@ -40,6 +41,18 @@ class Undefined(ArithmeticError):
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
+@lru_cache(maxsize=4096)
+def value_of_variable(name: str, point: int) -> Fraction:
+    """The value of a variable at a point: a fixed fraction that depends on its name."""
+    bits = hash32(name, point)
+    if name.endswith(WHOLE):
+        return Fraction(2 + bits % 24 // 2 * 2 + point % 2)
+    # two bits of the last character give the signs at points 2 and 3: a, b, c and d have four different pairs of signs
+    sign_at_2, sign_at_3 = (1 if ord(name[-1]) >> bit & 1 else -1 for bit in (0, 1))
+    sign = (1, -1, sign_at_2, sign_at_3, 1, 1, -1)[point]
+    return sign * _SCALES[point] * Fraction(101 + bits // 2 % 397, 64 + bits // 1024 % 61)
+
+
 class Evaluator:
     """Computes values of trees at one point, and notes what happens on the way."""
 
@@ -58,60 +71,56 @@ class Evaluator:
         if kind == "num":
             return node[1]
         if kind == "sym":
-            return self.variable(node[1])
+            return value_of_variable(node[1], self.point)
+        if kind == "add":
+            parts = [self.value(part) for part in node[1]]
+            total = parts[0]
+            for part in parts[1:]:
+                total = self.add(total, part)
+            return total
+        if kind == "mul":
+            return self.mul(self.value(node[1]), self.value(node[2]))
+        if kind == "div":
+            return self.div(self.value(node[1]), self.value(node[2]))
+        if kind == "pow":
+            return self.power(self.value(node[1]), self.value(node[2]))
+        if kind == "neg":
+            part = self.value(node[1])
+            return -part if type(part) is Fraction else libmp.mpc_neg(part)
         if kind in ("pi", "e"):
             constant = libmp.mpf_pi if kind == "pi" else libmp.mpf_e
             return (constant(self.precision, "n"), libmp.fzero)
         if kind == "i":
             self.real = False
             return (libmp.fzero, libmp.fone)
-        parts = [self.value(part) for part in operands(node)]
-        if kind == "add":
-            total = parts[0]
-            for part in parts[1:]:
-                total = self.add(total, part)
-            return total
-        if kind == "neg":
-            return -parts[0] if isinstance(parts[0], Fraction) else libmp.mpc_neg(parts[0])
-        if kind == "mul":
-            return self.mul(*parts)
-        if kind == "div":
-            return self.div(*parts)
-        return self.power(*parts) if kind == "pow" else self.call(node[1], parts)
-
-    def variable(self, name: str) -> Fraction:
-        """The value of a variable at this point: a fixed fraction that depends on its name."""
-        bits = hash32(name, self.point)
-        if name.endswith(WHOLE):
-            return Fraction(2 + bits % 24 // 2 * 2 + self.point % 2)
-        # two bits of the last character give the signs at points 2 and 3: a, b, c and d have four different pairs of signs
-        sign_at_2, sign_at_3 = (1 if ord(name[-1]) >> bit & 1 else -1 for bit in (0, 1))
-        sign = (1, -1, sign_at_2, sign_at_3, 1, 1, -1)[self.point]
-        return sign * _SCALES[self.point] * Fraction(101 + bits // 2 % 397, 64 + bits // 1024 % 61)
+        return self.call(node[1], [self.value(part) for part in operands(node)])
 
     # -- sizes
 
     def rounded(self, x: Number) -> Number:
         """A number as a rounded one. Raises NeedsMorePrecision or Unsupported if an exact number would lose bits."""
-        if isinstance(x, Fraction):
-            if bit_length(x) > self.precision - 64:
-                if self.precision > PRECISION_BITS or bit_length(x) > MAX_BITS_ROUNDED:
-                    raise Unsupported("too many digits")
-                raise NeedsMorePrecision(bit_length(x))
-            return round_fraction(x, self.precision)
-        return x
+        if type(x) is not Fraction:
+            return x
+        bits = bit_length(x)
+        if bits > self.precision - 64:
+            if self.precision > PRECISION_BITS or bits > MAX_BITS_ROUNDED:
+                raise Unsupported("too many digits")
+            raise NeedsMorePrecision(bits)
+        return round_fraction(x, self.precision)
 
     def checked(self, x: Number) -> Number:
         """The result of an operation. A long exact number is rounded. A number beyond MAX_MAGNITUDE raises Unsupported."""
-        if isinstance(x, Fraction):
-            self.spend(1 + bit_length(x) / 64)
-            if bit_length(x) <= MAX_BITS:
+        if type(x) is Fraction:
+            bits = bit_length(x)
+            self.spend(1 + bits / 64)
+            if bits <= MAX_BITS:
                 return x
             x = self.rounded(x)
-        if any(not part[1] and part[2] for part in x):  # libmp's infinities and NaN
+        real, imaginary = x
+        if (not real[1] and real[2]) or (not imaginary[1] and imaginary[2]):  # libmp's infinities and NaN
             raise Undefined("infinite")
-        size, imaginary_size = magnitude(x), magnitude((x[1], libmp.fzero))
-        self.real = self.real and imaginary_size < max(size, 0) - self.precision // 2
+        size = magnitude(x)
+        self.real = self.real and magnitude((imaginary, libmp.fzero)) < max(size, 0) - self.precision // 2
         self.largest = max(self.largest, size)
         if size > MAX_MAGNITUDE:
             raise Unsupported("too large")
@@ -125,7 +134,7 @@ class Evaluator:
 
     def operation(self, exact: Callable[[Fraction, Fraction], Fraction], rounded: Callable[..., Number], x: Number, y: Number) -> Number:
         """x and y under the operation `exact` if both are fractions, else under its counterpart `rounded`."""
-        if isinstance(x, Fraction) and isinstance(y, Fraction):
+        if type(x) is type(y) is Fraction:
             return self.checked(exact(x, y))
         self.spend(4 * (self.precision / PRECISION_BITS) ** 2)
         return self.checked(rounded(self.rounded(x), self.rounded(y), self.precision, "n"))
@@ -133,7 +142,7 @@ class Evaluator:
     def add(self, x: Number, y: Number) -> Number:
         """x + y. Raises Unsupported if one of them is lost in the rounding of the other."""
         total = self.operation(Fraction.__add__, libmp.mpc_add, x, y)
-        if not isinstance(total, Fraction):
+        if type(total) is not Fraction:
             small, large = sorted((magnitude(self.rounded(x)), magnitude(self.rounded(y))))
             if ZERO_BELOW < small < large - self.precision + 64:
                 raise Unsupported("a term is too small")
@@ -145,13 +154,13 @@ class Evaluator:
 
     def div(self, x: Number, y: Number) -> Number:
         """x / y. Raises Undefined or ZeroDivisionError if y is zero."""
-        if not isinstance(y, Fraction) and self.is_rounding_error(y):
+        if type(y) is not Fraction and self.is_rounding_error(y):
             raise Undefined("division by zero") if is_zero(y) else Unsupported("a tiny divisor")
         return self.operation(Fraction.__truediv__, libmp.mpc_div, x, y)
 
     def power(self, x: Number, y: Number) -> Number:
         """x to the y. An odd root of a negative number is real: the cube root of -8 is -2. Other powers have their principal value."""
-        if isinstance(y, Fraction) and y.denominator == 1:
+        if type(y) is Fraction and y.denominator == 1:
             return self.integer_power(x, y.numerator)
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             if x == 0:

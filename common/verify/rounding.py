@@ -20,7 +20,9 @@ def round_fraction(x: Fraction, precision: int) -> Number:
 
 def magnitude(z: Number) -> int:
     """The number of bits before the point of a rounded number. Below one it is negative, and for zero _MAGNITUDE_OF_ZERO."""
-    return max(part[2] + part[3] if part[1] else _MAGNITUDE_OF_ZERO for part in z)
+    real, imaginary = z
+    size = real[2] + real[3] if real[1] else _MAGNITUDE_OF_ZERO
+    return max(size, imaginary[2] + imaginary[3]) if imaginary[1] else size
 
 
 def is_zero(z: Number) -> bool:
