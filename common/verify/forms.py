@@ -39,6 +39,8 @@ MAX_DEPTH = 8  # of lists in lists
 
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
+# an expression without words, commas, relations and other brackets than ( ) and { }: only a value. A U may be a union
+PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-TV-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
 _DOTS = re.compile(r"\\cdots|\.\.\.")
 _SIGNS_BESIDE_DOTS = (("+", re.compile(r"\+"), "+"), ("*", re.compile(r"\\cdot(?!s)|\\times"), "\\cdot "))
 _IS_REAL = re.compile(r"\s*(\S+)\s*\\in\s*\\mathbb\s*\{?R\}?\s*")
@@ -57,6 +59,8 @@ def read_form(text: str, depth: int = 0) -> Form:
         return ("bracketed", "()", (LOWEST[1], HIGHEST[1]))
     if quantities := two_quantities(text):
         return _read_quantities(quantities)
+    if PLAIN.fullmatch(text):  # most texts
+        return read_value(text)
     form = (_read_congruence(text, depth) or _read_list(text, depth) or _read_relation(text, depth) or read_matrix(text, depth, read_form)
             or _read_union(text, depth) or read_vector(text, depth, read_form))
     if form:

@@ -168,7 +168,7 @@ def number(parser: Grammar, mixed: bool = True) -> Node:
     if parser.peek() == ("sign", "_"):
         parser.take()
         return ("sym", f"{text}_{parser.plain_text()}")
-    whole: Node = ("num", Fraction(text))
+    whole: Node = ("num", Fraction(int(text) if text.isdecimal() else text))  # Fraction takes long to read a text
     return ("add", [whole, parser.primary()]) if mixed and "." not in text and _proper_fraction_follows(parser) else whole
 
 

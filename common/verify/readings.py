@@ -5,7 +5,7 @@ import re
 from functools import lru_cache
 
 from common.verify.extract import MAX_ANSWER_LENGTH
-from common.verify.forms import read_form
+from common.verify.forms import PLAIN, read_form
 from common.verify.phrases import (
     approximation_behind,
     choice_letter,
@@ -23,8 +23,6 @@ from common.verify.values import WITH_THOUSANDS, read_value
 
 _COUNT = re.compile(r"[CPA]\s*\([^(),]+,[^(),]+\)")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
-# an expression without words, commas, relations and other brackets than ( ) and { }
-_PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
 _SIGN_IN_FRONT = re.compile(r"^(?:=|\\(?:approx|therefore|Rightarrow|implies|Longrightarrow|to)(?![A-Za-z]))\s*")
 _COUNTING_LETTER = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
@@ -40,7 +38,7 @@ def read_forms(answer: str) -> tuple[Form, ...]:
         return ()
     if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
         return ()
-    if len(text) > 1 and text[0] != "(" and text[1] != ")" and _PLAIN.fullmatch(text):  # most answers: no other form is possible
+    if len(text) > 1 and text[0] != "(" and text[1] != ")" and PLAIN.fullmatch(text):  # most answers: no other form is possible
         return (read_value(text),)
     if letter := choice_letter(text):
         return (read_value(letter), *_readings_of_text(text_of_choice(text)))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from common.verify.latex import parse
@@ -24,6 +25,7 @@ _NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6
 _WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
 
 
+@lru_cache(maxsize=8192)  # the items of an answer are often those of the reference
 def read_value(text: str) -> Form:
     """A number or an expression with its unit, or a text."""
     text, unit = split_unit(text)
