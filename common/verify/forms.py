@@ -61,12 +61,15 @@ def read_form(text: str, depth: int = 0) -> Form:
         return _read_quantities(quantities)
     if PLAIN.fullmatch(text):  # most texts
         return read_value(text)
-    form = (_read_congruence(text, depth) or _read_list(text, depth) or _read_relation(text, depth) or read_matrix(text, depth, read_form)
-            or _read_union(text, depth) or read_vector(text, depth, read_form))
+    is_in_brackets = text[:1] in ("(", "[") and closing_bracket(text, 0) == len(text) - 1
+    form = _read_congruence(text, depth)
+    if not form and not is_in_brackets:
+        form = _read_list(text, depth) or _read_relation(text, depth)
+    form = form or read_matrix(text, depth, read_form) or _read_union(text, depth) or read_vector(text, depth, read_form)
     if form:
         return form
     has_two_signs = "\\pm" in text or "\\mp" in text
-    if has_two_signs and text[0] == "(" and closing_bracket(text, 0) == len(text) - 1:
+    if has_two_signs and is_in_brackets and text[0] == "(":
         return _read_plus_minus(text, depth)
     form = _read_set(text, depth) or _read_bracketed(text, depth) or _read_sum_with_dots(text, depth)
     if form:
@@ -185,6 +188,8 @@ def _read_list(text: str, depth: int) -> Form | None:
 
 def _read_set(text: str, depth: int) -> Form | None:
     """A set: its items in braces, or a condition as in \\{x \\mid x > 5\\}."""
+    if not text.endswith("}"):
+        return None
     braces = re.fullmatch(r"\\?\{(.*?)\\?\}", text, re.DOTALL)
     if not braces:
         return None
@@ -225,11 +230,16 @@ def _read_builder(element: str, condition: str, depth: int) -> Form | None:
 
 def _read_bracketed(text: str, depth: int) -> Form | None:
     """A tuple or an interval."""
-    if text[:1] not in ("(", "[") or closing_bracket(text, 0) != len(text) - 1 or len(split_outside_brackets(text[1:-1], ",;")) == 1:
+    if text[:1] not in ("(", "[") or ("," not in text and ";" not in text) or closing_bracket(text, 0) != len(text) - 1:
         return None
-    pieces = split_outside_brackets(text[1:-1], ";")
+    content = text[1:-1]
+    pieces = split_outside_brackets(content, ";") if ";" in text else [content]
     if len(pieces) == 1:
-        pieces = split_at_commas(text[1:-1]) if ", " in text else split_outside_brackets(text[1:-1], ",")
+        pieces = split_outside_brackets(content, ",")
+        if len(pieces) == 1:
+            return None
+        if ", " in text:  # 1,000, 2 has two items
+            pieces = split_at_commas(content)
     items = tuple(read_form(piece, depth + 1) for piece in pieces)
     if text[0] == "[" and (labelled := labelled_values(items)):  # [x = 1, y = 2]
         return labelled
