@@ -174,14 +174,12 @@ def _differ_by_multiple(x: Form, y: Form, modulus: Form) -> bool:
 
 
 def _equal_values(x: Form, y: Form, work: Work) -> bool:
-    """Whether two values have the same text or the same tree, or the same value at all points."""
+    """Whether two values have the same text, or the same value at all points."""
     (_, tree_x, text_x, _), (_, tree_y, text_y, _) = x, y
     if text_x == text_y and text_x:
         return True
     if tree_x is None or tree_y is None:
         return False
-    if tree_x == tree_y:
-        return True
     try:
         return same_values(tree_x, with_constant_of(tree_x, tree_y), work)
     except Unsupported:

@@ -95,6 +95,7 @@ def same_values(a: Node, b: Node, work: Work) -> bool:
     differ for negative x and y.
     """
     work.spend(30)
+    b = a if a == b else b  # a tree is evaluated once
     names = variables(a) | variables(b)
     if names:
         a, b = whole_variables(a, b)
