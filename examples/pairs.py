@@ -14,7 +14,8 @@ holds whole problems. `group_loss` has the formula of each loss. The loss of an 
 
 Deviations: LoRA instead of full fine-tuning.
 - A completion is preferred if the verifier gives it the higher reward. There is no reward model.
-- LiPO: if the log-ratios of a problem are all equal, as in the first step, every pair has the mean of the rank weights.
+- LiPO: the rank weight is |1/D_i - 1/D_j|, as DCG has it; the paper prints |D_i - D_j|. If the log-ratios of a problem are all equal, as in
+  the first step, every pair has the mean of the rank weights.
 - TRPA: level 1 is right, 2 wrong with an answer, 3 without an answer, 4 cut off. The paper's levels ask for a format.
   Its term 0.001 k3 against the policy before the update is left out: it has no gradient at the first update.
 - INPO: --beta is its tau. The exact reward takes the place of the preference model. --eta 2 asks for 0.25 nats; the paper's 7.5e-3 for 67.

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from itertools import combinations, product
 from statistics import mean, pstdev
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import completions, make_policy, metrics, random_batch, run
+from helpers import completions, make_policy, metrics, own, random_batch, reference, run
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -33,12 +34,13 @@ def group_of(right, n):
 @pytest.mark.parametrize(
     ("k", "right", "expected"),
     [
-        (4, 1, (1, -0.142857)),
-        (4, 2, (0.522233, -0.174078)),
-        (4, 3, (0.277350, -0.166410)),
-        (4, 4, (0.120386, -0.120386)),
-        (2, 2, (1.074172, -0.358057)),
-        (1, 2, (1.732051, -0.577350)),
+        (4, 1, reference("pass_at_k", (1, -0.142857))),
+        (4, 2, reference("pass_at_k", (0.522233, -0.174078))),
+        (4, 3, reference("pass_at_k", (0.277350, -0.166410))),
+        (4, 4, reference("pass_at_k", (0.120386, -0.120386))),
+        (4, 5, reference("pass_at_k", (0, 0))),
+        (2, 2, reference("pass_at_k", (1.074172, -0.358057))),
+        (1, 2, reference("pass_at_k", (1.732051, -0.577350))),
     ],
 )
 def test_pass_at_k_advantages(k, right, expected):
@@ -80,11 +82,11 @@ def loss_and_coefficients(loss, beta=0.1, old=OLD, logps=LOGPS, ref=REF, rewards
 @pytest.mark.parametrize(
     ("loss", "value", "coefficients"),
     [
-        ("copg", 1.162500, [-0.11, 0.143333, -0.136667, 0.103333]),
-        ("dpo", 0.657364, [-0.023442, 0.025, -0.024688, 0.023130]),
-        ("ipo", 18.875, [-3.75, 5, -4.75, 3.5]),
-        ("lipo", 1.047371, [-0.062932, 0.035638, -0.014431, 0.041726]),
-        ("trpa", 0.679213, [-0.009724, 0.006667, -0.012467, 0.007311]),
+        ("copg", *reference("pairs", (1.162500, [-0.11, 0.143333, -0.136667, 0.103333]))),
+        ("dpo", *reference("pairs", (0.657364, [-0.023442, 0.025, -0.024688, 0.023130]))),
+        ("ipo", *reference("pairs", (18.875, [-3.75, 5, -4.75, 3.5]))),
+        ("lipo", *reference("pairs", (1.047371, [-0.062932, 0.035638, -0.014431, 0.041726]))),
+        ("trpa", *reference("pairs", (0.679213, [-0.009724, 0.006667, -0.012467, 0.007311]))),
     ],
 )
 def test_losses_of_whole_completions(loss, value, coefficients):
@@ -95,13 +97,13 @@ def test_losses_of_whole_completions(loss, value, coefficients):
 
 def test_inpo_has_the_old_policy_in_its_reference():
     value, gradient = loss_and_coefficients("inpo", beta=0.5)
-    close(value, 0.240313)
-    close(gradient, [0.325, 0.391667, -0.108333, -0.608333])
+    close(value, reference("pairs", 0.240313))
+    close(gradient, reference("pairs", [0.325, 0.391667, -0.108333, -0.608333]))
 
 
 def test_on_policy_p3o_and_copg_are_reinforce_with_the_others_as_baseline():
     _, gradient = loss_and_coefficients("p3o", old=LOGPS)
-    close(-gradient, [0.166667, -0.166667, 0.166667, -0.166667])
+    close(-gradient, reference("pairs", [0.166667, -0.166667, 0.166667, -0.166667]))
     others = group_advantages(torch.tensor([1.0, 0, 1, 0]), torch.zeros(4, dtype=torch.long), scale_rewards="none", leave_one_out=True)
     close(-gradient, others / 4)
     _, gradient = loss_and_coefficients("copg", beta=1e-7)
@@ -110,12 +112,12 @@ def test_on_policy_p3o_and_copg_are_reinforce_with_the_others_as_baseline():
 
 def test_p3o_clips_the_ratio_of_a_completion():
     _, gradient = loss_and_coefficients("p3o", old=[-10.5, -12, -9, -14])  # ratios 1.65 of a right one, 0.37 of a wrong one
-    close(-gradient, [0, -0.166667, 0.166667, 0])
+    close(-gradient, own("pairs", [0, -0.166667, 0.166667, 0]))
 
 
 def test_lipo_weights_pairs_alike_while_all_ranks_are_tied():
     value, gradient = loss_and_coefficients("lipo", ref=LOGPS)
-    close(value, 4 * 0.442162 * torch.log(torch.tensor(2.0)))
+    close(value, 4 * reference("pairs", 0.442162) * torch.log(torch.tensor(2.0)))
     assert gradient.unique().numel() == 2
 
 
@@ -155,13 +157,14 @@ def test_other_losses_of_whole_completions_run(loss, finished):
 
 def test_the_problems_nearest_to_the_target_are_taken():
     predicted = torch.tensor([0.1, 0.48, 0.95, 0.6, 0.3, 0.55])
-    assert [pcl.nearest(predicted, 0.5, count) for count in (1, 2, 3, 6)] == [[1], [1, 5], [1, 3, 5], list(range(6))]
+    order = reference("pcl", [1, 5, 3, 4, 0, 2])
+    assert [pcl.nearest(predicted, 0.5, count) for count in range(1, 7)] == [sorted(order[:count]) for count in range(1, 7)]
     assert pcl.nearest(torch.zeros(9), 0.5, 3) == [0, 1, 2]  # before the critic has learned: the order of the epoch
     values = torch.tensor([[0.48], [0.55]], requires_grad=True)
     loss = aggregate(pcl.rate_token_loss(values, torch.tensor([0.5, 0.25])), torch.ones(2, 1, dtype=torch.bool), "token-mean", 2)
     loss.backward()
-    close(loss, 0.0452)
-    close(values.grad, [[-0.02], [0.3]])
+    close(loss, reference("pcl", 0.0452))
+    close(values.grad, reference("pcl", [[-0.02], [0.3]]))
     assert pcl.correlation(torch.zeros(3), torch.tensor([0.0, 0.5, 1])) is None
     assert pcl.correlation(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 0.5, 0])) == pytest.approx(-1)
 
@@ -208,11 +211,12 @@ def test_guided_tokens_are_shaped_and_not_clipped():
     old, mask = torch.tensor([[-0.3, -0.2, -0.4, -1.0, 5.0]]), torch.tensor([[True] * 4 + [False]])
     logps = torch.tensor([[-1.2, -3.0, -0.4, -0.9, 9.0]], requires_grad=True)
     gamma = guide_grpo.guide_gamma(logps.detach(), old, mask)
-    close(gamma, 1.073620)
+    close(gamma, reference("guide_grpo", 1.073620))
     loss = guide_grpo.guided_token_loss(logps, old, torch.tensor([-1.0]), gamma)
     torch.where(mask, loss, 0).sum().backward()
-    close(loss[:, :4].detach(), [[0.274674, 0.053604, 0.482249, 0.507241]])
-    close(logps.grad, [[0.199228, 0.050731, 0.249685, 0.249948, 0]])
+    close(loss[mask].detach(), reference("guide_grpo", [0.274674, 0.053604, 0.482249, 0.507241]))
+    close(logps.grad[mask], reference("guide_grpo", [0.199228, 0.050731, 0.249685, 0.249948]))
+    assert logps.grad[~mask].eq(0).all()
     assert guide_grpo.guide_gamma(old - 50, old, mask) == 1e-4
 
 
@@ -270,13 +274,16 @@ def test_hints_that_cannot_be_given_are_refused(flags):
     guide_grpo.Config(model="m", dataset="d").check()
 
 
-@pytest.mark.parametrize(("right", "loss", "slope"), [(1.0, 0.673347, -0.024500), (0.0, 0.713347, 0.025500)])
+@pytest.mark.parametrize(
+    ("right", "loss", "slope"), [(1.0, *reference("prime", (0.673347, -0.024500))), (0.0, *reference("prime", (0.713347, 0.025500)))]
+)
 def test_the_reward_model_of_prime_is_trained_on_outcomes(right, loss, slope):
     logps = torch.tensor([[-1.0, -0.5, -2.0, 7.0]], requires_grad=True)
     mask = torch.tensor([[True] * 3 + [False]])
     rewards, logit = prime.implicit_rewards(logps, torch.tensor([[-1.3, -0.4, -2.6, torch.nan]]), mask, 0.05)
-    close(rewards.detach(), [[0.015, -0.005, 0.03, 0]])
-    close(logit.detach().sigmoid(), [0.509999])
+    close(rewards.detach()[mask], reference("prime", [0.015, -0.005, 0.03]))
+    close(logit.detach(), reference("prime", [0.04]))
+    close(logit.detach().sigmoid(), reference("prime", [0.509999]))
     found = torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.tensor([right]))
     found.backward()
     close(found.detach(), loss)
@@ -286,14 +293,16 @@ def test_the_reward_model_of_prime_is_trained_on_outcomes(right, loss, slope):
 def test_prime_takes_token_rewards_and_outcome_against_the_group():
     mask, one = torch.tensor([[True] * 3, [True, True, False]]), torch.zeros(2, dtype=torch.long)
     rewards = torch.tensor([[0.015, -0.005, 0.03], [0.02, -0.04, torch.nan]])
-    close(prime.process_rewards(rewards[:1], mask[:1]), [[1.499850, -0.499950, 0]])
+    close(prime.process_rewards(rewards[:1], mask[:1]), reference("prime", [[1.499850, -0.499950, 0]]))
     clean = torch.where(mask, rewards, 0.0)
     means = torch.tensor([0.04 / 3, -0.01])
-    close(prime.against_others(clean, means, one)[mask], [0.026667, -0.013333, 0.056667, 0.036667, -0.083333])
+    expected = reference("prime", [0.026667, -0.013333, 0.056667, 0.036667, -0.083333])
+    close(prime.against_others(clean, means, one)[mask], expected)
     found = prime.prime_advantages(clean, torch.zeros(2), mask, one, 1.0)
-    close(found, [[0.07, 0.043333, 0.056667], [-0.046667, -0.083333, 0]])
+    close(found[mask], reference("prime", [0.07, 0.043333, 0.056667, -0.046667, -0.083333]))
     outcome = prime.prime_advantages(clean, torch.tensor([1.0, 0]), mask, one, 1.0) - found
-    close(outcome, [[1, 1, 1], [-1, -1, 0]])
+    close(outcome[mask], own("prime", [*[1] * 3, *[-1] * 2]))
+    assert found[~mask].eq(0).all() and outcome[~mask].eq(0).all()
 
 
 def test_prime_without_token_rewards_is_leave_one_out_on_every_token():
@@ -337,13 +346,28 @@ def test_a_pair_is_the_first_right_and_the_first_wrong_continuation():
     assert vine_dpo.pair_of(made, [1.0, 0, 0, 1]) == made[:2] and vine_dpo.pair_of(made, [1.0, 0, 0, 1], False) == [made[0], made[2]]
     assert vine_dpo.pair_of(made, [0.0] * 4) == vine_dpo.pair_of(made, [1.0] * 4) == []
     nine = [Completion([i], [0.0], "stop", "") for i in range(9)]
-    for value, chance in ((0.1, 0.612580), (0.9, 0.612580), (0.5, 0.996094)):
+    rare, even = reference("vine_dpo", (0.612580, 0.996094))
+    for value, chance in ((0.1, rare), (0.9, rare), (0.5, even)):
         found = sum(
             value ** sum(rewards) * (1 - value) ** (9 - sum(rewards))
             for rewards in product((0.0, 1.0), repeat=9)
             if vine_dpo.pair_of(nine, list(rewards))
         )
         assert found == pytest.approx(chance, abs=1e-6)
+
+
+def test_vine_dpo_prefers_the_right_continuation():
+    logps, ref_logps = (torch.tensor([row], requires_grad=True) for row in ([-4.0, -5.0], [-4.4, -4.8]))
+    for smoothing, (loss, slopes) in (
+        (0.0, reference("vine_dpo", (0.663597, [-0.0485, 0.0485]))),
+        (0.2, reference("vine_dpo", (0.675597, [-0.0285, 0.0285]))),
+    ):
+        found = vine_dpo.dpo_loss(logps, ref_logps.detach(), beta=0.1, label_smoothing=smoothing)
+        close(found.detach(), [loss])
+        close(torch.autograd.grad(found.sum(), logps)[0], [slopes])
+    # visits of each continuation once would smooth by 1/2 (docs/examples.md): the reference policy is then where nothing is learned
+    even = vine_dpo.dpo_loss(logps, logps.detach(), beta=0.1, label_smoothing=0.5)
+    assert torch.autograd.grad(even.sum(), logps)[0].eq(0).all()
 
 
 def test_the_gradient_of_vine_dpo_is_that_of_its_pairs(tmp_path, monkeypatch):
@@ -409,15 +433,15 @@ def test_flags_that_vine_dpo_cannot_use_are_refused(flags):
 def test_the_gain_of_a_step_is_the_growth_of_the_probability_of_the_answer():
     logps = torch.tensor([[-2.0, -1, 9], [-1.2, -0.6, 9], [-1.6, -0.9, 9], [-0.2, -0.1, 9]])
     values = igpo.answer_values(logps, torch.tensor([[True, True, False]] * 4))
-    close(values, [0.223130, 0.406570, 0.286505, 0.860708])
-    close(values.diff(), [0.183439, -0.120065, 0.574203])
+    close(values, reference("igpo", [0.223130, 0.406570, 0.286505, 0.860708]))
+    close(values.diff(), reference("igpo", [0.183439, -0.120065, 0.574203]))
 
 
 @pytest.mark.parametrize(
     ("joint", "first", "second"),
     [
-        (False, [2.297763, 2.135542, 0.999998], [-2.297763, -0.999998]),
-        (True, [1.647301, 1.986452, 1.841102], [-1.647301, -0.581400]),
+        (False, *reference("igpo", ([2.297763, 2.135542, 0.999998], [-2.297763, -0.999998]))),
+        (True, *reference("igpo", ([1.647301, 1.986452, 1.841102], [-1.647301, -0.581400]))),
     ],
 )
 def test_gains_and_outcomes_are_standardised_in_the_group(joint, first, second):
@@ -476,9 +500,10 @@ def cut_off(values, cut, lam, rewards=0.0):
 
 def test_the_last_value_stands_behind_a_completion_that_was_cut_off():
     values = [0.4, 0.5, 0.6]
-    close(cut_off(values, True, 0.95), [0.195, 0.1, 0])
-    close(cut_off(values, True, 1.0), [0.2, 0.1, 0])
-    close(cut_off(values, False, 0.95), [-0.3465, -0.47, -0.6])
+    close(cut_off(values, True, 0.95), reference("egae", [0.195, 0.1, 0]))
+    close(cut_off(values, True, 1.0), reference("egae", [0.2, 0.1, 0]))
+    close(cut_off(values, False, 0.95), reference("egae", [-0.3465, -0.47, -0.6]))
+    close(cut_off(values, False, 1.0), reference("egae", [-0.4, -0.5, -0.6]))
     for lam in (0.0, 0.9, 1.0):  # of finished completions it is the base
         expected = train_ppo.gae(torch.tensor([[0.0, 0, 1]]), torch.tensor([values]), torch.ones(1, 3, dtype=torch.bool), lam=lam)[0][0]
         close(cut_off(values, False, lam, 1.0), expected)
@@ -492,6 +517,13 @@ def test_egae_is_the_base_while_no_completion_is_cut_off_and_differs_else(finish
     base, rows = (metrics(finished(script, *short)) for script in ("train_ppo", "examples.egae"))
     assert any(0 < row["completions/clipped_ratio"] < 1 for row in rows)
     assert [row["value/loss"] for row in rows] != [row["value/loss"] for row in base]
+
+
+def test_roll_in_gives_the_whole_part_of_a_drawn_share(monkeypatch):
+    for u, expected in ((0.0, reference("roll_in", 0)), (0.5, reference("roll_in", 4)), (0.99, reference("roll_in", 8))):
+        draw = SimpleNamespace(random=lambda _, u=u: (0.0, u))
+        monkeypatch.setattr(roll_in.np.random, "default_rng", lambda _, draw=draw: draw)
+        assert roll_in.given_length(9, 0.7, 0) == expected
 
 
 @pytest.mark.parametrize(("solution", "share", "most"), [(9, 1.0, 8), (9, 0.0, 0), (1, 1.0, 0), (0, 1.0, 0)])

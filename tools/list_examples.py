@@ -11,6 +11,8 @@ import csv
 import difflib
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,17 +82,45 @@ def measured() -> dict[str, str]:
     return {row["example"]: f"{row['seconds']} ({row['lowest']}-{row['highest']}), {row['tokens']}" for row in rows}
 
 
+def numbers_in(node: ast.expr) -> int:
+    """How many numbers are written in a list of them: two in [-0.5, *[0.25] * 3]. Raises ValueError for another kind of expression."""
+    match node:
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return 1
+        case ast.UnaryOp() | ast.Starred():
+            return numbers_in(node.operand if isinstance(node, ast.UnaryOp) else node.value)
+        case ast.BinOp(left=ast.List() as repeated, op=ast.Mult()):
+            return numbers_in(repeated)
+        case ast.List() | ast.Tuple():
+            return sum(map(numbers_in, node.elts))
+    raise ValueError(f"{ast.unparse(node)}: give numbers and lists of them")
+
+
+def tested(texts: Iterable[str]) -> dict[tuple[str, str], int]:
+    """The numbers in the calls of `reference` and `own` (tests/helpers.py), by function and example."""
+    found: Counter[tuple[str, str]] = Counter()
+    for node in (node for text in texts for node in ast.walk(ast.parse(text))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("reference", "own"):
+            names, numbers = node.args
+            for name in ast.literal_eval(names).split():
+                found[node.func.id, name] += numbers_in(numbers)
+    return found
+
+
 def table() -> str:
     """The table of docs/examples.md."""
-    rows = ["| example | what it is | base | lines | what changes | cost of a step | seconds, tokens | when to take it |", "|---" * 8 + "|"]
-    ratios = measured()
+    rows = ["| example | what it is | base | lines | numbers | what changes | cost of a step | seconds, tokens | when to take it |",
+            "|---" * 9 + "|"]
+    ratios, counts = measured(), tested(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_example*.py")))
     for path in examples():
         text = path.read_text(encoding="utf-8")
         fields = read_fields(text)
         base, _ = base_of(fields)
         added, removed = changed_lines(text, base.read_text(encoding="utf-8"))
+        reference, own = (counts.get((kind, path.stem), 0) for kind in ("reference", "own"))
         cells = (f"[{path.stem}](../examples/{path.name})", f"{fields['Method']} {fields['Paper']}", base.stem, f"+{added} -{removed}",
-                 fields["Changes"], fields["Cost"], ratios.get(path.stem, "not measured"), fields["When"])
+                 f"{reference}, own {own}" if own else f"{reference}", fields["Changes"], fields["Cost"],
+                 ratios.get(path.stem, "not measured"), fields["When"])
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
