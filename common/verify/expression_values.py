@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
 
 from mpmath import libmp
 
 from common.verify.rounding import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction, whole_beside
 from common.verify.tokens import FUNCTIONS, SYMMETRIC, Unsupported
-from common.verify.trees import WHOLE, Node, operands
+from common.verify.trees import WHOLE, Node
 
 MAX_BITS = 20480  # of the numerator and of the denominator of an exact number, enough for 2025!; a longer number is rounded
 MAX_BITS_ROUNDED = 2048  # of an exact number that is rounded, with a precision to match
@@ -73,17 +73,10 @@ class Evaluator:
         if kind == "sym":
             return value_of_variable(node[1], self.point)
         if kind == "add":
-            parts = [self.value(part) for part in node[1]]
-            total = parts[0]
-            for part in parts[1:]:
-                total = self.add(total, part)
-            return total
-        if kind == "mul":
-            return self.mul(self.value(node[1]), self.value(node[2]))
-        if kind == "div":
-            return self.div(self.value(node[1]), self.value(node[2]))
-        if kind == "pow":
-            return self.power(self.value(node[1]), self.value(node[2]))
+            return reduce(self.add, [self.value(part) for part in node[1]])
+        if kind in ("mul", "div", "pow"):
+            x, y = self.value(node[1]), self.value(node[2])
+            return self.mul(x, y) if kind == "mul" else self.div(x, y) if kind == "div" else self.power(x, y)
         if kind == "neg":
             part = self.value(node[1])
             return -part if type(part) is Fraction else libmp.mpc_neg(part)
@@ -93,7 +86,7 @@ class Evaluator:
         if kind == "i":
             self.real = False
             return (libmp.fzero, libmp.fone)
-        return self.call(node[1], [self.value(part) for part in operands(node)])
+        return self.call(node[1], [self.value(part) for part in node[2:]])
 
     # -- sizes
 
