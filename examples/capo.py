@@ -1,13 +1,16 @@
 """CAPO: tokens whose own step would change the policy too much are left out of the update.
 
 Base: train_grpo.py, changed in phases 5 and 6
-Paper: curvature-aware policy optimization (arXiv 2510.00819)
+Paper: Curvature-aware policy optimization (arXiv 2510.00819)
 Changes: for each token the shift of the policy and the change of the objective are predicted, as if its gradient moved the output head in
   one step of SGD; a token above either threshold leaves the loss and the divisor
 Cost: one more forward pass with all logits, in chunks
 When: large learning rates or small batches, in which single tokens upset the policy
 
-Deviations: those of train_grpo.py. The output head is frozen under LoRA, so the predicted step is never taken. It measures tokens.
+`predicted_changes` has the equations of both predictions.
+
+Deviations: those of train_grpo.py. The output head is frozen under LoRA, so the predicted step is never taken. It tells which tokens are
+large.
 - All probabilities are used. The official code takes the 50 largest.
 - The step of SGD is that of the paper, not its option that imitates Adam.
 - The rate of this step is a tenth of the learning rate, since LoRA takes ten times the rate of full fine-tuning (--capo_rate_factor).

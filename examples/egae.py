@@ -9,10 +9,10 @@ When: many completions reach the length limit, and they would have been right wi
 GAE takes the value behind the last token as 0, which is true of an ending. Behind the last token of a completion that was cut off EGAE
 takes the value before that token. The reward there is 0. Such completions train the policy and not the critic: they have no return.
 
-Deviations: those of train_ppo.py. Cut completions are not gone on with in later steps, as the full system of the paper does.
+Deviations: those of train_ppo.py. The full system of the paper goes on with cut completions in later steps. Here they end.
 - The returns of the critic are GAE's, with --lam. The paper takes plain returns, which --lam 1 gives.
 What to know: nothing presses the policy to finish here. Watch completions/clipped_ratio: lengths may grow. Values are 0 at the start, so
-that cut completions have advantages of 0 until the critic has learned something: --critic_warmup_steps helps.
+cut completions have advantages of 0 until the critic has learned something: --critic_warmup_steps helps.
 
     python examples/egae.py --critic_warmup_steps 5
 """

@@ -1,7 +1,7 @@
 """EMPG: the steps of a completion get more of its advantage where the policy was certain, and less where it was not.
 
 Base: train_grpo.py, changed in phases 5 and 6
-Paper: entropy-modulated policy gradients (arXiv 2509.09265)
+Paper: Entropy-modulated policy gradients (arXiv 2509.09265)
 Changes: a step's advantage is A g(H) + zeta f(H of the next step), minus the mean over the batch's steps; H is the mean entropy of the
   step's tokens, and g and f fall with it
 Cost: one more forward pass over the batch, for the entropies before the update; groups with equal rewards get a backward pass as well

@@ -9,7 +9,8 @@ When: the entropy collapses, and no fixed weight of a bonus fits the whole run
 
 Deviations: those of train_grpo.py. In the published code the weight follows the entropy of the step at hand; here it follows that of the
 optimiser step before, so that it does not depend on the micro-batches. The gradient of the entropy is exact.
-What to know: weight and last entropy are saved in the checkpoint. They are the metrics entropy_coef and entropy.
+What to know: measure the entropy of your model first. If it is below the target at the start, the bonus acts at once. Weight and last
+entropy are saved in the checkpoint. They are the metrics entropy_coef and entropy.
 
     python examples/entropy_target.py --target_entropy 0.2
 """

@@ -9,6 +9,7 @@ When: several updates per batch, and outliers among the tokens' ratios that make
 With one update per batch the gradient is that of GRPO with --loss_aggregation seq-mean-token-mean.
 
 Deviations: those of train_grpo.py.
+What to know: --clip is in nats. 0.4 lets the ratio of a token fall to 0.67 or rise to 1.49, which is wider than GRPO's 0.8 to 1.2.
 
     python examples/gmpo.py --num_minibatches 4
 """

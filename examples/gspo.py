@@ -10,7 +10,7 @@ The loss of a completion is -min(s A, clip(s, 1 - epsilon, 1 + epsilon_high) A).
 the gradient of its own log-prob (equation 14, GSPO-token with one advantage). With one update per batch s is 1, and this is GRPO with
 --loss_aggregation seq-mean-token-mean.
 
-Deviations: those of train_grpo.py. s of a micro-batch row is the mean over the tokens in the loss.
+Deviations: those of train_grpo.py. Tokens that are left out of the loss do not count in s.
 What to know: epsilon is 3e-4 and 4e-4 here. GRPO's 0.2 would never clip. clip_ratio/region_mean far above GRPO's is normal.
 
     python examples/gspo.py --num_minibatches 4

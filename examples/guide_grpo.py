@@ -13,9 +13,9 @@ hint). It is far below 1 where the hint taught something, so a clip would drop t
 Deviations: those of train_grpo.py.
 - The hint is the first part of the column --solution_column. In the paper a model writes the hints.
 - gamma is taken once, over all hinted completions of the step and before the update. The official code takes it per micro-batch.
-What to know: the hint is --hint_share of the steps of the solution, rounded down and without the last step. Marks as <<48/2=24>> of GSM8K
-are taken out. A solution of one step gives no hint. The metric `reward` counts hinted completions and is higher than the model deserves;
-sampling/frac_hopeless is the share of failed problems before the hints. Tokens of the second groups count in num_tokens.
+What to know: the hint is --hint_share of the steps of the solution, rounded down and without the last step. GSM8K's marks, such as
+<<48/2=24>>, are taken out. A solution of one step gives no hint. The metric `reward` counts hinted completions and is higher than the
+model deserves; sampling/frac_hopeless is the share of failed problems before the hints. Tokens of the second groups count in num_tokens.
 
     python examples/guide_grpo.py --hint_share 0.5
     python examples/guide_grpo.py --model Qwen/Qwen2.5-1.5B-Instruct --dataset math --solution_column solution --step_split math

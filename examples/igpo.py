@@ -12,7 +12,7 @@ The advantage of a step is the sum of its own reward and those of the later step
 
 Deviations: those of train_vineppo.py on the policy's side. A step is a line of one completion, and in the paper a turn of a dialogue.
 - Gains and outcomes are standardised apart from each other, and the gains weigh --gain_weight 0.1. The paper standardises them together
-  with weight 1: --joint_scale --gain_weight 1. Others found weights of 0.5 and more to diverge.
+  with weight 1: --joint_scale --gain_weight 1. Others report that runs with weights of 0.5 and more diverged.
 - There is no KL term by default (--beta).
 What to know: the probability of one spelling is not the probability of success: 1/2 is not 0.5. It rewards a policy that blurts the answer
 out early. Behind the answer V is near 1. --answer_cue must be how the completions lead to the answer: \n#### for the form of GSM8K.

@@ -5,14 +5,15 @@ Paper: arXiv 2505.22617
 Changes: cov = (A - mean A)(logp - mean logp) over the tokens; kl: those with the highest cov get + kl_coef |logp - old_logp|, and nothing
       is clipped; clip: a few drawn from those with 1 < cov < 5 have loss 0
 Cost: log-probs before the update for all completions, those with advantage 0 too
-When: the entropy collapses, and the policy stops to explore
+When: the entropy collapses, and the policy stops exploring
 
 Deviations: those of train_grpo.py. The tokens are chosen once for the whole batch, with the log-probs before the update. The official code
 chooses them anew in each micro-batch, so that the choice depends on the memory.
 What to know: at ratio 1 the gradient of |logp - old_logp| is 0, so kl needs two updates per batch or more; two minibatches are the default.
+The default of --cov_share is that of kl. Clip-Cov was published with 2e-4.
 
     python examples/kl_cov.py --method kl
-    python examples/kl_cov.py --method clip
+    python examples/kl_cov.py --method clip --cov_share 2e-4
 """
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ it. From each set pkpo_loo subtracts what the set is worth without the completio
 Deviations: those of train_grpo.py. No 1e-6 is added to sigma. A reward above 0.5 is a success. A group with fewer than k completions, which
 --sampling adaptive can give, has the advantage 0. There is no overlong penalty, because rewards count as right or wrong here.
 What to know: a group with more than n - k right completions has no gradient, so easy problems teach nothing. Advantages get smaller as k
-gets larger, which a higher learning rate can make good. With
-pkpo all advantages are positive or 0. pass@1 may stand still while pass@k rises. The paper has k 4 and more, n 32.
+gets larger, which a higher learning rate can make good. With pkpo all advantages are positive or 0. pass@1 may stand still while pass@k
+rises. The paper has k 4 and more, n 32.
 
     python examples/pass_at_k.py --num_generations 16 --k 4
 """

@@ -3,12 +3,13 @@
 Base: train_ppo.py, changed in the set-up and phases 4, 5 and 6
 Paper: PRIME (arXiv 2502.01456), implicit process rewards
 Changes: in place of a critic a reward model; token rewards and outcome, each against the rest of the group; returns to go are advantages
-Cost: as the base, and one pass more without gradient (the reference, where the base has none)
+Cost: the reward model has one pass with a gradient for each batch, where the critic has --num_iterations; one pass more without gradient
+  (the reference, where the base has none)
 When: long solutions, in which the outcome says little about a step, and no extra samples for values can be paid
 
 The reward model phi starts as the policy. beta * sum over the tokens of (logp of phi - logp of the reference) is its logit that the
-completion is right. Each step phi first takes one optimiser step on the outcomes of the step's completions. Then beta * (logp of phi - logp
-of the reference) is the reward of each token but the last, divided by the largest |return to go| of the batch.
+completion is right. Each step phi first takes one optimiser step on the outcomes of the step's completions, with cross-entropy. Then beta
+* (logp of phi - logp of the reference) is the reward of each token but the last, divided by the largest |return to go| of the batch.
 
 Deviations: those of train_ppo.py on the policy's side.
 - phi is a second adapter on the frozen base. The reference is the base with the adapters off, or the frozen adapter of --adapter.

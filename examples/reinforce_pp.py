@@ -4,7 +4,7 @@ Base: train_grpo.py, changed in phase 4
 Paper: arXiv 2501.03262
 Changes: advantage = reward - mean of the group, then whitened over the tokens of the batch in place of the group
 Cost: as the base; groups with equal rewards get a forward and backward pass as well
-When: the scale of advantages should be that of the batch; with --no_group_baseline one completion per problem is enough
+When: few completions per problem, so that the standard deviation of a group is noisy; with --no_group_baseline one is enough
 
 With equal lengths, and the same mean reward in all groups, this is --scale_rewards batch.
 

@@ -10,7 +10,7 @@ With probability --roll_in_share a group begins with the first s tokens of a sol
 of a group have the same beginning, since else their mean reward would be no baseline. The verifier sees beginning and continuation.
 
 Deviations: those of train_grpo.py. The paper's guide is a policy; here it is the column --solution_column of the data.
-- The beginning counts against --max_completion_length. Marks as <<48/2=24>> of GSM8K are taken out of it.
+- The beginning counts against --max_completion_length. GSM8K's marks, such as <<48/2=24>>, are taken out.
 - The share stays the same in all steps. A lower one after a resume makes a reverse curriculum.
 What to know: the training reward is higher than the model deserves. Evaluation is without beginnings. A solution in words that the model
 would not use teaches it little: look at completions.jsonl.

@@ -13,7 +13,7 @@ the first wrong one are a pair. h = sum of the logps over the continuation - the
 Deviations: LoRA instead of full fine-tuning.
 - The paper finds steps with tree search and compares the best and the worst child. Here whole continuations are compared.
 - The paper smooths the label of a pair by the visits of its children in the tree. Each continuation is visited once. The smoothing would
-  always be 1/2, which has no gradient at the reference policy. The verifier's labels are exact: --label_smoothing is 0 for all pairs.
+  always be 1/2, which has no gradient at the reference policy. The verifier's labels are exact: --label_smoothing is 0 by default.
 - Two states with the same right and the same wrong text give one pair. A step without a pair has no update.
 - There are no importance weights (--importance_cap 0).
 What to know: states with values near 0 or 1 seldom have both kinds of continuations: at K 9 a state of value 0.1 has a pair with
