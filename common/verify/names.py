@@ -8,8 +8,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from common.verify.spelling import closing_bracket
-from common.verify.tokens import pieces
-from common.verify.words import changes_name, word_set
+from common.verify.words import changes_name, pieces, word_set
 
 # signs and commands that stand in names as letters do: AB : CD, \frac{NO}{BO}, \triangle ABC, \vec{v}
 _PARTS = word_set(r"""| { } : " . / \angle \triangle \overline \bar \hat \tilde \dot \ddot \vec \frac \nabla \partial \mathbb \ell

@@ -74,7 +74,7 @@ def read_forms(answer: str) -> tuple[Form, ...]:
 def _readings_of_text(text: str | None) -> tuple[Form, ...]:
     """The form of the text behind the letter of a choice, if there is one."""
     try:
-        return (read_form(text),) if text else ()
+        return (read_form(without_words_around(text)),) if text else ()
     except Unsupported:
         return ()
 

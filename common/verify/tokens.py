@@ -14,7 +14,6 @@ class Unsupported(ValueError):
 
 _TOKEN = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|\\([A-Za-z]+)|([A-Za-z]+)|\\?([{}])|"
                     r"(\*\*|[-+*/^_!|()\[\]'\"=<>,;:.])|\s+|(.)", re.DOTALL)
-PIECE = re.compile(r"\\?[^\W\d_]+|\d+(?:\.\d+)?|\\?\S")
 # words that are commands even without a backslash; other letters are one variable each
 _WORD_COMMANDS = re.compile(r"arc(?:sin|cos|tan)|ar(?:sin|cos|tan)h|sqrt|"
                             r"sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|ln|log|exp|pi|theta|alpha|beta")
@@ -38,11 +37,6 @@ MULTIPLICATION_SIGNS, DIVISION_SIGNS = {"cdot", "times", "*", "ast"}, {"/", "div
 NO_FACTORS = {"rfloor", "rceil", "pm", "mp", "circ", "prime", "choose", *MULTIPLICATION_SIGNS, *DIVISION_SIGNS}
 ONE_NAME_FOR_COMMAND = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "rvert": "|", "lvert": "|",
                         "mid": "|", "vert": "|"}
-
-
-def pieces(text: str) -> list[str]:
-    """The words, numbers, commands and signs of a text, without the spaces between them."""
-    return PIECE.findall(text)
 
 
 def tokenize(text: str) -> list[tuple[str, str]]:

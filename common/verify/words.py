@@ -1,12 +1,24 @@
-"""Words that change the meaning of what stands beside them. The tables are the place for more words."""
+"""The words of a text, and those that change the meaning of what stands beside them. The tables are the place for more words."""
 from __future__ import annotations
 
 import re
+
+PIECE = re.compile(r"\\?[^\W\d_]+|\d+(?:\.\d+)?|\\?\S")
+
+
+def pieces(text: str) -> list[str]:
+    """The words, numbers, commands and signs of a text, without the spaces between them."""
+    return PIECE.findall(text)
 
 
 def word_set(text: str) -> frozenset[str]:
     """The words of a table."""
     return frozenset(text.split())
+
+
+def phrase_set(text: str) -> frozenset[str]:
+    """The phrases of a table, with semicolons between them."""
+    return frozenset(" ".join(phrase.split()) for phrase in text.split(";"))
 
 
 # words that deny, hedge or join: an answer with such a word does not mean the same as the rest of the answer
