@@ -245,7 +245,8 @@ def picture(charts: list[Chart], title: str, order: Iterable[str] = ()) -> Figur
 def dots(rows: dict[str, dict[str, list[float]]], title: str, x: str, interval: Interval) -> Figure:
     """A row for each method, and within it for each series: a dot for each seed, the mean, and a bar for its interval."""
     series = list(dict.fromkeys(name for own in rows.values() for name in own))
-    step, left, legend = 0.18, 1.0, 0.25 if len(series) > 1 else 0.0
+    step, legend = 0.18, 0.25 if len(series) > 1 else 0.0
+    left = max(1.0, 0.15 + 0.062 * max(map(len, rows)))  # a letter is about 0.062 wide
     inside = sum(step * len(own) + 0.1 for own in rows.values())
     figure = sheet(title, "dot: one seed; stroke: mean; bar: 95 % interval of it", inside + 0.5 + legend)
     axes = place(figure, left, 0.5 + legend, WIDTH - left - RIGHT, inside)
@@ -262,7 +263,7 @@ def dots(rows: dict[str, dict[str, list[float]]], title: str, x: str, interval: 
     axes.set_yticks(centres, list(rows), parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    write(figure, (left + WIDTH - RIGHT) / 2, legend + 0.26, x, ha="center")
+    write(figure, WIDTH - RIGHT, legend + 0.26, x, ha="right")
     for i, name in enumerate(series) if legend else []:
         write(figure, left + 1.3 * i, 0.26, f"\u25cf {name}", color=COLOURS[i])
     return figure
