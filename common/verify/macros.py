@@ -48,13 +48,8 @@ _UNIT_VECTORS = frozenset("ijk")
 _OTHER_CASE = {"GCD": "gcd", "LCM": "lcm", "MAX": "max", "MIN": "min"}
 _MACRO = re.compile(r"\\(q?quad|[A-Za-z]+|.)", re.DOTALL)  # in \quadx the space ends before the letter
 _OLD_FONT = re.compile(r"\{\s*\\(?:bf|rm|it|sf|tt|bfseries)\b\s*([^{}]*)\}")
-_BEHIND_SIZE = re.compile(r"\s*([.<>]?)")
-_ROW_SPACE = re.compile(r"\[[^\]]*\]")
 _VALUE_AHEAD = re.compile(r"\s*\\?[A-Za-z]+(?:_\{?\w\}?)?\s*=")
-_LETTER_AHEAD = re.compile(r"\s*(d|[A-Za-z](?![A-Za-z]))")
-_SET_AHEAD = re.compile(r"\s*\{?\s*([A-Z])\s*\}?")
-_MODULUS_AHEAD = re.compile(r"\s*\{?\s*(\w+)\s*\}?")
-_DOLLAR = re.compile(r"(?<!\\)\$")
+_ARGUMENT_AHEAD = re.compile(r"\s*\{?\s*(\w+)\s*\}?")
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_](?:[^\W\d_]|['.,/-](?=[^\W\d_])|\.| (?=[^\W\d_]))*")
 
 
@@ -82,20 +77,21 @@ def _with_argument(name: str, text: str, end: int, done: list[str]) -> tuple[str
     """
     kind = _KINDS[name]
     if kind == "size":
-        sign = _BEHIND_SIZE.match(text, end)
-        angle = {("left", "<"): "(", ("right", ">"): ")"}.get((name, sign[1]), "")
-        return angle, sign.end() if angle or sign[1] in (".", "") else end
+        at = _behind_spaces(text, end)
+        angle = {("left", "<"): "(", ("right", ">"): ")"}.get((name, text[at:at + 1]), "")
+        return angle, at + 1 if angle or text[at:at + 1] == "." else end
     if kind == "separator":
-        row_space = _ROW_SPACE.match(text, end) if name == "\\" else None
-        end = row_space.end() if row_space else end
+        behind = text.find("]", end) + 1 if name == "\\" and text[end:end + 1] == "[" else 0  # of [2ex]
+        end = behind or end
         before = next((piece.rstrip()[-1] for piece in reversed(done) if piece.strip()), "")
         is_between = _VALUE_AHEAD.match(text, end) and (before.isalnum() or before in (")", "}", "]"))
         if is_between and (name != "\\" or "\\end" not in text[end:]):
             return ", ", end  # equations side by side, or below each other without an environment
-        return " " if name != "\\" else "\\\\ " if row_space else "\\\\", end
-    if kind == "set" and (argument := _SET_AHEAD.match(text, end)):
+        return " " if name != "\\" else "\\\\ " if behind else "\\\\", end
+    argument = _ARGUMENT_AHEAD.match(text, end) if kind in ("set", "modulo") else None
+    if kind == "set" and argument and argument[1].isupper() and len(argument[1]) == 1:
         return f"\\mathbb{{{argument[1]}}}", argument.end()
-    if kind == "modulo" and (argument := _MODULUS_AHEAD.match(text, end)):
+    if kind == "modulo" and argument:
         return f'"mod" ({argument[1]})', argument.end()
     star = text[end:end + 1] if text[end:end + 1] == "*" else ""
     end += len(star)
@@ -107,18 +103,24 @@ def _with_argument(name: str, text: str, end: int, done: list[str]) -> tuple[str
         is_letter = kind == "bold" and len(content.strip()) == 1
         return (_bold_letter(content.strip()) if is_letter else f" {spell_macros(content)} " if kind == "formula" else _words(content),
                 groups[-1][1] + 1)
-    letter = _LETTER_AHEAD.match(text, end) if kind in ("words", "bold") else None  # \mathrm d
-    if letter:
-        return _bold_letter(letter[1]) if kind == "bold" else f" {letter[1]} ", letter.end()
+    at = _behind_spaces(text, end)
+    letter, behind = text[at:at + 1], text[at + 1:at + 2]
+    if kind in ("words", "bold") and letter.isalpha() and letter.isascii() and (letter == "d" or not behind.isalpha()):  # \mathrm d
+        return _bold_letter(letter) if kind == "bold" else f" {letter} ", at + 1
     return f"\\{name}{star}", end
+
+
+def _behind_spaces(text: str, at: int) -> int:
+    while text[at:at + 1].isspace():
+        at += 1
+    return at
 
 
 def _groups(text: str, position: int, number: int) -> list[tuple[int, int]]:
     """The places of the braces around the next groups, or an empty list if there are fewer. An optional [...] may stand in front."""
     groups: list[tuple[int, int]] = []
     while len(groups) < number:
-        while text[position:position + 1].isspace():
-            position += 1
+        position = _behind_spaces(text, position)
         if text[position:position + 1] == "[" and (end := text.find("]", position)) > 0:
             position = end + 1
         if text[position:position + 1] != "{":
@@ -151,7 +153,7 @@ def _words(content: str) -> str:
         return f"\\{name} "
     if name in ("i", "e"):
         return f" {name} "
-    pieces = _DOLLAR.split(content)
+    pieces = [piece.replace("\x00", "\\$") for piece in content.replace("\\$", "\x00").split("$")]
     if len(pieces) % 2 == 0:  # a dollar sign without its partner
         return _quoted(spell_macros(content))
     parts = [_quoted(spell_macros(piece)) if place % 2 == 0 else f" {spell_macros(piece)} " for place, piece in enumerate(pieces)]

@@ -4,7 +4,6 @@ The functions go on where the parser of latex.py stands, and return the tree tha
 """
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from fractions import Fraction
 
@@ -176,10 +175,11 @@ def _proper_fraction_follows(parser: Grammar) -> bool:
     """Whether a \\frac of two numbers comes next, and its numerator is the smaller one."""
     if parser.peek()[1] != "frac":
         return False
-    ahead = " ".join(text for _, text in parser.tokens[parser.position:parser.position + 7])  # \frac{1}{2} has seven tokens
-    ahead = re.sub(r"^frac (\d)(\d)\b", r"frac \1 \2", ahead)  # \frac12
-    found = re.fullmatch(r"frac (?:\{ )?(\d+)(?: \} \{)? (\d+)(?: \})?.*", ahead)
-    return bool(found) and int(found[1]) < int(found[2])
+    _, *ahead = (text for _, text in parser.tokens[parser.position:parser.position + 7])  # \frac{1}{2} has seven tokens
+    top, below = ahead[0] if ahead and len(ahead[0]) == 2 else ("x", "x")  # \frac12
+    if ahead[::3] == ["{", "{"] and ahead[2::3] == ["}", "}"]:
+        top, below = ahead[1::3]
+    return top.isdecimal() and below.isdecimal() and int(top) < int(below)
 
 
 def function(parser: Grammar, name: str) -> Node:

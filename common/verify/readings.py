@@ -20,11 +20,9 @@ from common.verify.relations import Form, as_interval
 from common.verify.spelling import normalize
 from common.verify.tokens import Unsupported
 from common.verify.values import WITH_THOUSANDS, read_value
+from common.verify.words import PIECE, pieces, word_set
 
-_COUNT = re.compile(r"[CPA]\s*\([^(),]+,[^(),]+\)")
-_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
-_SIGN_IN_FRONT = re.compile(r"^(?:=|\\(?:approx|therefore|Rightarrow|implies|Longrightarrow|to)(?![A-Za-z]))\s*")
-_COUNTING_LETTER = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])")
+_SIGNS_IN_FRONT = word_set(r"= \approx \sim \therefore \Rightarrow \implies \Longrightarrow \to")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 
 
@@ -43,7 +41,7 @@ def read_forms(answer: str) -> tuple[Form, ...]:
     if letter := choice_letter(text):
         return (read_value(letter), *_readings_of_text(text_of_choice(text)))
     plain = text
-    text = _without_near_approximation(_SIGN_IN_FRONT.sub("", without_words_around(_SIGN_IN_FRONT.sub("", text))))
+    text = _without_near_approximation(_without_sign_in_front(without_words_around(_without_sign_in_front(text))))
     text = phrase(text) or text
     if letter := choice_letter(text):
         return (read_value(letter), *_readings_of_text(text_of_choice(text)))
@@ -53,18 +51,17 @@ def read_forms(answer: str) -> tuple[Form, ...]:
     forms = [form]
     if WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
         forms.append(("thousands", tuple(read_form(item) for item in text.split(","))))
-    if plain[:1] in ("C", "P", "A") and _COUNT.fullmatch(plain):
+    if plain.replace(" ", "")[:2] in ("C(", "P(", "A(") and plain[-1] == ")" and [plain.count(sign) for sign in "(,)"] == [1, 1, 1]:
         forms.append(read_value(plain))
     if form[0] == "dots":
         forms.append(read_value(text))
     letter = integer_letter(plain)
     if letter and letter != "k":  # the letter of a family of solutions is free
-        renamed = _LETTER.sub(lambda found: "k" if found[0] == letter else found[0], plain)
-        forms.append(read_form(without_words_around(renamed)))
+        forms.append(read_form(without_words_around(_with_k_for(letter, plain))))
     if letter:
         forms.append(("family", forms[-1] if letter != "k" else form))
-    elif "\\pi" in text and len(names := set(_COUNTING_LETTER.findall(text))) == 1 and names != {"k"}:
-        forms.append(("family", read_form(_COUNTING_LETTER.sub("k", text))))
+    elif "\\pi" in text and (names := {"k", "m", "n"}.intersection(pieces(text))) in ({"m"}, {"n"}):
+        forms.append(("family", read_form(_with_k_for(*names, text))))
     interval = as_interval(form)
     forms += [interval] if interval else []
     reals = real_set(form)
@@ -77,6 +74,17 @@ def _readings_of_text(text: str | None) -> tuple[Form, ...]:
         return (read_form(without_words_around(text)),) if text else ()
     except Unsupported:
         return ()
+
+
+def _without_sign_in_front(text: str) -> str:
+    """The text without = or \\approx and the like in front."""
+    found = PIECE.match(text)
+    return text[found.end():].lstrip() if found and found[0] in _SIGNS_IN_FRONT else text
+
+
+def _with_k_for(letter: str, text: str) -> str:
+    """The text with the letter k in place of another one."""
+    return PIECE.sub(lambda found: "k" if found[0] == letter else found[0], text)
 
 
 def _usual_interval(match: re.Match[str]) -> str:

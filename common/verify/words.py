@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
-PIECE = re.compile(r"\\?[^\W\d_]+|\d+(?:\.\d+)?|\\?\S")
+PIECE = re.compile(r"\\?[A-Za-z]+|\d+(?:\.\d+)?|\\?\S")
 
 
 def pieces(text: str) -> list[str]:
@@ -41,34 +42,34 @@ _BEHIND_A_NUMBER = word_set("""
 _NUMERALS = tuple(word_set("""
     illion illions teen enty irty orty ifty ixty ghty nety fth fths xth xths nth nths hth hths dth dths less ward wards"""))
 _NO_NUMERALS = word_set("month months ward wards width widths depth depths")
-_SQUARE_UNIT = re.compile(r"\bsquare (?=units?|[ckm]?m|met|cent|mil|kil|in|f[oe]|yard)")
-_WORD = re.compile(r"\w+")
+_UNITS_TO_SQUARE = ("unit", "m", "cm", "km", "met", "cent", "mil", "kil", "in", "fo", "fe", "yard")
 _CHINESE = frozenset("不非或和与没无负倍万亿百十半多少余减加乘除对双")
-_THOUSAND = re.compile("千(?![克米瓦卡])")
 
 
 def denies(text: str) -> bool:
     """Whether a word of the text denies, hedges or joins. Words with capitals are names: "(B) No solution"."""
-    return not _DENYING.isdisjoint(_WORD.findall(text)) or "n't" in text
+    return not _DENYING.isdisjoint(pieces(text)) or "n't" in text
 
 
 def changes(text: str) -> bool:
     """Whether a word of the text denies, or computes something from a value. The square of "square units" does not."""
-    text = _SQUARE_UNIT.sub("", text) if "square " in text else text
-    return denies(text) or not (_COMPUTING | _POWERS).isdisjoint(_WORD.findall(text))
+    words = pieces(text)
+    squares = any(word == "square" and not unit.startswith(_UNITS_TO_SQUARE) for word, unit in pairwise([*words, ""]))
+    return denies(text) or squares or not (_COMPUTING | _POWERS - {"square"}).isdisjoint(words)
 
 
 def changes_name(text: str) -> bool:
     """Whether a name with such words is none: "twice x", "lower bound"."""
-    return denies(text) or not (_COMPUTING | _POWERS | {"times", "bound", "fake"}).isdisjoint(_WORD.findall(text.lower()))
+    return denies(text) or not (_COMPUTING | _POWERS | {"times", "bound", "fake"}).isdisjoint(pieces(text.lower()))
 
 
 def changes_number(text: str) -> bool:
     """Whether the words behind a number change its value: "million", "opposite", "or 6", "base 6"."""
     text = text.lower()
-    words = _WORD.findall(text)
+    words = pieces(text)
     if denies(text) or not (_COMPUTING | _BEHIND_A_NUMBER).isdisjoint(words):
         return True
     if any(word.startswith("infinit") or (word.endswith(_NUMERALS) and word not in _NO_NUMERALS) for word in words):
         return True
-    return not text.isascii() and (not _CHINESE.isdisjoint(text) or bool(_THOUSAND.search(text)))
+    is_thousand = any(not behind.startswith(tuple("克米瓦卡")) for behind in text.split("千")[1:])
+    return is_thousand or (not text.isascii() and not _CHINESE.isdisjoint(text))
