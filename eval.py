@@ -87,7 +87,7 @@ from common.run.folder import append_rows, lines_of
 from common.run.judging import PROBLEMS, SUMMARY, add_verdicts, checker_version, judge, judge_again, judges_of
 from common.run.lock import Lock
 from common.run.saved_config import read_config, resolve
-from common.verify.answers import answers_equal
+from common.verify.answers import answer_matches
 from common.verify.rewards import CustomReward
 from common.verify.voting import groups_of_equal_answers
 
@@ -140,7 +140,7 @@ def majority_at_k(row: dict[str, Any], k: int) -> float:
     """
     answers = [sample["answer"] if sample["finish_reason"] == "stop" else None for sample in row["samples"]]
     votes = [majority_vote(answers[i:i + k]) for i in range(0, len(answers) - k + 1, k)]
-    return statistics.fmean(vote is not None and answers_equal(vote, row["reference"]) for vote in votes)
+    return statistics.fmean(vote is not None and answer_matches(vote, row["reference"]) for vote in votes)
 
 
 def summarise(rows: list[dict[str, Any]], k: list[int], left_out: int) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
 from common.verify.readings import read_forms
 from common.verify.real_sets import number, same_sets
-from common.verify.relations import FLIPPED, Form, is_choice, is_expression
+from common.verify.relations import FLIPPED, Form, as_congruence, is_choice, is_column, is_expression
+from common.verify.statements import stated_forms
 from common.verify.tokens import Unsupported
 from common.verify.trees import Node, substituted, variables, with_constant_of
 from common.verify.units import units_agree
@@ -30,13 +31,13 @@ def is_correct(completion: str, reference: str) -> bool:
         if offered is not None and not answers_equal(answer, offered):  # "\\boxed{1} or \\boxed{2}" is right only if the reference says so
             beside = find_answer(reference)[1] if "box" in reference else None
             return beside is not None and answers_equal(f"\\{{{answer}, {offered}\\}}", f"\\{{{right}, {beside}\\}}")
-        if answers_equal(answer, right):
+        if answer_matches(answer, right):
             return True
         if completion.count("\\boxed") < 2:
             return False
         count, is_ordered = num_items(right)
         together = joined_boxes(completion, count, is_ordered)
-        return together is not None and answers_equal(together, right)
+        return together is not None and answer_matches(together, right)
     except RecursionError:  # the caller has used nearly all of the stack
         return False
 
@@ -75,6 +76,17 @@ def answers_equal(a: str, b: str) -> bool:
             return forms_a[0] == forms_b[0]  # not by the texts behind the letters: (A) 12 is not (B) 12
         work = Work()
         return any(_equal(x, y, work) for x in forms_a for y in forms_b)
+    except (Unsupported, TooMuchWork, RecursionError):
+        return False
+
+
+def answer_matches(answer: str, reference: str) -> bool:
+    """True if a bare answer is the same as the bare reference, or states it as x^3 - y^3 = 10 states 10: statements.py. Never raises."""
+    if answers_equal(answer, reference):
+        return True
+    try:
+        work = Work()
+        return any(_equal(stated, right, work) for right in read_forms(reference) for stated in stated_forms(answer, right))
     except (Unsupported, TooMuchWork, RecursionError):
         return False
 
@@ -132,8 +144,13 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
         return _equal_with_dots(x[1], y[1], work) if _DOTS in x[1] else _equal_in_any_order(x[1], y[1], work)
     if kinds == {"bracketed", "matrix"}:  # [[1, 2], [3, 4]]
         rows, matrix = (x, y) if x[0] == "bracketed" else (y, x)
+        if rows[1] == "()":  # a column is a tuple
+            return is_column(matrix) and _equal_in_order(rows[2], tuple(row[0] for row in matrix[2]), work)
         is_matrix = rows[1] == "[]" and matrix[1] == "matrix" and all(row[:2] == ("bracketed", "[]") for row in rows[2])
         return is_matrix and _equal(("matrix", "matrix", tuple(row[2] for row in rows[2])), matrix, work)
+    if kinds == {"congruence", "value"}:  # 5 mod 12 and 12k + 5
+        class_x, class_y = (as_congruence(form) if form[0] == "value" else form for form in (x, y))
+        return class_x is not None and class_y is not None and _equal(class_x, class_y, work)
     if kinds == {"thousands", "list"}:  # 1,234 may mean 1, 234
         return _equal_in_order(x[1], y[1], work)
     if kinds == {"value", "text"}:  # as texts

@@ -14,12 +14,13 @@ from common.verify.expression_values import (
     NeedsMorePrecision,
     Undefined,
 )
-from common.verify.rounding import Number, is_zero, magnitude, round_fraction
+from common.verify.rounding import SMALL_NUMBERS, Number, is_zero, magnitude, round_fraction
 from common.verify.tokens import Unsupported
-from common.verify.trees import Node, variables, whole_variables
+from common.verify.trees import Node, rounds, variables, whole_variables
 
 MAX_WORK = 20000  # of one comparison, in units of about a microsecond: the time of adding two short fractions
 
+PRECISION_OF_SMALL = 192  # bits at the many points with small whole numbers
 MIN_POINTS = 3  # with values, of two expressions with variables: at the others a power may be too large, or a term too small
 
 
@@ -146,8 +147,10 @@ def values_at_points(a: Node, b: Node, has_variables: bool, work: Work) -> Itera
     undefined at a point, or if fewer than MIN_POINTS remain of several. Raises TooMuchWork.
     """
     num_values = 0
-    for point in range(NUM_POINTS if has_variables else 1):
-        precision = PRECISION_BITS
+    num_small = len(SMALL_NUMBERS) if has_variables and (rounds(a) or rounds(b)) else 0
+    for point in range(NUM_POINTS + num_small if has_variables else 1):
+        is_small = point >= NUM_POINTS
+        precision = PRECISION_OF_SMALL if is_small else PRECISION_BITS
         pair = [work.evaluate(tree, point, precision) for tree in (a, b)]
         lengths = [result.args[0] for result in pair if isinstance(result, NeedsMorePrecision)]
         if lengths:
@@ -156,9 +159,11 @@ def values_at_points(a: Node, b: Node, has_variables: bool, work: Work) -> Itera
         if any(isinstance(result, (Unsupported, NeedsMorePrecision)) for result in pair):
             continue
         if isinstance(pair[0], Undefined) != isinstance(pair[1], Undefined):
+            if is_small:  # \log_2 (n - 1) at 1
+                continue
             raise Unsupported("only one is defined")
         if isinstance(pair[0], Evaluation):
-            num_values += 1
+            num_values += not is_small
             yield (*pair, precision)
     if num_values < (MIN_POINTS if has_variables else 1):
         raise Unsupported("too few values")
@@ -173,7 +178,7 @@ def close(x: Evaluation, y: Evaluation, precision: int) -> bool:
         return x.value == y.value
     left, right = (value if not isinstance(value, Fraction) else round_fraction(value, precision) for value in (x.value, y.value))
     larger, good_bits = max(magnitude(left), magnitude(right)), precision - 64
-    if magnitude(libmp.mpc_sub(left, right, precision, "n")) <= larger - good_bits:
+    if left == right or magnitude(libmp.mpc_sub(left, right, precision, "n")) <= larger - good_bits:
         return True
     largest = max(x.largest, y.largest)
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from mpmath import libmp
 
-from common.verify.rounding import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction, whole_beside
+from common.verify.rounding import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction, small_number, whole_beside
 from common.verify.tokens import FUNCTIONS, SYMMETRIC, Unsupported
 from common.verify.trees import WHOLE, Node
 
@@ -45,6 +45,8 @@ class Undefined(ArithmeticError):
 def value_of_variable(name: str, point: int) -> Fraction:
     """The value of a variable at a point: a fixed fraction that depends on its name."""
     bits = hash32(name, point)
+    if point >= NUM_POINTS:
+        return small_number(name, point - NUM_POINTS)
     if name.endswith(WHOLE):
         return Fraction(2 + bits % 24 // 2 * 2 + point % 2)
     # two bits of the last character give the signs at points 2 and 3: a, b, c and d have four different pairs of signs

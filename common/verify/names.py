@@ -4,6 +4,7 @@ A name is read from left to right in pieces: words, commands and signs. The tabl
 """
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from itertools import pairwise
 
@@ -18,7 +19,8 @@ _PARTS = word_set(r"""| { } : " . / \angle \triangle \overline \bar \hat \tilde 
 _OPERATORS = word_set(r"\det \dim \ker \deg \arg \gcd \lcm \max \min \sup \inf \Pr \tr \rank \Re \Im \Var \Cov")
 _OPERATORS_IN_WORDS = word_set("""tr rank det dim adj Var Cov E P Area area Vol Volume volume Perimeter ord card null nullity span
     proj comp Re Im deg arg cov var SD sd length slope median mean mode""")
-_OPERATORS_WITH_LIMITS = word_set(r"\int \iint \oint \sum \prod \lim")  # in front of anything
+_EXTREME = re.compile(r"""_\s*\{?\s*\\?"?(?:max|min)"?\s*\}?$""")
+_OPERATORS_WITH_LIMITS = word_set(r"\max \min \sup \inf \int \iint \oint \sum \prod \lim")  # in front of anything
 _FUNCTIONS_OF_ANGLES = word_set(r"\sin \cos \tan \cot \sec \csc")  # in front of one name
 _FUNCTIONS = frozenset("fghFGHPE")  # with anything in brackets behind them
 _TERMS = frozenset("abcdklmnpqrs")  # a + b + c
@@ -30,6 +32,7 @@ _PARTS_OF_MATRICES = word_set(r"""\vec \hat \mathbb \mathcal \det \exp \top [ ] 
 @lru_cache(maxsize=4096)  # one name stands before many values
 def is_name(text: str) -> bool:
     """Whether the text names a value, as x and f(5) do."""
+    text = _EXTREME.sub("", text)
     if len(text) < 2 or text[0] in _NO_BEGINNING:
         return text.isalpha() and text.isascii()
     parts = pieces(text.replace("^{-1}(", "(").replace("^-1(", "("))  # an inverse function

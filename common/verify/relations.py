@@ -1,11 +1,12 @@
 """What several equations or inequalities say together: intervals, unions, values with names. All functions work on forms: forms.py."""
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from common.verify.real_sets import HIGHEST, LOWEST, real_set
 from common.verify.tokens import Unsupported
-from common.verify.trees import variables
+from common.verify.trees import degrees, substituted, variables
 
 MAX_ITEMS = 64  # of a list, a set or a matrix; comparing two unordered lists takes up to the square of it
 Form = tuple[Any, ...]
@@ -25,6 +26,20 @@ def is_variable(form: Form) -> bool:
 def is_choice(form: Form) -> bool:
     """Whether the form is one capital letter."""
     return is_variable(form) and len(form[2]) == 1 and form[2].isupper() and not form[3]
+
+
+def is_column(form: Form) -> bool:
+    """Whether the form is a matrix of one column and several rows."""
+    return form[:2] == ("matrix", "matrix") and len(form[2]) > 1 and all(len(row) == 1 for row in form[2])
+
+
+def as_congruence(form: Form) -> Form | None:
+    """12k + 5 as 5 mod 12. None for any other form."""
+    names = variables(form[1]) if is_expression(form) else set()
+    if len(names) != 1 or not names <= set("jklmnpqrst") or degrees(form[1], names) not in ({0, 1}, {1}):
+        return None
+    at_0, at_1 = (substituted(form[1], ("sym", *names), ("num", Fraction(number))) for number in (0, 1))
+    return ("congruence", ("value", at_0, "", ""), ("value", ("call", "abs", ("add", [at_1, ("neg", at_0)])), "", ""))
 
 
 def flattened(kind: str, items: tuple[Form, ...]) -> Form:

@@ -20,6 +20,7 @@ _WORD_COMMANDS = re.compile(r"arc(?:sin|cos|tan)|ar(?:sin|cos|tan)h|sqrt|"
 GREEK = word_set("""
     alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
     Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar infty emptyset varnothing triangle angle nabla partial mho""")
+TRIGONOMETRIC = {"sin", "cos", "tan", "sec", "csc", "cot"}
 FUNCTIONS = frozenset({"sin", "cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log",
                        "exp", "lg", "sech", "csch", "coth", "arsinh", "arcosh", "artanh"})
 # other names of functions

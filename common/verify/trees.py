@@ -72,19 +72,35 @@ def with_constant_of(x: Node, y: Node) -> Node:
 def whole_variables(*trees: Node) -> tuple[Node, ...]:
     """The trees with whole values for the variables i to n, if one of them rounds or has powers of a negative number.
 
-    Such letters stand for whole numbers there: \\lfloor (n + 1) / 2 \\rfloor is \\lceil n / 2 \\rceil, and (-1)^{2n} is 1.
+    Such letters stand for whole numbers there: \\lfloor (n + 1) / 2 \\rfloor is \\lceil n / 2 \\rceil, and (-1)^{2n} is 1. The letters
+    of a \\gcd or \\lcm all do.
     """
-    def needs_it(node: Node) -> bool:
-        named = node[0] == "call" and node[1] in ("lfloor", "lceil", "!!", "gcd", "lcm")
-        return named or (node[0] == "pow" and node[1][0] == "neg" and node[1][1][0] == "num") or any(map(needs_it, operands(node)))
-
-    return tuple(map(with_whole_variables, trees)) if any(map(needs_it, trees)) else trees
+    found = set().union(*map(_marks_of_whole_numbers, trees))
+    return tuple(with_whole_variables(tree, every=not found.isdisjoint(("gcd", "lcm"))) for tree in trees) if found else trees
 
 
-def with_whole_variables(node: Node) -> Node:
-    """The tree with whole values for the variables j to n, M and N."""
+def rounds(tree: Node) -> bool:
+    """Whether a tree rounds or divides whole numbers. Such a tree must also be compared at small numbers, where it makes its steps."""
+    return not _marks_of_whole_numbers(tree) <= {"power"}
+
+
+def _marks_of_whole_numbers(tree: Node) -> set[str]:
+    """The functions of whole numbers in a tree, and "power" for a power of a negative number."""
+    found, nodes = set(), [tree]
+    while nodes:
+        node = nodes.pop()
+        if node[0] == "call" and node[1] in ("lfloor", "lceil", "!!", "gcd", "lcm"):
+            found.add(node[1])
+        elif node[0] == "pow" and node[1][0] == "neg" and node[1][1][0] == "num":
+            found.add("power")
+        nodes += node[1] if node[0] == "add" else [part for part in node[1:] if isinstance(part, tuple)]
+    return found
+
+
+def with_whole_variables(node: Node, every: bool = False) -> Node:
+    """The tree with whole values for the variables j to n, M and N, or for all of them."""
     if node[0] == "sym":
-        return ("sym", node[1] + WHOLE) if node[1][0] in "jklmnMN" else node
+        return ("sym", node[1] + WHOLE) if every or node[1][0] in "jklmnMN" else node
     if node[0] == "add":
-        return ("add", [with_whole_variables(part) for part in node[1]])
-    return tuple(with_whole_variables(part) if isinstance(part, tuple) else part for part in node)
+        return ("add", [with_whole_variables(part, every) for part in node[1]])
+    return tuple(with_whole_variables(part, every) if isinstance(part, tuple) else part for part in node)

@@ -14,7 +14,7 @@ from common.verify.units import split_unit
 
 Form = tuple[Any, ...]
 WITH_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
-_NUMERAL_WITH_BASE = re.compile(r"(-?)\(?\s*0*((?=[A-F]*\d|[A-F]{2})[\dA-F]+)\s*\)?\s*_\s*(?:\{\s*\"?(\w+)\"?\s*\}|(\d))")
+_NUMERAL_WITH_BASE = re.compile(r"(-?)\(?\s*0*((?=[A-F]*\d|[A-F]{2})[\dA-F]+)\s*\)?\s*_\s*(?:\{[\s(]*(?:base[\s-]*)?(\w+)[\s)]*\}|(\d))")
 _MIXED_NUMBER = re.compile(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)\s+(?=\d)")
 _SPACES_AND_BRACES = re.compile(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)\}(?!\d)")
@@ -72,6 +72,9 @@ def split_at_commas(text: str) -> list[str]:
 
 
 def read_numeral_with_base(text: str) -> Form | None:
-    """2104_5 as ("base", digits, base)."""
+    """2104_5 as ("base", digits, base). In base ten it is a value."""
     found = _NUMERAL_WITH_BASE.fullmatch(re.sub(r"^\{(\w+)\}|\"", r"\1", text))
-    return ("base", found[1] + found[2], _NAMES_OF_BASES.get(found[3], found[3]) or found[4]) if found else None
+    if not found:
+        return None
+    digits, base = found[1] + found[2], _NAMES_OF_BASES.get(found[3], found[3]) or found[4]
+    return read_value(digits) if base == "10" and found[2].isdecimal() else ("base", digits, base)

@@ -16,7 +16,7 @@ from common.verify.answers import answers_equal
 from common.verify.equal import Evaluation, TooMuchWork, Work
 from common.verify.expression_values import PRECISION_BITS, Undefined
 from common.verify.readings import read_forms
-from common.verify.relations import Form, is_expression, is_variable
+from common.verify.relations import Form, is_column, is_expression, is_variable
 from common.verify.rounding import magnitude, round_fraction
 from common.verify.tokens import Unsupported
 from common.verify.trees import CONSTANTS, Node, variables, with_whole_variables
@@ -69,6 +69,8 @@ def _buckets_of_form(form: Form) -> set[Hashable]:
         return {_bucket_of_items(form[2], in_order=True), *([("matrix",)] if form[2][0][0] == "bracketed" else [])}
     if kind == "labelled":  # x = 1, y = 2 may be the tuple or the list of its values
         return {_bucket_of_items(form[2], in_order=False), *_buckets_of_form(form[3])}
+    if is_column(form):  # a tuple
+        return {("matrix",), _bucket_of_items(tuple(row[0] for row in form[2]), in_order=True)}
     return {("text", content) if kind == "text" else (kind,)}
 
 
@@ -87,8 +89,7 @@ def _bucket_of_item(item: Form) -> Hashable:
 
 def _rounded_values(tree: Node) -> set[Hashable]:
     """The rounded value, and that for whole values of n and the like: see whole_variables."""
-    whole = with_whole_variables(tree)
-    return {_rounded_value(tree)} if whole == tree else {_rounded_value(tree), _rounded_value(whole)}
+    return {_rounded_value(each) for each in (tree, with_whole_variables(tree), with_whole_variables(tree, every=True))}
 
 
 def _rounded_value(tree: Node) -> Hashable:
