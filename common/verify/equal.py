@@ -7,14 +7,9 @@ from typing import NamedTuple
 
 from mpmath import libmp
 
-from common.verify.expression_values import (
-    NUM_POINTS,
-    PRECISION_BITS,
-    Evaluator,
-    NeedsMorePrecision,
-    Undefined,
-)
-from common.verify.rounding import SMALL_NUMBERS, Number, is_zero, magnitude, round_fraction
+from common.verify.expression_values import PRECISION_BITS, Evaluator, NeedsMorePrecision, Undefined
+from common.verify.points import NUM_POINTS, SMALL_NUMBERS
+from common.verify.rounding import Number, is_zero, magnitude, round_fraction
 from common.verify.tokens import Unsupported
 from common.verify.trees import Node, rounds, variables, whole_variables
 

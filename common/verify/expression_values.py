@@ -1,6 +1,6 @@
 """Computes the value of a parsed expression: an exact fraction while that is cheap, else a complex number of 320 bits or more.
 
-Variables have fixed values at each of seven points. The work is limited: numbers have a largest size, and every operation is paid
+Variables have the values of points.py. The work is limited: numbers have a largest size, and every operation is paid
 from a budget. An expression that goes beyond a limit raises an exception.
 """
 from __future__ import annotations
@@ -8,21 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from functools import lru_cache, reduce
+from functools import reduce
 from itertools import pairwise
 
 from mpmath import libmp
 
-from common.verify.rounding import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction, small_number, whole_beside
+from common.verify.points import value_of_variable
+from common.verify.rounding import ZERO_BELOW, Number, bit_length, exact_root, hash32, is_zero, magnitude, round_fraction, whole_beside
 from common.verify.tokens import FUNCTIONS, SYMMETRIC, Unsupported
-from common.verify.trees import WHOLE, Node
+from common.verify.trees import Node
 
 MAX_BITS = 20480  # of the numerator and of the denominator of an exact number, enough for 2025!; a longer number is rounded
 MAX_BITS_ROUNDED = 2048  # of an exact number that is rounded, with a precision to match
 MAX_MAGNITUDE = 2**20  # bits before the point of a rounded number; also the largest whole exponent
 PRECISION_BITS = 320  # of a rounded number; more in an expression that also has long exact numbers
-NUM_POINTS = 7  # values of the variables: positive, negative, two points of mixed signs, below one, two points with large values
-_SCALES = (Fraction(1), Fraction(7), Fraction(1), Fraction(1), Fraction(1, 9), Fraction(20011), Fraction(20011))  # one for each point
 HYPERBOLIC = {"sinh", "cosh", "tanh", "sech", "csch", "coth"}
 _ELEMENTARY = {"sin": libmp.mpc_sin, "cos": libmp.mpc_cos, "tan": libmp.mpc_tan, "arcsin": libmp.mpc_asin, "arccos": libmp.mpc_acos,
                "arctan": libmp.mpc_atan, "sinh": libmp.mpc_sinh, "cosh": libmp.mpc_cosh, "tanh": libmp.mpc_tanh, "exp": libmp.mpc_exp,
@@ -40,20 +39,6 @@ class Undefined(ArithmeticError):
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
-
-@lru_cache(maxsize=4096)
-def value_of_variable(name: str, point: int) -> Fraction:
-    """The value of a variable at a point: a fixed fraction that depends on its name."""
-    bits = hash32(name, point)
-    if point >= NUM_POINTS:
-        return small_number(name, point - NUM_POINTS)
-    if name.endswith(WHOLE):
-        return Fraction(2 + bits % 24 // 2 * 2 + point % 2)
-    # two bits of the last character give the signs at points 2 and 3: a, b, c and d have four different pairs of signs
-    sign_at_2, sign_at_3 = (1 if ord(name[-1]) >> bit & 1 else -1 for bit in (0, 1))
-    sign = (1, -1, sign_at_2, sign_at_3, 1, 1, -1)[point]
-    return sign * _SCALES[point] * Fraction(101 + bits // 2 % 397, 64 + bits // 1024 % 61)
-
 
 class Evaluator:
     """Computes values of trees at one point, and notes what happens on the way."""

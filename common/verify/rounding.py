@@ -10,8 +10,6 @@ from mpmath import libmp
 
 _MAGNITUDE_OF_ZERO = -10**9
 ZERO_BELOW = -10**8  # a number of smaller magnitude counts as zero
-# At the points where expressions that round are compared too, variables have these values, each in an order of its own: their number is prime
-SMALL_NUMBERS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 17, 24, 25, 26, 31, 32, 33, 63, 64, 65)
 Number = Any  # a Fraction, or a complex number of libmp: (real part, imaginary part)
 
 
@@ -39,12 +37,6 @@ def bit_length(x: Fraction) -> int:
 def hash32(*key: str | int) -> int:
     """32 bits that depend on every part of the key."""
     return int.from_bytes(hashlib.blake2b("\x1f".join(map(str, key)).encode("utf-8", "replace"), digest_size=4).digest(), "little")
-
-
-def small_number(name: str, place: int) -> Fraction:
-    """The value of a variable at a place in its order of the small numbers."""
-    order = hash32(name)
-    return Fraction(SMALL_NUMBERS[(place * (1 + order % 22) + order // 22) % len(SMALL_NUMBERS)])
 
 
 def exact_root(x: Fraction, n: int) -> Fraction | None:
