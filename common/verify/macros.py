@@ -19,6 +19,7 @@ _SPELLINGS = _by_name({
     "\\angle": "measuredangle", "i": "imath", "j": "jmath", "\\mathbb{R}": "R Reals reals", "\\mathbb{Z}": "Z", ":": "colon",
     "\\cdots ": "dots cdots ldots dotsc dotsb dotsm dotsi dotso", "\\\\": "cr",
     "\\le ": "le leq leqq leqslant", "\\ge ": "ge geq geqq geqslant", "\\neq ": "ne neq", "<": "lt", ">": "gt",
+    "^\\circ ": "degree degrees", "^\\circ C ": "degreeC degreeCelsius", "^\\circ F ": "degreeF",
     "\\approx ": "approx simeq thickapprox", '" or "': "lor vee", '" and "': "land wedge",
     "(": "langle", ")": "rangle", "\\{": "lbrace", "\\}": "rbrace", "|": "lvert rvert", "\\|": "Vert lVert rVert",
     "\u20ac": "euro texteuro", "\u00a3": "pounds textsterling", "\u00a5": "yen", "\\$": "mathdollar textdollar",

@@ -119,15 +119,12 @@ _CLASSIFIERS = frozenset("个個种種只隻本条條张張次件棵组組块塊
 _SIDE_BY_SIDE = {("hr", "min"), ("min", "sec"), ("day", "hr"), ("wk", "day"), ("yr", "mo"), ("mo", "day"), ("ft", "in"), ("yd", "ft"),
                  ("m", "cm"), ("km", "m"), ("kg", "g"), ("lb", "oz"), ("pound", "oz"), ("dollar", "cent"), ("gal", "qt")}
 _TWO_QUANTITIES = re.compile(r"(\d+)\s*([A-Za-z]+)\.?[\s,]*(?:and\s+)?(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?")
+_NO_BRACES = str.maketrans("", "", ' {}"')
 _ALSO_AN_OPERATOR = re.compile(r"(?<=[\d}\s])\\(min|deg|sec)\s*$")
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
-_WORD = (rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
-         rf'|(?<=/)[A-Za-z]+|'
-         r'(?<=\\cdot )[A-Za-z]{1,3}(?![A-Za-z]))(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[a-z])[23])?')
-# a unit at the end of a text, behind a number: (C or F of degrees), (%), (words)
-_UNIT = re.compile(r'(?:(?<=[\d)}!\]])|(?<=\d )|(?<=\\pi)|(?<=\w)(?=\s*"))\s*+(?:(?:\^\{?\s*\\circ\s*\}?|\\degree(?:s'
-                   r'|Celsius)?)\s*+"?\s*+([CF])?\s*+"?|'
-                   rf'\\?(%)|(\(?\s*+{_WORD}(?:\s*+(?:(?:/|\\cdot)\s*+)?{_WORD}){{0,4}}\s*+\)?))$')
+# a word of a unit, perhaps with an exponent: in quotes, in Chinese, of two letters or more, or one letter behind a digit, / or \cdot
+_WORD = re.compile(rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
+                   r'|(?<=/)[A-Za-z]+|(?<=\\cdot )[A-Za-z]{1,3}(?![A-Za-z]))(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[a-z])[23])?')
 _TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
 _SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")
 _TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot|cis)(?![A-Za-z])|[+-](?![^(\[{]*[)\]}])")
@@ -145,21 +142,49 @@ def split_unit(text: str) -> tuple[str, str]:
         text = re.sub(r'\\frac\s*\{\s*"([^"{}]+)"\s*\}\s*\{\s*"([^"{}]+)"\s*(\^\s*\{?\d\}?)?\s*\}\s*$', r'"\1/\2"\3', text)
         text = re.sub(r'(?<=[\d}) ])(?:"\s*(k)\s*"\s*)?\\Omega\s*$', r' "\1ohm"', text)
         text = re.sub(r'\\mu\s*"?\s*([msgLFAC])\s*"?\s*$', r' "u\1"', text)
-    found = _UNIT.search(text, max(0, len(text) - LONGEST_UNIT))
-    if not found:
+    number, unit = _without_sign(text)
+    if unit:  # in \sin 30^\circ and 1 + 5% the sign belongs to the last number only, and in e^{i 30^\circ} it is inside
+        is_apart = not _TERM.search(number.lstrip("+-")) and number.count("{") <= number.count("}")
+        return (number, unit) if is_apart else (text, "")
+    number = _without_words(text)
+    words = text[len(number):].lstrip()
+    if not words or number.count("{") > number.count("}"):
         return text, ""
-    degree, percent, words = found.groups()
-    number = text[:found.start()].strip()
-    if number.count("{") > number.count("}"):  # the degrees are inside e^{i 30^\circ}
-        return text, ""
-    if words is None:
-        if _TERM.search(number.lstrip("+-")):  # the sign belongs to the last number only: \sin 30^\circ, 1 + 5%
-            return text, ""
-        return number, "%" if percent else f"deg{degree or ''}"
     if changes_number(words):
         return text, ""
-    unit = _read_unit(words, number, text[found.start(3) - 1])
+    unit = _read_unit(words, number, text[-len(words) - 1])
     return (number, unit) if unit else (text, "")
+
+
+def _ends_number(text: str, before_quotes: bool = False) -> bool:
+    """Whether a unit may stand behind the text. A unit in quotes may also stand behind a letter."""
+    last = text[-1:]
+    return last.isdecimal() or last in (")", "}", "!", "]") or text.endswith("\\pi") or (before_quotes and (last.isalnum() or last == "_"))
+
+
+def _without_sign(text: str) -> tuple[str, str]:
+    """The number in front of a degree sign, perhaps with C or F, or of a percent sign, and the unit. Without a sign: (text, "")."""
+    head, _, tail = text.rpartition("^")
+    sign = tail.translate(_NO_BRACES) if "\\circ" in tail else ""
+    number, unit = (head, f"deg{sign[5:]}") if sign in ("\\circ", "\\circC", "\\circF") else (text, "")
+    if text.endswith("%"):
+        number, unit = text[:-1].removesuffix("\\"), "%"
+    number = number.rstrip()
+    return (number.lstrip(), unit) if unit and _ends_number(number) else (text, "")
+
+
+def _without_words(text: str) -> str:
+    """The number in front of the words of a unit, at most five, perhaps in brackets. Without such words: the text."""
+    end = len(text[:-1].rstrip()) if text.endswith(")") else len(text)
+    number, between = text, ("",)
+    for word in reversed(list(_WORD.finditer(text, max(0, len(text) - LONGEST_UNIT), end))[-5:]):
+        if text[word.end():end].strip() not in between:
+            break
+        end, between = word.start(), ("", "/", "\\cdot")
+        head = text[:end].rstrip().removesuffix("(").rstrip()
+        if _ends_number(head, text[len(head):].lstrip()[0] == '"'):
+            number = head
+    return number
 
 
 def two_quantities(text: str) -> list[tuple[str, str]] | None:
@@ -180,13 +205,15 @@ def _read_unit(words: str, number: str, before: str) -> str | None:
     quoted, factors, others = words.strip().startswith(('"', "(")), [], []
     sign, power_ahead = 1, 0
     words = words.replace("\\cdot", " ").replace("平方", "square ").replace("立方", "cubic ")
-    tokens = _TOKEN.findall(re.sub(r"(?i)degrees? (?=celsius|fahrenheit)", "", words))
+    tokens = _TOKEN.findall(words)
     for place, token in enumerate(tokens):
         lower = token.lower()
         if token == "/" or lower == "per":
             sign = -1
         elif lower in ("square", "sq", "cubic", "cu"):
             power_ahead = 3 if lower[0] == "c" else 2
+        elif lower in ("degree", "degrees") and tokens[place + 1:] and tokens[place + 1].lower() in ("celsius", "fahrenheit"):
+            continue
         elif token.lstrip("-").isdigit() or lower in ("squared", "cubed"):
             power = {"squared": 2, "cubed": 3}.get(lower) or int(token)
             if not factors:

@@ -11,7 +11,6 @@ import pytest
 from regex_steps import Steps, TooManySteps, attacks
 
 import common.verify as package
-from common.verify import units
 
 LENGTH = 200  # characters of an attack
 LIMIT = 6 * LENGTH**2  # steps of one search, far below the cube of the length
@@ -88,7 +87,7 @@ def deep_recursion():
 
 def test_all_patterns_are_found():
     names = set(PATTERNS)
-    assert {"units._UNIT", "extract._BOX_OR_BRACE", "tokens._TOKEN"} <= names
+    assert {"units._WORD", "extract._BOX_OR_BRACE", "tokens._TOKEN"} <= names
     assert any(name.startswith("spelling._COMPILED_RULES[") for name in names) and any(name.startswith("values:") for name in names)
 
 
@@ -101,7 +100,9 @@ def test_a_search_takes_few_steps(name):
 
 def test_the_known_faults_are_found():
     """Patterns that the checker had. Each took seconds or years on an answer of 500 characters."""
-    unit = units._UNIT.pattern
+    word = '(?:"[^"]*+"|[\u4e00-\u9fff]++|(?<![A-Za-z])[A-Za-z]{2,})'
+    unit = rf"(?<=\d)\s*+\(?\s*+{word}(?:\s*+(?:/\s*+)?{word}){{0,4}}\s*+\)?$"
+    assert excess(re.compile(unit), {"search"}) is None
     one_run_as_several_words, spaces_in_several_parts = unit.replace("++", "+"), unit.replace("*+", "*")
     assert len({unit, one_run_as_several_words, spaces_in_several_parts}) == 3
     assert excess(re.compile(one_run_as_several_words), {"search"}) and excess(re.compile(spaces_in_several_parts), {"search"})
