@@ -31,6 +31,7 @@ from common.verify.tokens import (
 from common.verify.trees import INFINITY, Node
 
 MAX_DEPTH = 40  # of one expression
+_END_OF_PRODUCT = frozenset({"", "+", "-", ")", "}", "]", ",", "rfloor", "rceil"})  # no product goes on there; "" is the end of the text
 
 
 # ---- grammar --------------------------------------------------------------------------------------------------------
@@ -52,8 +53,8 @@ class Parser(Grammar):
         if self.peek() == ("command", "choose"):
             self.take()
             node = ("call", "binom", node, self.sum())
-        if self.position < len(self.tokens):
-            raise Unsupported(self.tokens[self.position][1])
+        if self.peek()[0] != "end":
+            raise Unsupported(self.peek()[1])
         return node
 
     # -- sums, products and powers
@@ -64,7 +65,7 @@ class Parser(Grammar):
         if self.depth > MAX_DEPTH:
             raise Unsupported("too deep")
         terms = [self.product()]
-        while self.peek() in (("sign", "+"), ("sign", "-")):
+        while self.peek()[1] in ("+", "-"):
             negative = self.take()[1] == "-"
             terms.append(("neg", self.product()) if negative else self.product())
         self.depth -= 1
@@ -73,14 +74,15 @@ class Parser(Grammar):
     def product(self) -> Node:
         """Factors with a sign of multiplication or division, or nothing, between them. Minus signs are collected in front."""
         minus_signs = 0
-        while self.peek() in (("sign", "+"), ("sign", "-")):
+        while self.peek()[1] in ("+", "-"):
             minus_signs += self.take()[1] == "-"
         node = last = self.power()
         factors = [last]
         while True:
             kind, text = self.peek()
-            ahead = self.tokens[self.position + 1:self.position + 2]
-            if text == "cdots" or (ahead == [("command", "cdots")] and text in MULTIPLICATION_SIGNS):
+            if text in _END_OF_PRODUCT:
+                break
+            if text == "cdots" or (text in MULTIPLICATION_SIGNS and self.tokens[self.position + 1] == ("command", "cdots")):
                 self.position += text != "cdots"
                 node = product_with_dots(self, factors)
             elif text in MULTIPLICATION_SIGNS and kind != "letter":
@@ -127,10 +129,10 @@ class Parser(Grammar):
             raise Unsupported("too deep")
         node = self.primary()
         while True:
-            _, text = self.peek()
-            if text == "!" and self.peek()[0] == "sign":
+            text = self.peek()[1]
+            if text == "!":
                 signs = 0
-                while self.peek() == ("sign", "!"):
+                while self.peek()[1] == "!":
                     signs += bool(self.take())
                 node = ("call", "!" * signs, node)  # n!! is no factorial of a factorial
             elif text == "^":
@@ -266,7 +268,7 @@ class Parser(Grammar):
             return ("call", name, *found)
         if name in OPERATORS_WITH_LIMITS:
             return operator_with_limits(self, name)
-        if name in ("overline", "bar") and any(text in "+-" for _, text in self.tokens[self.position + 1:self.position + 6]):
+        if name in ("overline", "bar") and any(text in ("+", "-") for _, text in self.tokens[self.position + 1:self.position + 6]):
             return ("call", "conjugate", self.group("{"))
         if name in MARKS_AND_FONTS:
             return ("sym", f"{name} {self.plain_text()}")

@@ -158,23 +158,22 @@ def product_with_dots(parser: Grammar, factors: list[Node]) -> Node:
 def number(parser: Grammar, mixed: bool = True) -> Node:
     """A number: whole, decimal, repeating decimal, or with `mixed` also a mixed number such as 2\\frac12."""
     text = parser.take()[1]
-    if "." in text and parser.peek() in (("command", "overline"), ("command", "bar"), ("command", "dot")):  # 0.1\overline{6}
+    behind = parser.peek()[1]
+    if behind in ("overline", "bar", "dot") and "." in text:  # 0.1\overline{6}
         parser.take()
         digits = parser.plain_text().replace(" ", "")
         if not digits.isdigit():
             raise Unsupported("repeating decimal")
         return ("num", Fraction(text) + Fraction(int(digits), (10**len(digits) - 1) * 10**len(text.partition(".")[2])))
-    if parser.peek() == ("sign", "_"):
+    if behind == "_":
         parser.take()
         return ("sym", f"{text}_{parser.plain_text()}")
     whole: Node = ("num", Fraction(int(text) if text.isdecimal() else text))  # Fraction takes long to read a text
-    return ("add", [whole, parser.primary()]) if mixed and "." not in text and _proper_fraction_follows(parser) else whole
+    return ("add", [whole, parser.primary()]) if behind == "frac" and mixed and "." not in text and _proper_fraction_follows(parser) else whole
 
 
 def _proper_fraction_follows(parser: Grammar) -> bool:
-    """Whether a \\frac of two numbers comes next, and its numerator is the smaller one."""
-    if parser.peek()[1] != "frac":
-        return False
+    """Whether the \\frac that comes next has two numbers, and its numerator is the smaller one."""
     _, *ahead = (text for _, text in parser.tokens[parser.position:parser.position + 7])  # \frac{1}{2} has seven tokens
     top, below = ahead[0] if ahead and len(ahead[0]) == 2 else ("x", "x")  # \frac12
     if ahead[::3] == ["{", "{"] and ahead[2::3] == ["}", "}"]:

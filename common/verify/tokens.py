@@ -69,12 +69,12 @@ class Tokens:
     """The tokens of a text and the place of the current one."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = tokenize(text)
+        self.tokens = [*tokenize(text), ("end", "")]
         self.position = 0  # index of the current token
 
     def peek(self) -> tuple[str, str]:
         """The current token, as (kind, text); ("end", "") behind the last one."""
-        return self.tokens[self.position] if self.position < len(self.tokens) else ("end", "")
+        return self.tokens[self.position]
 
     def take(self, text: str | None = None) -> tuple[str, str]:
         """The current token; the next one becomes current. Raises Unsupported if it is missing or does not have this text."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,8 @@ _SPACES_AND_BRACES = re.compile(r"\s+|\"|(?<=[_^])\{(?=\w\}(?!\d))|(?<=[_^]\{\w)
 _NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
                    "eleven": "11", "thirteen": "13",
                    "twelve": "12", "sixteen": "16"}
+_ONLY_LETTERS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]")
+_A_WORD = re.compile(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$")
 # not an expression: a sentence, a name, a hexadecimal number
 _WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
 
@@ -28,6 +31,8 @@ _WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:
 @lru_cache(maxsize=8192)  # the items of an answer are often those of the reference
 def read_value(text: str) -> Form:
     """A number or an expression with its unit, or a text."""
+    if text.isdecimal():
+        return ("value", ("num", Fraction(int(text))), text, "")
     text, unit = split_unit(text)
     if "," in text:
         text = WITH_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
@@ -58,11 +63,9 @@ def _mixed_number_as_sum(match: re.Match[str]) -> str:
 
 def _is_words(text: str) -> bool:
     """Whether the text consists of words and is no Greek letter."""
-    if not text[:1].isalpha():
+    if len(text) < 2 or not text[0].isalpha():
         return False
-    only_letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]", text)
-    has_a_word = re.search(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$", text)
-    return bool(only_letters and has_a_word) and text not in ("theta", "alpha", "beta")
+    return bool(_ONLY_LETTERS.fullmatch(text) and _A_WORD.search(text)) and text not in ("theta", "alpha", "beta")
 
 
 def split_at_commas(text: str) -> list[str]:

@@ -154,7 +154,7 @@ def read_vector(text: str, depth: int, read: Reader) -> Form | None:
             return components(parse(text)) if "\\vec{" in text else read(text, depth + 1)
         except Unsupported:
             return None
-    if not text.endswith(")") and "\\end" not in text:
+    if (not text.endswith(")") or "," not in text) and "\\end" not in text:
         return None
     terms = signed_terms(text)
     forms = []
