@@ -38,6 +38,7 @@ _END_OF_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:beca
 
 # a mark at the start of a line or within it: ####, or a heading that says "answer"
 _MARK = re.compile(r"#{4,}|(?:^|(?<=\n))[ \t]*(?:#{1,3}|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b", re.IGNORECASE)
+_HASHES = re.compile(r"#{4,}")
 _ANSWER_HEADING = re.compile(r"[ \t*_]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b[ \t]*(?:is\b)?[ \t]*:?[ \t*_]*:?[ \t]*", re.IGNORECASE)
 _OTHER_HEADING = re.compile(r"[ \t*_]*(?:\d+[.)][ \t]+)?(?:step|part|case|solution|explanation|conclusion|summary|verif|check|note"
                             r"|problem|question|"
@@ -120,16 +121,22 @@ def _outside_thoughts(completion: str) -> str:
 def _boxes(text: str) -> list[tuple[int, int]]:
     """The places of the contents of the last balanced boxes that are in no other box."""
     spans: list[tuple[int, int]] = []
-    opened = []
-    for match in _BOX_OR_BRACE.finditer(text):
-        if match[0][-1] == "{" and match[0] != "\\{":
-            opened.append(match)
-        elif match[0] == "}" and opened:
-            opening = opened.pop()
-            if opening[0] != "{":
-                while spans and spans[-1][0] > opening.start():
+    opened: list[tuple[str, re.Match[str]]] = []
+    first = min((place for place in (text.find("\\boxed"), text.find("\\fbox")) if place >= 0), default=len(text))
+    while first and text[first - 1] == "\\":
+        first -= 1  # of \\boxed, the first backslash may be escaped, so the search begins in front of the run
+    for match in _BOX_OR_BRACE.finditer(text, first):
+        sign = match[0]
+        if sign == "}":
+            if not opened:
+                continue
+            opening, place = opened.pop()
+            if opening != "{":
+                while spans and spans[-1][0] > place.start():
                     spans.pop()  # it is inside this one
-                spans.append((opening.end(), match.start()))
+                spans.append((place.end(), match.start()))
+        elif sign[-1] == "{" and sign != "\\{":
+            opened.append((sign, match))
     return spans[-MAX_BOXES:]
 
 
@@ -156,7 +163,8 @@ def _marked(text: str) -> str | None:
         return _stated(stated) if stated is not None else content
     if "####" not in text and "nswer" not in text and "NSWER" not in text:
         return None
-    marks = list(_MARK.finditer(text))[-MAX_MARKS:]
+    pattern = _MARK if "answer" in text.lower() else _HASHES  # no heading without the word
+    marks = list(pattern.finditer(text))[-MAX_MARKS:]
     for mark in reversed(marks):
         start = mark.end() if mark[0][0] == "#" and mark[0].strip("#") == "" else mark.start()
         rest = text[start:start + 4 * MAX_ANSWER_LENGTH].lstrip("# \t" if start != mark.end() else " \t")
