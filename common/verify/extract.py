@@ -122,10 +122,11 @@ def _boxes(text: str) -> list[tuple[int, int]]:
     """The places of the contents of the last balanced boxes that are in no other box."""
     spans: list[tuple[int, int]] = []
     opened: list[tuple[str, re.Match[str]]] = []
-    first = min((place for place in (text.find("\\boxed"), text.find("\\fbox")) if place >= 0), default=len(text))
-    while first and text[first - 1] == "\\":
+    first, other = text.find("\\boxed"), text.find("\\fbox")
+    first = other if first < 0 or 0 <= other < first else first
+    while first > 0 and text[first - 1] == "\\":
         first -= 1  # of \\boxed, the first backslash may be escaped, so the search begins in front of the run
-    for match in _BOX_OR_BRACE.finditer(text, first):
+    for match in _BOX_OR_BRACE.finditer(text, max(0, first)):
         sign = match[0]
         if sign == "}":
             if not opened:

@@ -26,7 +26,7 @@ from common.verify.names import is_name, is_name_of_matrix, is_symbol
 from common.verify.phrases import without_qualifier
 from common.verify.real_sets import HIGHEST, LOWEST, real_set, without
 from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_choice, is_variable, join_relations, labelled_values
-from common.verify.spelling import PUNCTUATION_AT_END, bracket_depths, closing_bracket, split_outside_brackets
+from common.verify.spelling import bracket_depths, closing_bracket, split_outside_brackets, without_punctuation_at_end
 from common.verify.tokens import Unsupported
 from common.verify.trees import variables
 from common.verify.units import two_quantities
@@ -54,7 +54,7 @@ def read_form(text: str, depth: int = 0) -> Form:
     """
     if depth > MAX_DEPTH:
         raise Unsupported("too deep")
-    text = PUNCTUATION_AT_END.sub("", text).strip()
+    text = without_punctuation_at_end(text)
     if text == "\\mathbb{R}":
         return ("bracketed", "()", (LOWEST[1], HIGHEST[1]))
     if quantities := two_quantities(text):

@@ -17,7 +17,7 @@ from common.verify.phrases import (
 )
 from common.verify.real_sets import number, real_set
 from common.verify.relations import Form, as_interval
-from common.verify.spelling import normalize
+from common.verify.spelling import SYMBOLS, normalize
 from common.verify.tokens import Unsupported
 from common.verify.values import WITH_THOUSANDS, read_value
 from common.verify.words import PIECE, pieces, word_set
@@ -38,13 +38,13 @@ def read_forms(answer: str) -> tuple[Form, ...]:
         return ()
     if len(text) > 1 and text[0] != "(" and text[1] != ")" and PLAIN.fullmatch(text):  # most answers: no other form is possible
         return (read_value(text),)
-    if letter := choice_letter(text):
-        return (read_value(letter), *_readings_of_text(text_of_choice(text)))
     plain = text
-    text = _without_near_approximation(_without_sign_in_front(without_words_around(_without_sign_in_front(text))))
-    text = phrase(text) or text
-    if letter := choice_letter(text):
-        return (read_value(letter), *_readings_of_text(text_of_choice(text)))
+    begins_with_letter = "A" <= text.lstrip("( ")[:1] <= "Z"  # of a choice, or P(1, 2)
+    if begins_with_letter or text[0] == "=" or not SYMBOLS.fullmatch(text):  # there may be words around the answer
+        text = _without_near_approximation(_without_sign_in_front(without_words_around(_without_sign_in_front(text))))
+        text = phrase(text) or text
+        if letter := choice_letter(text):
+            return (read_value(letter), *_readings_of_text(text_of_choice(text)))
     if text.startswith("]") or text.endswith("["):  # [1, 2[
         text = _REVERSED_INTERVAL.sub(_usual_interval, text)
     form = read_form(text)

@@ -67,7 +67,6 @@ def _money(match: re.Match[str]) -> str:
 _END_OF_ROW = re.compile(r"\\\\\s*(?!\s*=)")
 _POWERS_OF_TEN = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
 _SIGNS = {"<=": "\\le ", ">=": "\\ge ", "!=": "\\neq ", "<>": "\\neq ", "{:}": ":", "$": " ", "~": " "}
-_WORDS = {"infinity": "\\infty ", "oo": "\\infty ", "per cent": "percent"}
 # 1\,000 and 1{,}000
 _THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+|(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))")
 # The rules apply in this order. A rule is (needed, pattern, replacement). It applies to texts that contain `needed`: "" is in every
@@ -89,11 +88,13 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     (".", r"(?<![\w)])(\d*\.\d*)\((\d{1,9})\)", r"\1\\overline{\2}"),
     ("\\dot", r"(\.\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\1\\overline{\2\3\4}"),
     ("{}", r"(?<![A-Za-z])\{\}(?=[\d^])|(?<=\d)\{\}", ""),
-    ("x", r"(?<=\d)(?:[\s\"]* x [\s\"]*|\s*\"x\"\s*)(?=10\s*\^)", r"\\times "),
+    ("10", r"(?<=\d)(?:[\s\"]* x [\s\"]*|\s*\"x\"\s*)(?=10\s*\^)", r"\\times "),
     ("{", r"\{\s*,\s*\}", ", "),
     # signs and words
     ("", r"\\not\s*=|[<>]=|!=|<>|\{:\}|\\?\$|~", lambda m: _SIGNS.get(m[0].lstrip("\\")) or "\\neq "),
-    ("", r"\binfinity\b|(?<![A-Za-z])oo\b|\bper cent\b", lambda m: _WORDS[m[0]]),
+    ("infinity", r"\binfinity\b", r"\\infty "),
+    ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
+    ("per cent", r"\bper cent\b", "percent"),
     ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
     ("\\begin", r"(?:\\\{\s*)?\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", _join_rows),
     ("", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *("))?', _power_of_ten),
@@ -102,11 +103,23 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("", r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'),  # a time of day
 ]
 _COMPILED_RULES = [(needed, re.compile(pattern), replacement) for needed, pattern, replacement in _RULES]
-PUNCTUATION_AT_END = re.compile(r"(?:(?<!\.)\.)?[\s,;:]*$")
+# a text that no rule changes: numbers, single letters, signs, and macros that are their own spelling
+SYMBOLS = re.compile(r"(?:\d+(?:\.\d+(?!\())?|[A-Za-z](?! *[A-Za-z]| +\d)|[-+/^()\[\]}=, ]|\*(?!\*)|\{(?![},\s])|"
+                     r"\\(?:frac|sqrt(?!\[)|pi|cdot|times|infty|cup|sin|cos|tan|ln|log)(?![A-Za-z]))++")
 
 
 def normalize(text: str) -> str:
     """The text in one spelling. `\\text{...}` becomes "..." in double quotes, so quotes of the text itself become spaces."""
+    text = without_punctuation_at_end(" ".join(text.split())) if SYMBOLS.fullmatch(text) else _respelled(text)
+    # braces around everything group; braces around several items are a set
+    while text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and len(split_outside_brackets(text[1:-1], ",;")) == 1 \
+            and not re.match(r"\{\s*[A-Za-z]\s*(?:\||:|\\mid|\\vert)", text):
+        text = text[1:-1].strip()
+    return text
+
+
+def _respelled(text: str) -> str:
+    """The text by all rules."""
     text = text.replace('"', " ").replace("`", " ")
     if not text.isascii():
         text = text.translate(_UNICODE_TABLE)
@@ -116,16 +129,18 @@ def normalize(text: str) -> str:
         if applies:
             text = pattern.sub(replacement, text)
     text = " ".join(text.split()).replace('" "', " ").removeprefix("**").removesuffix("**")
-    text = PUNCTUATION_AT_END.sub("", text).strip()
+    text = without_punctuation_at_end(text)
     if len(text) > 2 and text[0] == text[-1] == "'":
         text = text[1:-1].strip()
     if text[:1] == text[-1:] == '"' and '"' not in text[1:-1]:
         text = text[1:-1].strip()
-    # braces around everything group; braces around several items are a set
-    while text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and len(split_outside_brackets(text[1:-1], ",;")) == 1 \
-            and not re.match(r"\{\s*[A-Za-z]\s*(?:\||:|\\mid|\\vert)", text):
-        text = text[1:-1].strip()
     return text
+
+
+def without_punctuation_at_end(text: str) -> str:
+    """The text without a stop and commas behind it. Two dots or more stand for something."""
+    text = text.rstrip(" \n,;:")
+    return (text[:-1] if text.endswith(".") and not text.endswith("..") else text).strip()
 
 
 # ---- brackets -------------------------------------------------------------------------------------------------------
