@@ -169,7 +169,8 @@ def number(parser: Grammar, mixed: bool = True) -> Node:
         parser.take()
         return ("sym", f"{text}_{parser.plain_text()}")
     whole: Node = ("num", Fraction(int(text) if text.isdecimal() else text))  # Fraction takes long to read a text
-    return ("add", [whole, parser.primary()]) if behind == "frac" and mixed and "." not in text and _proper_fraction_follows(parser) else whole
+    is_mixed = behind == "frac" and mixed and "." not in text and _proper_fraction_follows(parser)
+    return ("add", [whole, parser.primary()]) if is_mixed else whole
 
 
 def _proper_fraction_follows(parser: Grammar) -> bool:
