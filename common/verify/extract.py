@@ -5,6 +5,8 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
+from common.verify.words import word_set
+
 MAX_ANSWER_LENGTH = 500  # characters; a longer text is no final answer, and the limit bounds the work of a comparison
 MAX_BOXES = 12  # that are read together
 MAX_MARKS = 20  # headings that are looked at, from the last one on
@@ -30,8 +32,7 @@ _MARKS_OF_ANSWERS = ("nswer", "NSWER", "####", "correct ", "\u7b54\u6848")  # a 
 # the end of the text before "answer": a word that denies or doubts what follows, or a letter of a longer word
 _DENIAL_BEFORE = re.compile(r"(?:[A-Za-z0-9_]|\b(?:wrong|incorrect|false|if (?:the|our|my)|"
                             r"(?:not|cannot|whether|suppose|assume|nobody|doubt)\b[^.\n]{0,30}) |n't\b[^.\n]{0,30} )$", re.IGNORECASE)
-# the start of a stated answer: words without content
-_FILLER_WORDS = re.compile(r"\s*(?:(?:therefore|thus|simply|just|then|hence|clearly|exactly),?\s+)?", re.IGNORECASE)
+_FILLER_WORDS = word_set("therefore thus simply just then hence clearly exactly")  # in front of an answer
 _END_OF_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:because|since)\b|"
                               r",\s+(?:which|so|as|thus|hence|therefore|giving|making|not|obtained|and (?:we|this|it|that|the|so|thus))\b",
                               re.IGNORECASE)
@@ -40,11 +41,11 @@ _END_OF_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:beca
 _MARK = re.compile(r"#{4,}|(?:^|(?<=\n))[ \t]*(?:#{1,3}|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b", re.IGNORECASE)
 _HASHES = re.compile(r"#{4,}")
 _ANSWER_HEADING = re.compile(r"[ \t*_]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b[ \t]*(?:is\b)?[ \t]*:?[ \t*_]*:?[ \t]*", re.IGNORECASE)
-_OTHER_HEADING = re.compile(r"[ \t*_]*(?:\d+[.)][ \t]+)?(?:step|part|case|solution|explanation|conclusion|summary|verif|check|note"
-                            r"|problem|question|"
-                            r"approach|method|analysis|introduction|example|proof|calculat|given|find|comput|understand|set|solv|"
-                            r"substitut|simplif|apply|determin|identif|us(?:e|ing)\b|let\b|why\b|how\b|combin"
-                            r"|final[ \t]+(?!answer))", re.IGNORECASE)
+# the words that other headings begin with, and the beginnings of such words
+_OTHER_HEADINGS = word_set("use using let why how")
+_OTHER_HEADINGS_BEGIN = tuple(word_set("""step part case solution explanation conclusion summary verif check note problem question approach
+    method analysis introduction example proof calculat given find comput understand set solv substitut simplif apply determin identif
+    combin"""))
 
 
 def find_answer(completion: str) -> tuple[str | None, str | None]:
@@ -175,22 +176,35 @@ def _marked(text: str) -> str | None:
             if not is_title and start != mark.end():
                 continue  # a statement: see _text_after_answer_is
             rest = rest[heading.end():]
-        elif _OTHER_HEADING.match(rest):
+        elif _is_other_heading(rest):
             continue
         return _first_line(rest)
     return None
 
 
+def _is_other_heading(text: str) -> bool:
+    """Whether a heading is none of an answer: "Step 2", "1. Find the slope", "Final check"."""
+    words = text[:80].lower().lstrip(" \t*_").split()
+    words = words[1:] if words and words[0][:-1].isdecimal() and words[0][-1] in ".)" else words
+    first = words[0] if words else ""
+    is_final = first == "final" and not "".join(words[1:2]).startswith("answer")
+    return is_final or first in _OTHER_HEADINGS or first.startswith(_OTHER_HEADINGS_BEGIN)
+
+
 def _first_line(text: str) -> str:
     """The first line with content. A displayed formula may take more lines."""
     text = text.lstrip()
-    display = re.match(r"(?:\$\$|\\\[)(.+?)(?:\$\$|\\\])", text, re.DOTALL)
-    return display[1] if display else text.partition("\n")[0]
+    for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
+        if text.startswith(opening) and (end := text.find(closing, 3)) > 0:
+            return text[2:end]
+    return text.partition("\n")[0]
 
 
 def _stated(rest: str) -> str:
     """The answer at the start of a text behind "answer is"."""
-    rest = re.sub(r"^\s*```\w*\n", "", rest[_FILLER_WORDS.match(rest).end():])
+    word, _, behind = rest.lstrip().partition(" ")
+    rest = behind if word.rstrip(",").lower() in _FILLER_WORDS else rest.lstrip()
+    rest = rest.partition("\n")[2] or rest if rest.startswith("```") else rest
     if rest.startswith(("$$", "\\[")):
         return _first_line(rest)
     stated = _END_OF_SENTENCE.split(rest, maxsplit=1)[0].rstrip()

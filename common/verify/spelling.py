@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from common.verify.macros import spell_macros
+from common.verify.words import pieces
 
 _CURRENCIES = {"\u20ac": "euro", "\u00a3": "pound-sterling", "\u00a5": "yen", "\u20b9": "rupee", "\\$": "dollar", "USD": "dollar",
                "US": "dollar", "EUR": "euro", "GBP": "pound-sterling", "INR": "rupee", "Rs": "rupee"}
@@ -40,9 +41,11 @@ _UNICODE_TABLE = {ord(sign): plain for sign, plain in _UNICODE_SIGNS.items()}
 _UNICODE_TABLE |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # fullwidth letters, digits and signs
 _UNICODE_TABLE |= {0x2150 + i: f"\\frac{{{top}}}{{{below}}}" for i, (top, below) in enumerate(
     [(1, 7), (1, 9), (1, 10), (1, 3), (2, 3), (1, 5), (2, 5), (3, 5), (4, 5), (1, 6), (5, 6), (1, 8), (3, 8), (5, 8), (7, 8)])}
-_SUPERSCRIPTS = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f", "0123456789+-n",
-                         strict=True))
-_SUBSCRIPTS = {chr(0x2080 + digit): str(digit) for digit in range(10)}
+# each superscript is an exponent of its own; exponents beside each other are joined. \x01 to \x04 are their braces until then
+_UNICODE_TABLE |= {ord(sign): f"\x01{plain}\x02" for sign, plain in zip(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207f", "0123456789+-n", strict=True)}
+_UNICODE_TABLE |= {0x2080 + digit: f"\x03{digit}\x04" for digit in range(10)}
+_SCRIPTS = (("\x02\x01", ""), ("\x04\x03", ""), ("\x01", "^{"), ("\x03", "_{"), ("\x02", "}"), ("\x04", "}"))
 
 
 # ---- rewrite rules --------------------------------------------------------------------------------------------------
@@ -73,9 +76,7 @@ _THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d)
 # text, and None means every text that is not ASCII. Looking for `needed` first saves time, because a text seldom contains it.
 _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("<|", r"<\|(?:im_|end|eot|start)[a-z_]*\|>.*$", ""),  # an end-of-turn token
-    # unicode signs that depend on their neighbours
-    (None, f"[{''.join(_SUPERSCRIPTS)}]+", lambda m: "^{" + "".join(map(_SUPERSCRIPTS.get, m[0])) + "}"),
-    (None, f"[{''.join(_SUBSCRIPTS)}]+", lambda m: "_{" + "".join(map(_SUBSCRIPTS.get, m[0])) + "}"),
+    # roots of numbers, as unicode signs have them
     (None, "\u221a(?:\\s*(\\d+(?:\\.\\d+)?))?", lambda m: f"\\sqrt{{{m[1]}}}" if m[1] else "\\sqrt "),
     ("\\sqrt[", r"(\\sqrt\[\d\])\s*(\d+(?:\.\d+)?)", r"\1{\2}"),
     # or, and: in Chinese between two values
@@ -92,9 +93,7 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("{", r"\{\s*,\s*\}", ", "),
     # signs and words
     ("", r"\\not\s*=|[<>]=|!=|<>|\{:\}|\\?\$|~", lambda m: _SIGNS.get(m[0].lstrip("\\")) or "\\neq "),
-    ("infinity", r"\binfinity\b", r"\\infty "),
     ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
-    ("per cent", r"\bper cent\b", "percent"),
     ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
     ("\\begin", r"(?:\\\{\s*)?\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", _join_rows),
     ("", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *("))?', _power_of_ten),
@@ -113,7 +112,7 @@ def normalize(text: str) -> str:
     text = without_punctuation_at_end(" ".join(text.split())) if SYMBOLS.fullmatch(text) else _respelled(text)
     # braces around everything group; braces around several items are a set
     while text[:1] == "{" and closing_bracket(text, 0) == len(text) - 1 and len(split_outside_brackets(text[1:-1], ",;")) == 1 \
-            and not re.match(r"\{\s*[A-Za-z]\s*(?:\||:|\\mid|\\vert)", text):
+            and not is_builder(text):
         text = text[1:-1].strip()
     return text
 
@@ -123,7 +122,10 @@ def _respelled(text: str) -> str:
     text = text.replace('"', " ").replace("`", " ")
     if not text.isascii():
         text = text.translate(_UNICODE_TABLE)
+        for mark, plain in _SCRIPTS:
+            text = text.replace(mark, plain)
     text = spell_macros(_THOUSANDS.sub(lambda match: "".join(filter(str.isdecimal, match[0])), text))
+    text = text.replace("infinity", "\\infty ").replace("per cent", "percent")
     for needed, pattern, replacement in _COMPILED_RULES:
         applies = needed in text if needed is not None else not text.isascii()
         if applies:
@@ -168,6 +170,12 @@ def bracket_depths(text: str) -> list[int]:
         if c in "([{" or text.startswith("\\begin", i):
             depth += 1
     return depths
+
+
+def is_builder(text: str) -> bool:
+    """Whether the text begins as a set that is given by a condition does: {x | x > 5."""
+    ahead = pieces(text[:12])
+    return len(ahead) > 2 and ahead[0] == "{" and len(ahead[1]) == 1 and ahead[1].isalpha() and ahead[2] in ("|", ":", "\\mid", "\\vert")
 
 
 def split_outside_brackets(text: str, separators: str) -> list[str]:
