@@ -45,11 +45,22 @@ def reference_of(text: str, worked: bool) -> tuple[str | None, str]:
     return (None, why) if why else (answer, "")
 
 
-@lru_cache(maxsize=2**16)  # many rows have the same answer
 def _fault(answer: str) -> str:
     """Why a text cannot be a reference answer, or ""."""
     if len(answer) > MAX_ANSWER_LENGTH:
         return f"more than {MAX_ANSWER_LENGTH} characters"
+    # most answers of a large data set differ in their numbers only
+    return "" if _all_usable(_NUMBER.sub("7", answer)) else _fault_of_text(answer)
+
+
+@lru_cache(maxsize=2**16)
+def _all_usable(answer: str) -> bool:
+    """Whether the answer can be a reference, and with it every answer that differs in its small numbers only."""
+    return _POSITIVE.fullmatch(answer) is not None and not _fault_of_text(answer)
+
+
+@lru_cache(maxsize=2**16)  # many rows have the same answer
+def _fault_of_text(answer: str) -> str:
     plain = _STYLE.sub(r" \1 ", answer)
     if plain.strip(" \t\n$.,;:!*_<>[]\"'").casefold() in NO_ANSWER:
         return "a word that stands for no answer"
@@ -57,15 +68,7 @@ def _fault(answer: str) -> str:
     spoken = plain.rstrip().endswith((".", "!", "?")) and not plain.strip(" $")[:1].isdigit()  # "30 square feet per minute." is no sentence
     if len(words) > (3 if spoken else MOST_WORDS) or len(_CHINESE.findall(plain)) > MOST_CHINESE:
         return "a sentence"
-    # a comparison takes 100 times as long as all of the above, and most answers of a large data set differ in their numbers only
-    if not (_POSITIVE.fullmatch(answer) and _comparable(_NUMBER.sub("7", answer))) and not answers_equal(answer, answer):
-        return "nothing that the checker can compare"
-    return ""
-
-
-@lru_cache(maxsize=2**16)
-def _comparable(answer: str) -> bool:
-    return answers_equal(answer, answer)
+    return "" if answers_equal(answer, answer) else "nothing that the checker can compare"
 
 
 def kind_of(cell: Any) -> str:

@@ -3,17 +3,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 Table = Sequence[dict[str, Any]]  # the rows of a split; each has the same columns
+Contents = tuple[str | None, str | None, str, tuple[dict[str, Any], ...]]  # question, answer, fault and earlier of a Row
 
 LARGE = 20_000  # A data set with more rows is large. Up to here all prompts are made at the start, which takes some seconds
+AT_ONCE = 4096  # rows of a large data set whose facts are found together
 # What is kept of a row of a large data set. part, place: where it is. high, low: the first 16 bytes of the hash of its question.
 # size: bytes of its question. ascii: whether all of them are. chat: whether messages come before the question. content: a hash of
 # its reference, or of all its columns. fault: why it cannot be used, a number of LargeRows.faults; 0: it can.
@@ -41,15 +43,23 @@ class Row:
 
 def asked(row: Row) -> str:
     """The whole question as one text: of a chat, with its earlier messages. Two rows with the same text ask the same."""
-    return json.dumps([row.earlier, row.question], default=str) if row.earlier else row.question or ""
+    return _asked(row.question, row.earlier)
+
+
+def _asked(question: str | None, earlier: tuple[dict[str, Any], ...]) -> str:
+    return json.dumps([earlier, question], default=str) if earlier else question or ""
 
 
 def why_unusable(row: Row) -> str:
     """Why the row makes no problem, or ""."""
-    if row.question is None:
+    return _why_unusable(row.question, row.answer, row.fault)
+
+
+def _why_unusable(question: str | None, answer: str | None, fault: str) -> str:
+    if question is None:
         return "without a usable question"
-    if row.answer is None:
-        return f"without a usable answer ({row.fault})" if row.fault else "without a usable answer"
+    if answer is None:
+        return f"without a usable answer ({fault})" if fault else "without a usable answer"
     return ""
 
 
@@ -87,7 +97,11 @@ class Part:
 
     label: str  # what the ids of its rows begin with: "gsm8k/train"
     table: Table
-    make: Callable[[int, dict[str, Any]], Row]  # a row from its place in the table and its columns
+    contents: Callable[[dict[str, Any]], Contents]  # of a row's columns
+
+    def row(self, place: int, raw: dict[str, Any]) -> Row:
+        """The row at this place in the table, which has these columns."""
+        return Row(f"{self.label}/{place}", *self.contents(raw), self.table, place)
 
 
 class LargeRows(Sequence[Row]):
@@ -100,28 +114,27 @@ class LargeRows(Sequence[Row]):
     @classmethod
     def read(cls, part: Part, whole: bool) -> LargeRows:
         """All rows of a split. whole: a fingerprint of a row covers all its columns, and not the reference alone."""
-        digests, contents, sizes, kinds, faults = bytearray(), bytearray(), array("q"), array("i"), array("i")
-        numbers = {"": 0}
-        for place, raw in enumerate(part.table):
-            row = part.make(place, raw)
-            text = asked(row).encode()
-            content = whole_content(raw) if whole else row.answer or ""
-            digests += hashlib.sha256(text).digest()[:16]
-            contents += hashlib.sha256(content.encode()).digest()[:8]
-            sizes.append(len(text))
-            kinds.append(text.isascii() + 2 * bool(row.earlier))
-            faults.append(numbers.setdefault(why_unusable(row), len(numbers)))
-        facts = np.zeros(len(sizes), FACTS)
-        facts["high"], facts["low"] = np.frombuffer(digests, ">u8").reshape(-1, 2).T
-        facts["content"], facts["size"] = np.frombuffer(contents, ">u8"), np.frombuffer(sizes, "i8")
-        kind = np.frombuffer(kinds, "i4")
-        facts["ascii"], facts["chat"] = kind % 2 == 1, kind >= 2
-        facts["fault"], facts["place"] = np.frombuffer(faults, "i4"), np.arange(len(sizes))
+        facts = np.zeros(len(part.table), FACTS)
+        facts["place"] = np.arange(len(facts))
+        numbers, start, table = {"": 0}, 0, iter(part.table)
+        while raws := list(islice(table, AT_ONCE)):
+            rows = [part.contents(raw) for raw in raws]
+            texts = [_asked(question, earlier).encode() for question, _, _, earlier in rows]
+            contents = map(whole_content, raws) if whole else [answer or "" for _, answer, _, _ in rows]
+            here = facts[start:start + len(rows)]
+            here["high"], here["low"] = _hashes(texts)[:, :2].T
+            here["content"] = _hashes([content.encode() for content in contents])[:, 0]
+            here["size"], here["ascii"] = list(map(len, texts)), list(map(bytes.isascii, texts))
+            here["chat"] = [bool(earlier) for _, _, _, earlier in rows]
+            here["fault"] = [numbers.setdefault(_why_unusable(question, answer, fault), len(numbers))
+                             for question, answer, fault, _ in rows]
+            start += len(rows)
         return cls([part], facts, list(numbers))
 
     def take(self, which: np.ndarray) -> LargeRows:
         """Some of the rows. which: their numbers, or (n,) bool."""
-        return LargeRows(self.parts, self.facts[which], self.faults)
+        facts = self.facts[which] if which.dtype == bool else np.take(self.facts, which)  # an eighth of the time of facts[which]
+        return LargeRows(self.parts, facts, self.faults)
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -130,7 +143,7 @@ class LargeRows(Sequence[Row]):
         if isinstance(i, slice):
             return self.take(np.arange(len(self))[i])
         part, place = self.parts[self.facts["part"][i]], int(self.facts["place"][i])
-        return part.make(place, part.table[place])
+        return part.row(place, part.table[place])
 
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(len(self)))
@@ -179,6 +192,12 @@ def together(splits: list[Sequence[Row]]) -> Sequence[Row]:
     return LargeRows(parts, np.concatenate(facts), faults)
 
 
+def _hashes(texts: list[bytes]) -> np.ndarray:
+    """(n, 4) uint64: the SHA-256 of each text."""
+    sha256 = hashlib.sha256
+    return np.frombuffer(b"".join([sha256(text).digest() for text in texts]), ">u8").reshape(-1, 4)
+
+
 def whole_content(raw: dict[str, Any]) -> str:
     """All columns of a row as one text."""
     return json.dumps(sorted(raw.items()), default=lambda value: type(value).__name__)
@@ -187,15 +206,17 @@ def whole_content(raw: dict[str, Any]) -> str:
 def keys_of(rows: Sequence[Row], text: Callable[[Row], str] = asked) -> np.ndarray:
     """(n,) of FACTS, of which high and low are set: the hashes of what rows ask, or of another text of them."""
     facts = np.zeros(len(rows), FACTS)
-    for i, row in enumerate(rows):
-        digest = hashlib.sha256(text(row).encode()).digest()
-        facts["high"][i], facts["low"][i] = int.from_bytes(digest[:8]), int.from_bytes(digest[8:16])
+    facts["high"], facts["low"] = _hashes([text(row).encode() for row in rows])[:, :2].T
     return facts
 
 
 def in_order_of_keys(facts: np.ndarray) -> np.ndarray:
     """(n,) int64: the numbers of the rows in the order of the hashes of their questions. Equal ones keep their order."""
-    return np.lexsort((facts["low"], facts["high"]))
+    order = np.argsort(facts["high"], kind="stable")  # takes a third of the time of both, or none if they are in order
+    high, low = facts["high"][order], facts["low"][order]
+    if ((high[1:] == high[:-1]) & (low[1:] != low[:-1])).any():
+        order = np.lexsort((facts["low"], facts["high"]))
+    return order
 
 
 def same_as_before(facts: np.ndarray) -> np.ndarray:

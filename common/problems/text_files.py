@@ -25,6 +25,7 @@ LARGEST_DOCUMENT = 2**31  # bytes of a .json file that is one list or object, wh
 SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation",
           "dev": "validation"}
 LISTS = ("data", "rows", "examples", "instances", "problems", "questions")
+DECODER = json.JSONDecoder()
 DEEPEST = 100  # lists and objects in each other
 MOST_ROWS = 10_000_000
 # A packed file may unpack to 64 MiB, and beyond that to 100 times its size. Questions and answers pack to a tenth, and files that
@@ -97,7 +98,7 @@ def read_json(path: Path) -> Rows | dict[str, Rows]:
     rows: Rows = []
     document = _plain_name(path).endswith(".json")
     for number, line in enumerate(_lines(path, LARGEST_DOCUMENT if document else LARGEST_LINE), start=1):
-        if not line.strip():
+        if line.isspace():
             continue
         if document and not rows and line.lstrip()[0] == "[":
             return _read_document(path)
@@ -174,20 +175,30 @@ def _are_rows(value: Any) -> bool:
 def _parse(text: str) -> Any:
     """Raises ValueError for text that is not JSON, nests too deeply, names a key twice or has half a character."""
     try:
-        value = json.loads(text)
-        # with as many colons as keys none is there twice; looking for repeats doubles the time
-        if not isinstance(value, dict) or text.count(":") != len(value):
+        value = _loaded(text)
+        # with as many colons as keys none is there twice, and no object is in another one; looking for repeats doubles the time
+        plain = isinstance(value, dict) and text.count(":") == len(value)
+        if not plain:
             value = json.loads(text, object_pairs_hook=without_repeats)
         # two escapes are one character; one alone is none, and no tokenizer takes it
         if "\\u" in text and re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
-        if text.count("[") + text.count("{") > DEEPEST:
+        if ("[" in text or not plain) and text.count("[") + text.count("{") > DEEPEST:
             _check_depth(value)
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError("it has an escape \\ud... that is half a character") from None
     return value
+
+
+def _loaded(text: str) -> Any:
+    """What json.loads gives, in half the time: it looks for blanks before and behind with regular expressions."""
+    try:
+        value, end = DECODER.raw_decode(text)
+    except ValueError:  # blanks before, or an error, which json.loads names
+        return json.loads(text)
+    return value if text[end:] in ("\n", "\r\n", "") else json.loads(text)
 
 
 def _check_depth(value: Any) -> None:
