@@ -257,7 +257,7 @@ def _say_what_is_read(saved: Saved, typed: dict[str, Any]) -> None:
 def parse_command_line(config_class: type[C], file: str) -> C:
     """The config of the command line of the script `file`. Ends the process with one line if a flag is wrong.
 
-    If the process runs that script, Python looks for no garbage until `run_script`: the imports make none, and it takes a fifth of their time.
+    If the process runs that script, Python looks for no garbage until `run_script`: imports make none, and it takes a fifth of their time.
     """
     guard()
     if not sys.stderr.isatty():

@@ -1,4 +1,5 @@
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from transformers.utils import logging as hf_logging
 
 from common.config import CommonConfig, flag
 from common.errors import UserError
-from common.launch import parse_command_line, parse_config
+from common.launch import parse_command_line, parse_config, run_script
 from common.run.folder import run_prefix
 from common.run.lock import Lock
 from common.run.record import config_record
@@ -277,6 +278,18 @@ def test_a_path_that_the_system_refuses_is_one_line(number, tmp_path, monkeypatc
     monkeypatch.setattr(Path, "glob", refused)
     with pytest.raises(SystemExit, match=rf"^error: .*/r cannot be used \({os.strerror(number)}\); put it right, or name another path$"):
         parse_command_line(Config, "train_x.py")
+
+
+def test_the_search_for_garbage_waits_for_the_imports_of_the_script_that_a_process_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_x.py", "--output_dir", str(tmp_path / "r")])
+    frozen, seen = [], []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    for script in ("train_x.py", "train_y.py"):
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
+        config = parse_command_line(CommonConfig, "train_x.py")
+        seen.append(gc.isenabled())
+        run_script(lambda config: seen.append(gc.isenabled()), config)
+    assert seen == [False, True, True, True] and len(frozen) == 1
 
 
 def test_files_and_trackers_that_a_saved_config_names_are_shown(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Large data sets: prompts are made when a step wants them, and the problems are those that a small data set would give."""
 
+import gc
 import json
 import random
 import re
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from common.config import CommonConfig, SamplingConfig
+from common.errors import UserError
 from common.problems import data, rows, usable
 from common.problems.choose import ProblemSampler
 from common.problems.data import load_rows, load_split
@@ -128,6 +130,27 @@ def test_the_same_rows_are_held_out():
         large = LargeRows.read(Part("x/train", some[0].table, lambda raw: (raw["question"], raw["answer"], "", ())), False)
         train, held_out = hold_out(some, most)
         assert (list(hold_out(large, most)[0]), hold_out(large, most)[1]) == (train, held_out)
+
+
+def test_rows_are_in_the_order_of_both_halves_of_the_hash():
+    draw = random.Random(4)
+    for most in (3, 2**64):  # with 3 many first halves are the same
+        facts = np.zeros(500, rows.FACTS)
+        pairs = [(draw.randrange(most), draw.randrange(3)) for _ in facts]
+        facts["high"], facts["low"] = np.array(pairs, dtype="u8").T
+        assert rows.in_order_of_keys(facts).tolist() == sorted(range(500), key=pairs.__getitem__)
+        assert rows.repeats(facts).tolist() == [pair in pairs[:i] for i, pair in enumerate(pairs)]
+
+
+def test_the_search_for_garbage_is_as_before_the_rows_are_read(file):
+    for switch in (gc.disable, gc.enable):
+        switch()
+        before = gc.isenabled()
+        load_rows(config_of(file))
+        assert gc.isenabled() == before
+    with pytest.raises(UserError):
+        load_rows(config_of(file, prompt_column="none"))
+    assert gc.isenabled()
 
 
 def test_a_table_that_repeats_few_questions_is_a_small_data_set(file, tokenizer, monkeypatch, capsys, tmp_path):
