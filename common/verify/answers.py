@@ -12,9 +12,10 @@ from functools import lru_cache
 
 from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
-from common.verify.readings import read_forms
+from common.verify.readings import read_answer, read_forms
 from common.verify.real_sets import number, same_sets
 from common.verify.relations import FLIPPED, Form, as_congruence, is_choice, is_column, is_expression
+from common.verify.remarks import say_different
 from common.verify.statements import stated_forms
 from common.verify.tokens import Unsupported
 from common.verify.trees import Node, substituted, variables, with_constant_of
@@ -68,7 +69,9 @@ def answers_equal(a: str, b: str) -> bool:
         other = _plain_numeral_of_reference(b) if numeral is not None else None
         if other is not None:
             return numeral == other
-        forms_a, forms_b = read_forms(a), read_forms(b)
+        (forms_a, words_a), (forms_b, words_b) = read_answer(a), read_answer(b)
+        if words_a and words_b and say_different(words_a, words_b):
+            return False
         if forms_a and forms_b and forms_a[0][0] == forms_b[0][0] == "relation" and _names(forms_a[0]) != _names(forms_b[0]):
             # not as intervals: x > 5 is not y > 5, though both are (5, \infty)
             forms_a, forms_b = (tuple(form for form in forms if form[0] == "relation") for forms in (forms_a, forms_b))

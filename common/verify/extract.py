@@ -5,7 +5,7 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
-from common.verify.words import word_set
+from common.verify.words import denies, word_set
 
 MAX_ANSWER_LENGTH = 500  # characters; a longer text is no final answer, and the limit bounds the work of a comparison
 MAX_BOXES = 12  # that are read together
@@ -41,6 +41,7 @@ _END_OF_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:beca
 _MARK = re.compile(r"#{4,}|(?:^|(?<=\n))[ \t]*(?:#{1,3}|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b", re.IGNORECASE)
 _HASHES = re.compile(r"#{4,}")
 _ANSWER_HEADING = re.compile(r"[ \t*_]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b[ \t]*(?:is\b)?[ \t]*:?[ \t*_]*:?[ \t]*", re.IGNORECASE)
+_DOUBTS = word_set("probably might could guess think likely unsure uncertain assuming suppose would whether approximately")
 # the words that other headings begin with, and the beginnings of such words
 _OTHER_HEADINGS = word_set("use using let why how")
 _OTHER_HEADINGS_BEGIN = tuple(word_set("""step part case solution explanation conclusion summary verif check note problem question approach
@@ -54,8 +55,8 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
     If there is a closing </think>, only the text behind the last one counts; a <think> that never ends, and what follows, does not count.
     The answer is the content of the last balanced \\boxed{} or \\fbox{}; `\\boxed{1} or \\boxed{2}` offers 1 beside 2. Without a box it
     is the content of the last <answer> tag, or the line after the last #### or heading "Answer". Without that it is the rest of the
-    sentence after the last "answer is" or "answer:" that is not negated. An empty answer, or one of more than 500 characters, counts as
-    None.
+    sentence after the last "answer is" or "answer:" that is not negated. Without that it is the only bold part of the last line. An
+    empty answer, or one of more than 500 characters, counts as None.
     """
     text = _outside_thoughts(completion) if "think>" in completion else completion
     # a short cut for most texts: there is one box, and its content has no braces and no backslashes
@@ -69,13 +70,12 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
         answer = text[slice(*boxes[-1])] if boxes else _box_without_braces(text)
         if answer is not None:
             return _bounded(answer), offered
-    if not any([mark in text for mark in _MARKS_OF_ANSWERS]):  # noqa: C419 (twice as fast as a generator)
-        return None, None
-    answer = _marked(text)
-    if answer is None:
-        rest = _text_after_answer_is(text)
-        answer = _stated(rest) if rest is not None else None
-    return _bounded(answer), None
+    answer = None
+    if any([mark in text for mark in _MARKS_OF_ANSWERS]):  # noqa: C419 (twice as fast as a generator)
+        answer = _marked(text)
+        rest = _text_after_answer_is(text) if answer is None else None
+        answer = _stated(rest) if rest is not None else answer
+    return _bounded(_in_bold_at_the_end(text) if answer is None and "**" in text else answer), None
 
 
 def joined_boxes(completion: str, count: int, with_names: bool) -> str | None:
@@ -212,6 +212,26 @@ def _stated(rest: str) -> str:
         if stated.endswith(closing) and stated.count(opening) < stated.count(closing):
             stated = stated[:-1]
     return stated
+
+
+def _in_bold_at_the_end(text: str) -> str | None:
+    """The only bold part of the last line, or what stands behind a bold label: **10 lawns**; **Solution:** (4, 6); **Total:** **20**.
+
+    None if the line denies, doubts or asks.
+    """
+    line = text.rstrip()[-4 * MAX_ANSWER_LENGTH:].rpartition("\n")[2]
+    pieces = line.split("**")  # bold parts have odd places
+    words = line.lower()
+    if len(pieces) not in (3, 5) or "?" in line or denies(words) or not _DOUBTS.isdisjoint(re.findall(r"\w+", words)):
+        return None
+    label, behind = pieces[1].strip(), pieces[2].lstrip()
+    is_label = label.endswith(":") or behind.startswith(":")
+    if len(pieces) == 5:
+        return _stated(pieces[3]) if is_label and behind.strip(" :") == "" and not _is_other_heading(label) else None
+    if is_label:
+        is_answer = not _is_other_heading(label) or label.lower().startswith(("solution", "conclusion", "final"))
+        return _stated(behind.lstrip(": ")) if is_answer else None
+    return None if _is_other_heading(label) else _stated(label)
 
 
 def _text_after_answer_is(text: str) -> str | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Any
 
 from common.verify.extract import MAX_ANSWER_LENGTH
 from common.verify.forms import PLAIN, read_form
@@ -17,27 +18,46 @@ from common.verify.phrases import (
 )
 from common.verify.real_sets import number, real_set
 from common.verify.relations import Form, as_interval
+from common.verify.remarks import part_with_quotes, said_in_two_ways, without_remarks
 from common.verify.spelling import SYMBOLS, normalize
 from common.verify.tokens import Unsupported
+from common.verify.units import size_of_unit
 from common.verify.values import WITH_THOUSANDS, read_value
+from common.verify.wording import adjective, one_spelling
 from common.verify.words import PIECE, pieces, word_set
 
 _SIGNS_IN_FRONT = word_set(r"= \approx \sim \therefore \Rightarrow \implies \Longrightarrow \to")
+_BY = re.compile(r'"?\s*\bby\b\s*"?|\\times(?![a-z])')
+_HAS_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[^\x00-\x7f]|\\(?:overline|triangle|angle)|\\in|\\[gl]e|\\neq|[<>]")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 
 
-@lru_cache(maxsize=8192)
 def read_forms(answer: str) -> tuple[Form, ...]:
     """The forms that an answer may have, mostly one. There is none for an answer without content. Raises Unsupported."""
+    return read_answer(answer)[0]
+
+
+@lru_cache(maxsize=8192)
+def read_answer(answer: str) -> tuple[tuple[Form, ...], frozenset[str]]:
+    """The forms of an answer, and the words and conditions around it that another answer may contradict. Raises Unsupported."""
     if len(answer) > MAX_ANSWER_LENGTH:
-        return ()
+        return (), frozenset()
     text = normalize(formula_in_a_sentence(answer.rstrip("\\ ")))
     if len(text) > 2 * MAX_ANSWER_LENGTH:
-        return ()
+        return (), frozenset()
     if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
-        return ()
+        return (), frozenset()
     if len(text) > 1 and text[0] != "(" and text[1] != ")" and PLAIN.fullmatch(text):  # most answers: no other form is possible
-        return (read_value(text),)
+        return (read_value(text),), frozenset()
+    begins_with_letter = "A" <= text.lstrip("( ")[:1] <= "Z"
+    if begins_with_letter and (letter := choice_letter(text)):
+        return (read_value(letter), *_readings_of_text(text_of_choice(text))), frozenset()
+    text, words = without_remarks(text) if _HAS_WORDS.search(text) else (text, frozenset())
+    return _readings(one_spelling(text)), words
+
+
+def _readings(text: str) -> tuple[Form, ...]:
+    """The forms of a normalized text without what stands around it."""
     plain = text
     begins_with_letter = "A" <= text.lstrip("( ")[:1] <= "Z"  # of a choice, or P(1, 2)
     if begins_with_letter or text[0] == "=" or not SYMBOLS.fullmatch(text):  # there may be words around the answer
@@ -47,8 +67,15 @@ def read_forms(answer: str) -> tuple[Form, ...]:
             return (read_value(letter), *_readings_of_text(text_of_choice(text)))
     if text.startswith("]") or text.endswith("["):  # [1, 2[
         text = _REVERSED_INTERVAL.sub(_usual_interval, text)
+    if ":" in text and (halves := _halves(text)):
+        return halves
     form = read_form(text)
-    forms = [form]
+    may_have_halves = form[0] in ("list", "union", "or", "text", "relation") or (form[0] == "value" and form[1] is None)
+    if may_have_halves and (halves := _halves(text)):
+        return halves
+    forms = [form, *_dimensions(text)]
+    if form[0] == "text" and (word := adjective(form[1])):
+        forms.append(("text", word))
     if WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
         forms.append(("thousands", tuple(read_form(item) for item in text.split(","))))
     if plain.replace(" ", "")[:2] in ("C(", "P(", "A(") and plain[-1] == ")" and [plain.count(sign) for sign in "(,)"] == [1, 1, 1]:
@@ -66,6 +93,43 @@ def read_forms(answer: str) -> tuple[Form, ...]:
     forms += [interval] if interval else []
     reals = real_set(form)
     return (*forms, reals) if reals else tuple(forms)
+
+
+def _halves(text: str) -> tuple[Form, ...]:
+    """The forms of both halves of an answer that says one thing in two ways: 7/2 or 3.5, 20 m/s = 72 km/h, x < 5: (-\\infty, 5)."""
+    for separator, half, other in said_in_two_ways(text):
+        try:
+            forms = read_form(half), read_form(other)
+        except Unsupported:
+            continue
+        if forms[0][0] == "relation" and forms[0][3] and len(forms[0][2]) == 2 and forms[1][0] == "value":
+            forms = forms[0][2][1], forms[1]  # x = 7/2 or 3.5
+        said = [_said(form) for form in forms]
+        if said[0] is not None and said[0] == said[1] and (isinstance(said[0], list) or separator not in ":,"):
+            return tuple(reading for half in (half, other) for reading in _readings(half))
+    return ()
+
+
+def _said(form: Form) -> Any:
+    """What a number with its unit, or a set of real numbers, says: rounded numbers that can be compared. None for other forms."""
+    if form[0] == "value":
+        value, size = number(form), size_of_unit(form[3])
+        return None if value is None or size is None else (size[0], float(f"{value * size[1]:.11e}"))
+    reals = real_set(form)
+    return reals and [(low[0], low_in, high[0], high_in) for low, low_in, high, high_in in reals[1]]
+
+
+def _dimensions(text: str) -> list[Form]:
+    """20 ft by 35 ft, or 20 ft \\times 35 ft: lengths in order, and in any order if they have units."""
+    pieces = [piece for piece in _BY.split(text) if piece.strip(' "')]
+    if not 2 <= len(pieces) <= 3 or ("\\times" in text and '"' not in text):
+        return []
+    values = [read_value(part_with_quotes(piece)) for piece in pieces]
+    if any(value[0] != "value" or number(value) is None for value in values):
+        return []
+    units = [value[3] or values[-1][3] for value in values]
+    values = [(*value[:3], unit) for value, unit in zip(values, units, strict=True)]
+    return [("bracketed", "by", tuple(values)), *([("list", tuple(values))] if all(units) else [])]
 
 
 def _readings_of_text(text: str | None) -> tuple[Form, ...]:

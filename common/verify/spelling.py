@@ -36,6 +36,8 @@ _UNICODE_SIGNS = {
     "\u03c8": "\\psi ", "\u03c7": "\\chi ", "\u03a9": "\\Omega ", "\u03a3": "\\Sigma ", "\u03b6": "\\zeta ", "\u230a": "\\lfloor ",
     "\u230b": "\\rfloor ", "\u2308": "\\lceil ", "\u2309": "\\rceil ", "\u2016": "\\|", "\u2a7d": "\\le ", "\u2a7e": "\\ge ",
     "\u200b": "", "\u2060": "", "\ufeff": "", "\u211d": "\\mathbb{R}", "\u2713": " ", "\u2714": " ", "\u25a0": " ",
+    "\u2236": ":", "\u2215": "/", "\u2217": "*", "\u2012": "-", "\u2015": "-", "\u2062": "", "\u00ad": "", "\u220e": " ",
+    "\u21d2": "\\Rightarrow ", "\u27f9": "\\implies ", "\u2234": "\\therefore ",
     "\u00a2": '"cent"', "\u2018": "'", "\u22a4": "\\top "}
 _UNICODE_TABLE = {ord(sign): plain for sign, plain in _UNICODE_SIGNS.items()}
 _UNICODE_TABLE |= {0xFF01 + i: chr(0x21 + i) for i in range(94)}  # fullwidth letters, digits and signs
@@ -90,7 +92,8 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\dot", r"(\.\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\1\\overline{\2\3\4}"),
     ("{}", r"(?<![A-Za-z])\{\}(?=[\d^])|(?<=\d)\{\}", ""),
     ("10", r"(?<=\d)(?:[\s\"]* x [\s\"]*|\s*\"x\"\s*)(?=10\s*\^)", r"\\times "),
-    ("{", r"\{\s*,\s*\}", ", "),
+    ("{", r"\{\s*([-+=,])\s*\}", lambda m: ", " if m[1] == "," else m[1]),
+    ('"', r'(?<=\d)\s*"\s*[eE]\s*(-?)\s*"\s*\{?(-?\d+)\}?', r"e\1\2"),  # 1.4e-3
     # signs and words
     ("", r"\\not\s*=|[<>]=|!=|<>|\{:\}|\\?\$|~", lambda m: _SIGNS.get(m[0].lstrip("\\")) or "\\neq "),
     ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),

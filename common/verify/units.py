@@ -102,6 +102,12 @@ _TABLE = """
     m/sec mps
     cm^3 cc
 """
+# one line for a dimension: units and their sizes
+_SIZES = {unit: (dimension, float(size)) for dimension, units in {
+    "time": "sec 1 ms .001 min 60 hr 3600 day 86400 wk 604800",
+    "length": "m 1 cm .01 mm .001 km 1000 in .0254 ft .3048 yd .9144 mi 1609.344",
+    "mass": "g 1 mg .001 kg 1000 t 1000000", "volume": "l 1 ml .001", "money": "dollar 1 cent .01",
+    "angle": "rad 1 deg .017453292519943295", "": "% .01"}.items() for unit, size in [*zip(*[iter(units.split())] * 2, strict=True)]}
 _VOWELS = frozenset("aeiouyAEIOUY")
 LONGEST_UNIT = 90  # characters; the limit bounds the work of the search
 _SPELLINGS = {name: line.split()[0] for line in _TABLE.strip().splitlines() for name in line.split()}
@@ -112,6 +118,10 @@ _CURRENCIES = frozenset({"dollar", "euro", "pound-sterling", "yen", "yuan", "rup
 _NOUNS = word_set("""fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass
     dog cat apple orange
     dozen-eggs pieces student way integer solution digit point coin page side cup marble ball card book step""")
+# words behind a unit that say what is measured, and words that compare: 13 years old, 15 years ago, 5 more oranges
+_MEASURES = word_set("old long wide tall high deep thick apart away left remaining each together altogether total overall")
+_COMPARISONS = word_set("more fewer less ago later earlier older younger taller longer shorter heavier farther further")
+_DENOMINATION = re.compile(r"\b(?:one|two|five|ten|twenty|fifty|hundred)[- ](?:dollar|cent|pound|euro|yuan)(?= (?:bill|coin|note|stamp)s?)")
 # Chinese words between a number and what it counts
 _CLASSIFIERS = frozenset("个個种種只隻本条條张張次件棵组組块塊支枝位辆朵颗粒份页道户间台段座头匹根名家所套瓶盒"
                          "箱袋杯碗题项步级层排列行章节班队架艘把盏人")
@@ -125,6 +135,7 @@ _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
 # a word of a unit, perhaps with an exponent: in quotes, in Chinese, of two letters or more, or one letter behind a digit, / or \cdot
 _WORD = re.compile(rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
                    r'|(?<=/)[A-Za-z]+|(?<=\\cdot )[A-Za-z]{1,3}(?![A-Za-z]))(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[a-z])[23])?')
+_COMPARISON = re.compile(r"\b(?:more|fewer|less)\b")
 _TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
 _SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")
 _TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot|cis)(?![A-Za-z])|[+-](?![^(\[{]*[)\]}])")
@@ -150,9 +161,10 @@ def split_unit(text: str) -> tuple[str, str]:
     words = text[len(number):].lstrip()
     if not words or number.count("{") > number.count("}"):
         return text, ""
-    if changes_number(words):
+    before, words = text[-len(words) - 1], _DENOMINATION.sub("", words)
+    if changes_number(words if "than" in words else _COMPARISON.sub("", words)):
         return text, ""
-    unit = _read_unit(words, number, text[-len(words) - 1])
+    unit = _read_unit(words, number, before)
     return (number, unit) if unit else (text, "")
 
 
@@ -203,11 +215,13 @@ def two_quantities(text: str) -> list[tuple[str, str]] | None:
 def _read_unit(words: str, number: str, before: str) -> str | None:
     """The unit in one spelling, or None if the words are factors of the number (2ab, \\frac12 mv^2) or change it."""
     quoted, factors, others = words.strip().startswith(('"', "(")), [], []
+    comments: list[str] = []  # and what a rate is for: 7 dollars per ticket
     sign, power_ahead = 1, 0
     words = words.replace("\\cdot", " ").replace("平方", "square ").replace("立方", "cubic ")
     tokens = _TOKEN.findall(words)
     for place, token in enumerate(tokens):
         lower = token.lower()
+        is_inch = lower == "in" and (power_ahead or tokens[place + 1:place + 2] in (["2"], ["3"], ["squared"], ["cubed"]))
         if token == "/" or lower == "per":
             sign = -1
         elif lower in ("square", "sq", "cubic", "cu"):
@@ -219,11 +233,14 @@ def _read_unit(words: str, number: str, before: str) -> str | None:
             if not factors:
                 return None
             factors[-1] = (factors[-1][0], sign * power)
-        elif lower == "of" and (factors or others):
+        elif lower == "of" and (factors or others or comments):
             break  # gallons of water
-        elif lower in ("a", "an", "each", "in", "(", ")") and len(tokens) > 1 and not (lower == "in" and place == 0 and not quoted):
+        elif lower in _MEASURES or lower in _COMPARISONS:
+            comments.append(lower)
+        elif lower in ("a", "an", "each", "in", "(", ")") and len(tokens) > 1 and not is_inch \
+                and not (lower == "in" and place == 0 and not quoted):
             sign = -1 if lower in ("a", "an") and factors else sign
-        elif spelling := _known(token):
+        elif spelling := "in" if is_inch else _known(token):
             if not quoted and place == 0 and not _may_stand_alone(token, before):
                 return None
             base, _, below = spelling.partition("/")
@@ -231,6 +248,8 @@ def _read_unit(words: str, number: str, before: str) -> str | None:
             factors.append((base, sign * (power_ahead or int(cube or 1))))
             factors += [(below, -1)] if below else []
             power_ahead = 0
+        elif sign < 0 and len(token) > 2 and token.isascii():
+            comments.append(f"/{lower.removesuffix('s')}")
         else:
             others.append(token)
     if power_ahead and others:
@@ -239,7 +258,9 @@ def _read_unit(words: str, number: str, before: str) -> str | None:
         return None
     if others and not _are_nouns(others, number, quoted, before):
         return None
-    return _one_spelling(factors, others) or None
+    if ("%", 1) in factors and not _COMPARISONS.isdisjoint(comments):
+        return None  # 29 percent less
+    return " ".join(filter(None, [_one_spelling(factors, others), *comments])) or None
 
 
 def _known(token: str) -> str | None:
@@ -280,6 +301,10 @@ def units_agree(x: str, y: str) -> bool:
     """Whether two units may be the same. A unit may be left out; so may the hour of a wage and the colour of a marble."""
     if x == y or not x or not y:
         return True
+    if comments := (set(x.split()) ^ set(y.split())) & (_MEASURES | _COMPARISONS):
+        are_opposed = len(comments & _COMPARISONS) > 1 or comments & {"more", "fewer", "less"}
+        x, y = (" ".join(word for word in unit.split() if word not in comments) for unit in (x, y))
+        return not (are_opposed and x and y) and units_agree(x, y)
     if "pound" in (x, y):  # of weight, or of money
         return {x, y} <= {"pound", "lb", "pound-sterling"}
     words_x, words_y = set(x.split()), set(y.split())
@@ -287,3 +312,17 @@ def units_agree(x: str, y: str) -> bool:
         return words_x <= words_y or words_y <= words_x
     are_things = not any(_known(word.partition("^")[0]) for word in words_x | words_y)
     return are_things and (words_x <= words_y or words_y <= words_x)
+
+
+def size_of_unit(unit: str) -> tuple[tuple[tuple[str, int], ...], float] | None:
+    """The dimensions of a unit in one spelling and its size: ((("length", 1), ("time", -1)), 0.2777...) for km/h. None for others."""
+    powers: dict[str, int] = {}
+    size = 1.0
+    for factor in unit.split():
+        name, _, power = factor.partition("^")
+        if name not in _SIZES:
+            return None
+        dimension, size_of_one = _SIZES[name]
+        powers[dimension] = powers.get(dimension, 0) + int(power or 1)
+        size *= size_of_one ** int(power or 1)
+    return tuple(sorted((dimension, power) for dimension, power in powers.items() if dimension and power)), size

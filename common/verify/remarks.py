@@ -1,0 +1,234 @@
+"""What stands around an answer and only says what it is: labels, sentences, remarks and conditions. All texts are normalized.
+
+`without_remarks` takes it away and keeps its words, because the minimum 5 is not the maximum 5. The tables are the place for more words.
+"""
+from __future__ import annotations
+
+import re
+
+from common.verify.phrases import integer_letter
+from common.verify.spelling import bracket_depths, split_outside_brackets
+from common.verify.wording import NUMBERS
+from common.verify.words import changes, changes_name, changes_number, word_set
+
+# a label with such a word names no answer
+_NO_LABELS = word_set("step case part bound guess attempt error check note hint estimate option choice assumption hypothesis given problem")
+_NO_WORDS_OF_LABELS = word_set("sin cos tan cot sec csc log exp ln lim max min gcd lcm if for when where otherwise such that")
+_NUMBER = re.compile(r"[(-]{0,2}(?:\d|\\(?:frac|sqrt|pi))")
+_EMPTY_WORDS = word_set("the a an of is are so thus hence therefore final answer solution result value total our this it its and")
+# quantities that stand before their value without a colon
+_QUANTITIES = word_set("""remainder degree slope area perimeter radius diameter length width height distance volume speed probability sum
+    product difference quotient minimum maximum min max mean median mode average range answer total coefficient constant digit period
+    amplitude rank order index page grade vertex focus""")
+_IS = word_set("is are equals was were")
+_HAS = word_set("""has have had needs need needed gets got costs cost takes took makes made earns earned pays paid sells sold spends spent
+    saves saved weighs weighed travels traveled gives gave buys bought ate eats wins won reads read lasts uses used received receives
+    lies occurs ends lands stops stands""")
+_NO_SUBJECTS = word_set("yes no true false because since")
+_BEHIND_VERBS = re.compile(r'(?:[\s":]|(?:equal to|given by|located|exactly|only|at)\b)*', re.IGNORECASE)
+_VERDICTS = {"correct": "true", "right": "true", "incorrect": "false", "wrong": "false", "true": "true", "false": "false"}
+_WINNERS = frozenset({"correct", "right", "the winner", "the champion", "the answer"})
+_STATEMENTS = word_set("statement claim proposition assertion conjecture it this that")
+
+# words of a remark behind that say nothing about the value
+_PLAIN_WORDS = word_set("""the is to at by with from for only value where over which that as of in this it minimum maximum nearest tens ones
+    times always root roots""")
+_REFUSING = word_set("""extraneous rejected invalid discarded inadmissible guess guessing estimate estimated unsure wrong probably might
+    could likely approximation approximate rather million dozen base""")
+_STARTS_OF_REMARKS = ("as ", "since ", "because ", "rounded", "correct to", "the only ", "which is ", "by ")
+_CONDITION_WORDS = word_set("""for all any every each where with and such that real positive negative nonnegative natural integer integers
+    number numbers rational nonzero value values of is are a an the given whenever constants constant arbitrary provided non""")
+_SET = r"\\mathbb\{?[A-Z]\}?(?:[\^_]\{?[*+\d>\\ge]+\}?)?"
+_CONDITION = re.compile(rf"([A-Za-z](?:_\w)?(?:,[A-Za-z](?:_\w)?)*)(?:\\in{_SET}|(?:\\[gl]e|\\neq|[<>])-?[\w/]+)?")
+_SIGN = re.compile(r"\\(?:[gl]e|neq|in|approx|equiv|to)(?![a-z])|[=<>]")
+_FOR = re.compile(r'[\s,]*"\s*(?:,\s*)?(?:for (?:all|every|any|each)|whenever|for|where|with|when|provided)\b')
+_NO_FAMILY = ("\\mathbb{Z}^", "\\mathbb{Z}_", "positive", "natural", "nonnegative", "non-negative")
+_FOR_ALL_INSIDE = re.compile(r'"\s*for (?:all|every|any|each)[a-z -]*"\s*[a-z]\s*(?=,)')
+_THAT_IS = re.compile(r'\b(?:or equivalently|or|i\.e\.|that is|which is)(?=[\s",])')
+_LETTER = re.compile(r"\\[a-z]+|([A-Za-z](?:_\w)?)")
+_WORD = re.compile(r"[^\W\d_]+")
+
+_COUNTED = re.compile(r'((?:\d|[\^{}.])+\s*"[a-z -]*) of\s*"?\s*[A-Za-z](?:_\w)?"?')
+
+
+def without_remarks(text: str) -> tuple[str, frozenset[str]]:
+    """The answer without what stands around it, and the words and conditions that stood there."""
+    words: set[str] = set()
+    for _ in range(3):
+        before = text
+        for take_off in (_without_label, _without_sentence, _without_remark_behind, _without_condition):
+            text, taken = take_off(text)
+            words.update(taken)
+        if text == before:
+            break
+    return text, frozenset(words)
+
+
+def say_different(words: frozenset[str], others: frozenset[str]) -> bool:
+    """Whether two answers are about different things: a minimum and a maximum, x \\neq 2 and x \\neq 3."""
+    return not words <= others and not others <= words
+
+
+def part_with_quotes(text: str) -> str:
+    """A part of a text without the quote at its edge whose partner is in another part. A quote inside is closed at the end."""
+    text = text.strip()
+    if text.count('"') % 2 == 0:
+        return text
+    return text[1:].strip() if text[0] == '"' else text[:-1].strip() if text[-1] == '"' else f'{text}"'
+
+
+def _opened(text: str) -> str:
+    """The end of a text. A quote that closes in it and opens in front of it opens at its start."""
+    text = text.strip()
+    return f'"{text}' if text.count('"') % 2 and text[0] != '"' else part_with_quotes(text)
+
+
+def _said(text: str) -> list[str]:
+    """The words with content."""
+    return [word for word in _WORD.findall(text.lower()) if word not in _EMPTY_WORDS]
+
+
+def _without_label(text: str) -> tuple[str, list[str]]:
+    """Vertex: (1, 2); units digit: 3; remainder 2."""
+    label, colon, rest = text.partition(":")
+    if colon and rest.strip(' "') and rest[0] != "=" and _is_label(label.replace('"', " ")):
+        return _opened(rest), _said(label)
+    unquoted = text.replace('"', " ")
+    number = _NUMBER.search(unquoted)
+    words = unquoted[:number.start()].split() if number else []
+    if 0 < len(words) < 5 and all(map(str.isalpha, words)) and not changes_name(" ".join(words).lower()):
+        lower = [word.lower() for word in words]
+        nouns = lower[:-1] if lower[-1] in ("of", "is", "at") else lower
+        if nouns and nouns[-1] in _QUANTITIES and _NO_LABELS.isdisjoint(nouns) and " " in unquoted:
+            return _opened(text[number.start():]), _said(unquoted[:number.start()])
+    return text, []
+
+
+def _is_label(label: str) -> bool:
+    """Whether words name what stands behind their colon."""
+    tokens = label.split()
+    words = [token.strip("()*',.").lower() for token in tokens]
+    are_words = all(word.replace("-", "").replace("'", "").isalnum() and (word[0].isalpha() or "-" in word) for word in words if word)
+    has_word = any((len(word) > 2 and not (token.isupper() and len(token) < 7)) or not word.isascii()
+                   for word, token in zip(words, tokens, strict=True))
+    return 0 < len(tokens) < 9 and are_words and has_word and _NO_LABELS.isdisjoint(words) and _NO_WORDS_OF_LABELS.isdisjoint(words) \
+        and not changes_name(label.lower())
+
+
+def _without_sentence(text: str) -> tuple[str, list[str]]:
+    """The goat is at (6, 5). Tom has 5 apples. The function is odd."""
+    unquoted = text.replace('"', " ")
+    found = [(match, match[0].lower()) for match in _WORD.finditer(unquoted)]
+    verbs = [match for match, word in found if word in _IS] or [match for match, word in found if word in _HAS]
+    if len(verbs) != 1 or found[0][0] is verbs[0]:
+        return text, []
+    subject, start = unquoted[:verbs[0].start()], verbs[0].end()
+    start = _BEHIND_VERBS.match(unquoted, start).end()
+    rest = text[start:]
+    words = _WORD.findall(subject.lower())
+    if not rest.strip(' "') or any(c in "0123456789=<>,:" for c in subject) or len(words[0]) < 2 \
+            or not subject.strip()[0].isalpha() or not _NO_SUBJECTS.isdisjoint(words):
+        return text, []
+    said = rest.replace('"', " ").strip(" .").lower()
+    if said in _VERDICTS and not _STATEMENTS.isdisjoint(words) and not changes(subject.lower()):
+        return _VERDICTS[said], []
+    if said in _WINNERS:
+        return text, []
+    is_number = rest.strip(' "')[:1] in tuple("0123456789-$\\([") or said.split()[0] in NUMBERS
+    if changes(unquoted.lower()) or not (is_number or verbs[0][0].lower() in _IS):
+        return text, []
+    return _opened(rest), [word for word in _said(subject) if word in ("minimum", "maximum", "smallest", "largest", "least", "greatest")]
+
+
+def _without_remark_behind(text: str) -> tuple[str, list[str]]:
+    """5 (the only value); 15.17, rounded to the nearest cent; 5 values of p."""
+    if counted := _COUNTED.fullmatch(text):
+        return part_with_quotes(counted[1]), []
+    stripped = text.rstrip(' "')
+    if stripped.endswith(")"):
+        depths = bracket_depths(stripped)
+        start = max((place for place, c in enumerate(stripped) if c == "(" and depths[place] == depths[-1]), default=0)
+        head, remark = text[:start], stripped[start + 1:-1].replace('"', " ").strip()
+        if head.strip(' "') and head[-1] in ' "' and _is_remark(remark) and (re.search(r"\d|[A-Za-z]{3}|\\", head)):
+            return part_with_quotes(head), _said(remark)
+    pieces = split_outside_brackets(text, ",")
+    remark = pieces[-1].replace('"', " ").strip().lower()
+    if len(pieces) > 1 and remark.startswith(_STARTS_OF_REMARKS) and _is_remark(remark):
+        return part_with_quotes(",".join(pieces[:-1])), _said(remark) if remark.startswith("the ") else []
+    return text, []
+
+
+def _is_remark(remark: str) -> bool:
+    """Whether words behind an answer leave it as it is. A unit in brackets is no remark."""
+    lower = remark.lower()
+    words = _WORD.findall(lower)
+    if not words or not any(len(word) > 3 for word in words) or any(map(str.isdecimal, remark)) or "\\" in remark or "=" in remark:
+        return False
+    if not remark.isascii() or changes(lower) or not _REFUSING.isdisjoint(words):
+        return False
+    return not changes_number(" ".join(set(words) - _PLAIN_WORDS))
+
+
+def _without_condition(text: str) -> tuple[str, list[str]]:
+    """n(n - 1), n \\in \\mathbb{N}; 2n for all n \\ge 2; a_n = 3n - 1 (n \\ge 1); \\binom{n}{2}, where n is the number of points."""
+    text = _FOR_ALL_INSIDE.sub("", text)
+    letter = integer_letter(text)
+    if letter and f"({letter})" not in text and not any(sign in text for sign in _NO_FAMILY):
+        return text, []  # a family of solutions
+    pieces = split_outside_brackets(text, ",")
+    for place in range(1, len(pieces)):
+        found = _split_condition(",".join(pieces[:place]), ",".join(pieces[place:]))
+        if found:
+            return found
+    for match in _FOR.finditer(text):
+        found = _split_condition(text[:match.start()], text[match.start():])
+        if found:
+            return found
+    stripped = text.rstrip(' "')
+    if stripped.endswith(")") and (start := stripped.rfind("(")) > 0 and stripped[start - 1] in ' "':
+        return _split_condition(text[:start], stripped[start + 1:-1]) or (text, [])
+    return text, []
+
+
+def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
+    """The head, if the tail is a condition on its letters and leaves it the same expression."""
+    letters = set(filter(None, _LETTER.findall(head.replace("_{", "_"))))
+    letters |= {letter[0] for letter in letters}
+    operators = _SIGN.findall(head)
+    name = head.partition("=")[0].strip(' "') if operators else ""
+    if not letters or operators not in ([], ["="]) or '"' in head.strip(' "'):
+        return None
+    unquoted = " ".join(tail.replace('"', " ").split())
+    meaning = re.fullmatch(r"[, ]*where ([A-Za-z](?:_\w)?) (?:is|are|denotes|represents|stands for) ([a-z -]+)", unquoted)
+    if meaning and meaning[1] in letters and not changes(meaning[2]) and len(name) != 1:
+        return part_with_quotes(head), []
+    words = _WORD.findall(re.sub(r"\\[a-z]+(?:\{[A-Z]\})?|(?<![A-Za-z])[A-Za-z](?![A-Za-z])", " ", unquoted.lower()))
+    if not set(words) <= _CONDITION_WORDS:
+        return None
+    signs = re.sub(r"(?<![A-Za-z\\{])[A-Za-z]{2,}(?:-(?=[a-z]))?|\\forall|[\s\"]|,$", "", unquoted).strip(",")
+    condition = _CONDITION.fullmatch(signs.replace("(", "").replace(")", "") if signs.count("(") == signs.count(")") else signs)
+    if not condition or not (words or len(condition[0]) > len(condition[1])):
+        return None
+    is_for_all = bool({"all", "every", "any", "each"} & set(words))
+    is_plain_name = name == condition[1] or (operators and len(name) == 1 and not is_for_all and name not in "yfg")
+    names = set(condition[1].split(","))
+    if not names <= letters or is_plain_name or (not operators and head.strip(' "') in names):
+        return None
+    return part_with_quotes(head), [signs] if _SIGN.search(signs) and "\\in" not in signs else []
+
+
+def said_in_two_ways(text: str) -> list[tuple[str, str, str]]:
+    """The separator and the two halves of an answer that may say one thing in two ways: 7/2 or 3.5, x < 5: (-\\infty, 5)."""
+    halves = []
+    for separator in ":=,":
+        pieces = split_outside_brackets(text, separator)
+        halves += [(separator, pieces[0], pieces[1])] if len(pieces) == 2 else []
+    pieces = _THAT_IS.split(text)
+    halves += [("or", pieces[0].rstrip(" ,;"), pieces[1].lstrip(" ,"))] if len(pieces) == 2 else []
+    stripped = text.rstrip(' "')
+    if stripped.endswith(")"):
+        depths = bracket_depths(stripped)
+        start = max((place for place, c in enumerate(stripped) if c == "(" and depths[place] == depths[-1]), default=0)
+        halves += [("(", text[:start], stripped[start + 1:-1].removeprefix("="))] if text[:start].strip(' "') else []
+    halves = [(separator, one, other) for separator, one, other in halves if one.strip(' "') and other.strip(' "')]
+    return [(separator, part_with_quotes(one).strip(" ,;"), _opened(other)) for separator, one, other in halves]
