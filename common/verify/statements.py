@@ -4,6 +4,7 @@ Only answers are read so. A reference that is an equation is not its right side:
 """
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -15,6 +16,7 @@ from common.verify.relations import Form, is_expression
 from common.verify.spelling import normalize
 from common.verify.tokens import TRIGONOMETRIC, Unsupported
 from common.verify.trees import Node, degrees, operands, substituted, variables
+from common.verify.units import size_of_unit
 from common.verify.words import changes_name
 
 _ONE: Node = ("num", Fraction(1))
@@ -129,9 +131,12 @@ def _is_same(part: Form, last: Form) -> bool:
 
 
 def _agrees(x: Form, y: Form) -> bool:
-    """Whether two numbers are equal. Other units are another measure of the same, which is not checked: 2 h = 120 min."""
+    """Whether two numbers are equal. Other units are another measure of the same, which is checked if their sizes are known: 2 h = 120 min."""
     if x[3] != y[3] and {x[3], y[3]} != {"", "%"}:
-        return True
+        sizes, values = [size_of_unit(form[3]) for form in (x, y)], [number(form) for form in (x, y)]
+        if None in sizes or None in values:
+            return True
+        return sizes[0][0] == sizes[1][0] and math.isclose(values[0] * sizes[0][1], values[1] * sizes[1][1], rel_tol=1e-9)
     scaled = [("div", form[1], ("num", Fraction(100))) if form[3] == "%" else form[1] for form in (x, y)]
     return same_values(scaled[0], scaled[1], Work())
 
