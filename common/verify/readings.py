@@ -49,11 +49,15 @@ def read_answer(answer: str) -> tuple[tuple[Form, ...], frozenset[str]]:
         return (), frozenset()
     if len(text) > 1 and text[0] != "(" and text[1] != ")" and PLAIN.fullmatch(text):  # most answers: no other form is possible
         return (read_value(text),), frozenset()
-    begins_with_letter = "A" <= text.lstrip("( ")[:1] <= "Z"
-    if begins_with_letter and (letter := choice_letter(text)):
-        return (read_value(letter), *_readings_of_text(text_of_choice(text))), frozenset()
-    text, words = without_remarks(text) if _HAS_WORDS.search(text) else (text, frozenset())
-    return _readings(one_spelling(text)), words
+    words: frozenset[str] = frozenset()
+    begins_with_letter = "A" <= text.lstrip("( ")[:1] <= "Z"  # of a choice
+    if begins_with_letter or not SYMBOLS.fullmatch(text):
+        if letter := choice_letter(text):
+            return (read_value(letter), *_readings_of_text(text_of_choice(text))), words
+        if _HAS_WORDS.search(text):
+            text, words = without_remarks(text)
+            text = one_spelling(text)
+    return _readings(text), words
 
 
 def _readings(text: str) -> tuple[Form, ...]:

@@ -106,7 +106,7 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
 ]
 _COMPILED_RULES = [(needed, re.compile(pattern), replacement) for needed, pattern, replacement in _RULES]
 # a text that no rule changes: numbers, single letters, signs, and macros that are their own spelling
-SYMBOLS = re.compile(r"(?:\d+(?:\.\d+(?!\())?|[A-Za-z](?! *[A-Za-z]| +\d)|[-+/^()\[\]}=, ]|\*(?!\*)|\{(?![},\s])|"
+SYMBOLS = re.compile(r"(?:\d+(?:\.\d+(?!\())?|[A-Za-z](?! *[A-Za-z]| +\d)|[-+/^()\[\]}=, ]|\*(?!\*)|\{(?![},\s]|[-+=]\})|"
                      r"\\(?:frac|sqrt(?!\[)|pi|cdot|times|infty|cup|sin|cos|tan|ln|log)(?![A-Za-z]))++")
 
 

@@ -131,7 +131,7 @@ def _is_same(part: Form, last: Form) -> bool:
 
 
 def _agrees(x: Form, y: Form) -> bool:
-    """Whether two numbers are equal. Other units are another measure of the same, which is checked if their sizes are known: 2 h = 120 min."""
+    """Whether two numbers are equal. Two units whose sizes are not known are not checked: 2 h = 120 min."""
     if x[3] != y[3] and {x[3], y[3]} != {"", "%"}:
         sizes, values = [size_of_unit(form[3]) for form in (x, y)], [number(form) for form in (x, y)]
         if None in sizes or None in values:
