@@ -6,7 +6,7 @@ The files in the order in which a text goes through them:
 - extract.py finds the answer in the completion;
 - spelling.py and macros.py give it one spelling;
 - readings.py takes away the words around it, by remarks.py, wording.py, phrases.py and words.py, and has forms.py read the rest as a
-  list, an interval, an equation and so on; relations.py, names.py, real_sets.py, vectors.py, values.py and units.py know
+  list, an interval, an equation and so on; relations.py, names.py, real_sets.py, vectors.py, values.py, units.py and measures.py know
   the kinds of parts;
 - tokens.py, latex.py, notation.py and trees.py parse an expression;
 - answers.py compares two answers part by part. equal.py compares the values of two expressions, by points.py, expression_values.py

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
+from common.verify.measures import units_agree
 from common.verify.readings import read_answer, read_forms
 from common.verify.real_sets import number, same_sets
 from common.verify.relations import FLIPPED, Form, as_congruence, is_choice, is_column, is_expression
@@ -19,7 +20,6 @@ from common.verify.remarks import say_different
 from common.verify.statements import stated_forms
 from common.verify.tokens import Unsupported
 from common.verify.trees import Node, substituted, variables, with_constant_of
-from common.verify.units import units_agree
 
 
 def is_correct(completion: str, reference: str) -> bool:

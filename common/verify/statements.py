@@ -10,13 +10,13 @@ from fractions import Fraction
 
 from common.verify.equal import Work, same_values
 from common.verify.latex import parse
+from common.verify.measures import size_of_unit
 from common.verify.readings import read_forms
 from common.verify.real_sets import number
 from common.verify.relations import Form, is_expression
 from common.verify.spelling import normalize
 from common.verify.tokens import TRIGONOMETRIC, Unsupported
 from common.verify.trees import Node, degrees, operands, substituted, variables
-from common.verify.units import size_of_unit
 from common.verify.words import changes_name
 
 _ONE: Node = ("num", Fraction(1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from common.verify.words import changes_number, word_set
+from common.verify.words import COMPARISONS, MEASURES, changes_number, word_set
 
 # one line for a unit: its one spelling, then the others. Plurals need no entry
 _TABLE = """
@@ -102,25 +102,15 @@ _TABLE = """
     m/sec mps
     cm^3 cc
 """
-# one line for a dimension: units and their sizes
-_SIZES = {unit: (dimension, float(size)) for dimension, units in {
-    "time": "sec 1 ms .001 min 60 hr 3600 day 86400 wk 604800",
-    "length": "m 1 cm .01 mm .001 km 1000 in .0254 ft .3048 yd .9144 mi 1609.344",
-    "mass": "g 1 mg .001 kg 1000 t 1000000", "volume": "l 1 ml .001", "money": "dollar 1 cent .01",
-    "angle": "rad 1 deg .017453292519943295", "": "% .01"}.items() for unit, size in [*zip(*[iter(units.split())] * 2, strict=True)]}
 _VOWELS = frozenset("aeiouyAEIOUY")
 LONGEST_UNIT = 90  # characters; the limit bounds the work of the search
 _SPELLINGS = {name: line.split()[0] for line in _TABLE.strip().splitlines() for name in line.split()}
 _FOLDED = {name.lower(): spelling for name, spelling in _SPELLINGS.items() if len(name) > 1}
 _CASE_MATTERS = word_set("m g l h s t L N J W V K A C F T H mW MW")
-_CURRENCIES = frozenset({"dollar", "euro", "pound-sterling", "yen", "yuan", "rupee", "cent"})
 # nouns that are not known by an s: they count things
 _NOUNS = word_set("""fish sheep deer geese mice teeth dice oxen series species money water time box boxe class glass
     dog cat apple orange
     dozen-eggs pieces student way integer solution digit point coin page side cup marble ball card book step""")
-# words behind a unit that say what is measured, and words that compare: 13 years old, 15 years ago, 5 more oranges
-_MEASURES = word_set("old long wide tall high deep thick apart away left remaining each together altogether total overall")
-_COMPARISONS = word_set("more fewer less ago later earlier older younger taller longer shorter heavier farther further")
 _DENOMINATION = re.compile(r"\b(?:one|two|five|ten|twenty|fifty|hundred)[- ](?:dollar|cent|pound|euro|yuan)(?= (?:bill|coin|note|stamp)s?)")
 # Chinese words between a number and what it counts
 _CLASSIFIERS = frozenset("个個种種只隻本条條张張次件棵组組块塊支枝位辆朵颗粒份页道户间台段座头匹根名家所套瓶盒"
@@ -206,7 +196,7 @@ def two_quantities(text: str) -> list[tuple[str, str]] | None:
     found = _TWO_QUANTITIES.fullmatch(" ".join(_ALSO_AN_OPERATOR.sub(r" \1", text).replace('"', " ").split()))
     if not found:
         return None
-    units = (_known(found[2]) or "", _known(found[4]) or "")
+    units = (known_unit(found[2]) or "", known_unit(found[4]) or "")
     if units == ("dollar", "cent"):
         return [(f"{found[1]}+\\frac{{{found[3]}}}{{100}}", "dollar")]
     return [(found[1], units[0]), (found[3], units[1])] if units in _SIDE_BY_SIDE else None
@@ -235,12 +225,12 @@ def _read_unit(words: str, number: str, before: str) -> str | None:
             factors[-1] = (factors[-1][0], sign * power)
         elif lower == "of" and (factors or others or comments):
             break  # gallons of water
-        elif lower in _MEASURES or lower in _COMPARISONS:
+        elif lower in MEASURES or lower in COMPARISONS:
             comments.append(lower)
         elif lower in ("a", "an", "each", "in", "(", ")") and len(tokens) > 1 and not is_inch \
                 and not (lower == "in" and place == 0 and not quoted):
             sign = -1 if lower in ("a", "an") and factors else sign
-        elif spelling := "in" if is_inch else _known(token):
+        elif spelling := "in" if is_inch else known_unit(token):
             if not quoted and place == 0 and not _may_stand_alone(token, before):
                 return None
             base, _, below = spelling.partition("/")
@@ -258,12 +248,12 @@ def _read_unit(words: str, number: str, before: str) -> str | None:
         return None
     if others and not _are_nouns(others, number, quoted, before):
         return None
-    if ("%", 1) in factors and not _COMPARISONS.isdisjoint(comments):
+    if ("%", 1) in factors and not COMPARISONS.isdisjoint(comments):
         return None  # 29 percent less
     return " ".join(filter(None, [_one_spelling(factors, others), *comments])) or None
 
 
-def _known(token: str) -> str | None:
+def known_unit(token: str) -> str | None:
     """The one spelling of a unit that the table has. Single letters keep their case, longer words do not."""
     if token in _CASE_MATTERS or len(token) == 1 or not token.isascii():
         return _SPELLINGS.get(token)
@@ -295,34 +285,3 @@ def _one_spelling(factors: list[tuple[str, int]], others: list[str]) -> str:
         powers[name] = powers.get(name, 0) + power
     spelled = sorted(f"{name}^{power}" if power != 1 else name for name, power in powers.items() if power)
     return " ".join([*spelled, *(word.lower().removesuffix("s") for word in others)])
-
-
-def units_agree(x: str, y: str) -> bool:
-    """Whether two units may be the same. A unit may be left out; so may the hour of a wage and the colour of a marble."""
-    if x == y or not x or not y:
-        return True
-    if comments := (set(x.split()) ^ set(y.split())) & (_MEASURES | _COMPARISONS):
-        are_opposed = len(comments & _COMPARISONS) > 1 or comments & {"more", "fewer", "less"}
-        x, y = (" ".join(word for word in unit.split() if word not in comments) for unit in (x, y))
-        return not (are_opposed and x and y) and units_agree(x, y)
-    if "pound" in (x, y):  # of weight, or of money
-        return {x, y} <= {"pound", "lb", "pound-sterling"}
-    words_x, words_y = set(x.split()), set(y.split())
-    if words_x & words_y & _CURRENCIES:  # $18 and $18 per hour
-        return words_x <= words_y or words_y <= words_x
-    are_things = not any(_known(word.partition("^")[0]) for word in words_x | words_y)
-    return are_things and (words_x <= words_y or words_y <= words_x)
-
-
-def size_of_unit(unit: str) -> tuple[tuple[tuple[str, int], ...], float] | None:
-    """The dimensions of a unit in one spelling and its size: ((("length", 1), ("time", -1)), 0.2777...) for km/h. None for others."""
-    powers: dict[str, int] = {}
-    size = 1.0
-    for factor in unit.split():
-        name, _, power = factor.partition("^")
-        if name not in _SIZES:
-            return None
-        dimension, size_of_one = _SIZES[name]
-        powers[dimension] = powers.get(dimension, 0) + int(power or 1)
-        size *= size_of_one ** int(power or 1)
-    return tuple(sorted((dimension, power) for dimension, power in powers.items() if dimension and power)), size
