@@ -26,7 +26,7 @@ from common.verify.names import is_name, is_name_of_matrix, is_symbol
 from common.verify.phrases import without_qualifier
 from common.verify.real_sets import HIGHEST, LOWEST, real_set, without
 from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_choice, is_variable, join_relations, labelled_values
-from common.verify.spelling import bracket_depths, closing_bracket, split_outside_brackets, without_punctuation_at_end
+from common.verify.spelling import bracket_depths, closing_bracket, is_builder, split_outside_brackets, without_punctuation_at_end
 from common.verify.tokens import Unsupported
 from common.verify.trees import variables
 from common.verify.units import two_quantities
@@ -41,9 +41,6 @@ MAX_DEPTH = 8  # of lists in lists
 
 # an expression without words, commas, relations and other brackets than ( ) and { }: only a value. A U may be a union
 PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-TV-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
-_DOTS = re.compile(r"\\cdots|\.\.\.")
-_SIGNS_BESIDE_DOTS = (("+", re.compile(r"\+"), "+"), ("*", re.compile(r"\\cdot(?!s)|\\times"), "\\cdot "))
-_IS_REAL = re.compile(r"\s*(\S+)\s*\\in\s*\\mathbb\s*\{?R\}?\s*")
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*+)?(.+?)\s*+,?+\s*+"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
 _AND_OR = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
 _CONJUNCTION = re.compile(r'\s*+,?+\s*+"?+\s*+(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*+"?+\s*+', re.IGNORECASE)
@@ -79,7 +76,7 @@ def read_form(text: str, depth: int = 0) -> Form:
     if "_" in text and (numeral := read_numeral_with_base(text)):
         return numeral
     if ":" in text and len(parts := split_outside_brackets(text, ":")) > 1 and all(part.strip() for part in parts):
-        zero_padded = tuple(bool(re.match(r"\s*0\d", part)) for part in parts[1:])  # 1:03 is not 1:3
+        zero_padded = tuple(part.strip()[:1] == "0" and part.strip()[1:2].isdigit() for part in parts[1:])  # 1:03 is not 1:3
         return ("ratio", tuple(read_form(part, depth + 1) for part in parts), zero_padded)
     return read_value(text)
 
@@ -134,9 +131,10 @@ def _read_sum_with_dots(text: str, depth: int) -> Form | None:
     """1 + 2 + \\cdots + n: the terms before the dots and those behind."""
     if "cdots" not in text and "..." not in text:
         return None
-    for sign, pattern, plain in _SIGNS_BESIDE_DOTS:
-        parts = [part.replace("\x00", plain).strip() for part in split_outside_brackets(pattern.sub("\x00", text), "\x00")]
-        dots = [place for place, part in enumerate(parts) if _DOTS.fullmatch(part)]
+    products = text.replace("\\cdots", "...").replace("\\cdot", "\x00").replace("\\times", "\x00")
+    for sign, marked, plain in (("+", text.replace("+", "\x00"), "+"), ("*", products, "\\cdot ")):
+        parts = [part.replace("\x00", plain).strip() for part in split_outside_brackets(marked, "\x00")]
+        dots = [place for place, part in enumerate(parts) if part in ("\\cdots", "...")]
         if len(dots) == 1 and 0 < dots[0] < len(parts) - 1:
             before, behind = parts[:dots[0]], parts[dots[0] + 1:]
             return ("dots", sign, _read_each(before, depth), _read_each(behind, depth))
@@ -188,13 +186,10 @@ def _read_list(text: str, depth: int) -> Form | None:
 
 def _read_set(text: str, depth: int) -> Form | None:
     """A set: its items in braces, or a condition as in \\{x \\mid x > 5\\}."""
-    if not text.endswith("}"):
+    if not text.endswith("}") or not text.startswith(("{", "\\{")):
         return None
-    braces = re.fullmatch(r"\\?\{(.*?)\\?\}", text, re.DOTALL)
-    if not braces:
-        return None
-    content = braces[1]
-    is_set = text[0] == "\\" or re.match(r"\{\s*[a-z]\s*(?:\||:|\\mid|\\vert)", text) or len(split_outside_brackets(content, ",;")) > 1
+    content = text.removeprefix("\\")[1:-1].removesuffix("\\")
+    is_set = text[0] == "\\" or is_builder(text) or len(split_outside_brackets(content, ",;")) > 1
     if not is_set or closing_bracket(text.replace("\\{", "{").replace("\\}", "}"), 0) < 0:
         return None
     condition = re.fullmatch(r"\s*+(.+?)\s*+(?:\\mid(?![a-z])|:|\\middle\s*\||\||\\vert)\s*(.+)", content, re.DOTALL)
@@ -209,11 +204,11 @@ def _read_set(text: str, depth: int) -> Form | None:
 
 def _read_builder(element: str, condition: str, depth: int) -> Form | None:
     """The set of a condition, as in \\{x \\mid x > 5\\}; \\{k\\pi \\mid k \\in \\mathbb{Z}\\} is the family k\\pi."""
-    name = re.sub(r"\s*\\in\s*\\mathbb\s*\{?R\}?\s*", "", element).strip()
+    name = _real_variable(element) or element.strip()
     if not is_symbol(name):
         family = without_qualifier(f"{element}, {condition}")
         return read_form(element, depth + 1) if family == element else None
-    parts = [part for part in split_outside_brackets(condition, ",") if not ((real := _IS_REAL.fullmatch(part)) and real[1] == name)]
+    parts = [part for part in split_outside_brackets(condition, ",") if _real_variable(part) != name]
     if not parts:
         return read_form("\\mathbb{R}")
     form = read_form('" and "'.join(parts), depth + 1)
@@ -226,6 +221,12 @@ def _read_builder(element: str, condition: str, depth: int) -> Form | None:
     if form[0] == "relation" and is_about_it:
         return as_interval(form) or real_set(form) or form
     return real_set(form) if is_about_it else None
+
+
+def _real_variable(text: str) -> str | None:
+    """The x of x \\in \\mathbb{R}. None for another text."""
+    name, _, numbers = text.partition("\\in")
+    return name.strip() if numbers.replace(" ", "") in ("\\mathbb{R}", "\\mathbbR") else None
 
 
 def _read_bracketed(text: str, depth: int) -> Form | None:
@@ -272,7 +273,7 @@ def _read_relation(text: str, depth: int) -> Form | None:
         operators, texts = ["="], [texts[0], texts[-1]]
     if operators == ["="] and (point := _labelled_point(*texts, depth)):
         return point
-    if re.fullmatch(r"y\s*\(\s*[xt]\s*\)", texts[0]):
+    if texts[0].replace(" ", "") in ("y(x)", "y(t)"):
         texts[0] = "y"
     if operators == ["="] and is_name(texts[1]) and not is_name(texts[0]):  # 7 = x
         texts.reverse()

@@ -44,7 +44,10 @@ def read_value(text: str) -> Form:
     if _is_words(unquoted):
         words = " ".join(unquoted.rstrip(".").replace("-", " ").split())
         is_abbreviation = words.isupper() and len(words) < 4
-        return ("text", re.sub(r"^(?:(?:it )?(?:is|are) )?(?:(?:a|an|the|on) )?", "", words if is_abbreviation else words.lower()))
+        said = (words if is_abbreviation else words.lower()).split()
+        for fillers in (("it",), ("is", "are"), ("a", "an", "the", "on")):
+            said = said[1:] if len(said) > 1 and said[0] in fillers and (said[0] != "it" or said[1] in ("is", "are")) else said
+        return ("text", " ".join(said))
     spelled = _BETWEEN_DIGITS.sub("~", text) if " " in text else text  # 2 3 is not 23
     spelled = _SPACES_AND_BRACES.sub("", spelled)  # x^{2} is x^2
     try:
@@ -76,7 +79,8 @@ def split_at_commas(text: str) -> list[str]:
 
 def read_numeral_with_base(text: str) -> Form | None:
     """2104_5 as ("base", digits, base). In base ten it is a value."""
-    found = _NUMERAL_WITH_BASE.fullmatch(re.sub(r"^\{(\w+)\}|\"", r"\1", text))
+    text = text.replace('"', "")
+    found = _NUMERAL_WITH_BASE.fullmatch(text[1:].replace("}", "", 1) if text[0] == "{" else text)
     if not found:
         return None
     digits, base = found[1] + found[2], _NAMES_OF_BASES.get(found[3], found[3]) or found[4]

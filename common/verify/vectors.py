@@ -14,13 +14,12 @@ from common.verify.trees import Node, degrees, substituted
 from common.verify.values import read_value
 
 Form = tuple[Any, ...]
-_TRANSPOSED = r"\s*+\^\s*+\{?\s*+(?:T|\\top|\\intercal|\\mathsf\s*\{?T\}?|\"T\"|\\prime)\s*\}?"
+_TRANSPOSITIONS = frozenset({"T", "\\top", "\\intercal", "\\mathsfT", "\\prime"})
 Reader = Callable[[str, int], Form]  # reads a text at a depth: forms.py
 _MATRIX = re.compile(r"(?:[(\[]|\\?\{)?\s*\\begin\{([pbvBV]?)(matrix|array|smallmatrix"
                      r"|cases)\}(?:\{[^}]*\})?(.*)\\end\{\1\2\}\s*[)\]]?", re.DOTALL)
-_SCALED_MATRIX = re.compile(rf"(.*?)(?:\\cdot|\\times)?+\s*+([(\[]?+\s*+\\begin\{{[pbvBV]?(?:matrix|array"
-                            rf"|smallmatrix)\}}.*\\end\{{\w+\}}\s*[)\]]?)({_TRANSPOSED})?",
-                            re.DOTALL)
+_SCALED_MATRIX = re.compile(r"(.*?)(?:\\cdot|\\times)?+\s*+([(\[]?+\s*+\\begin\{[pbvBV]?(?:matrix|array|smallmatrix)\}"
+                            r".*\\end\{\w+\}\s*[)\]]?)", re.DOTALL)
 RELATION_SIGN = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq|\\approx|\\equiv|\\in(?![a-z])|\\to(?![a-z])|\\sim|(?<!\\)[=<>]")
 UNIT_VECTORS = ("vec i", "vec j", "vec k")  # as latex.py reads \vec{i}; \hat{i} is written so too
 
@@ -61,7 +60,7 @@ def factor_and_tuple(term: str) -> tuple[str, str] | None:
         return None
     depths = bracket_depths(term)
     start = max((i for i, c in enumerate(term) if c == "(" and depths[i] == 0), default=-1)
-    factor = re.sub(r"\s*(?:\\cdot|\\times|\*)\s*$", "", term[:start]).strip()
+    factor = term[:start].rstrip().removesuffix("\\cdot").removesuffix("\\times").removesuffix("*").strip()
     if start < 0 or "," not in term[start:] or factor[-1:] in tuple("CPAfgh"):  # C(10, 3), f(x, y)
         return None
     return factor, term[start:]
@@ -98,8 +97,8 @@ def _with_rows(form: Form, rows: tuple[tuple[Form, ...], ...]) -> Form:
 def read_matrix(text: str, depth: int, read: Reader) -> Form | None:
     """A matrix, a vector, a determinant, a norm, or a function by cases. A system of equations is the list of its equations."""
     if "\\begin" not in text:
-        transposed = re.fullmatch(rf"([(\[].*[)\]]){_TRANSPOSED}", text) if "^" in text and text[0] in "([" else None
-        row = read(transposed[1], depth + 1) if transposed else None
+        transposed = _without_transposition(text) if text[:1] in ("(", "[") else None
+        row = read(transposed, depth + 1) if transposed else None
         return ("matrix", "matrix", tuple((item,) for item in row[2])) if row and row[0] == "bracketed" else None
     found = _MATRIX.fullmatch(text)
     if not found:
@@ -124,10 +123,18 @@ def read_matrix(text: str, depth: int, read: Reader) -> Form | None:
     return ("matrix", kind, tuple(tuple(read(entry, depth + 1) for entry in row) for row in rows))
 
 
+def _without_transposition(text: str) -> str | None:
+    """The text in front of ^T, if it ends in a bracket or an environment. None without a ^T."""
+    matrix, _, sign = text.rpartition("^")
+    is_transposed = "".join(c for c in sign if c not in ' {}"') in _TRANSPOSITIONS and matrix.rstrip().endswith((")", "]", "}"))
+    return matrix.rstrip() if is_transposed else None
+
+
 def _read_scaled_matrix(text: str, depth: int, read: Reader) -> Form | None:
     """A matrix with a factor in front or a T behind it: its entries are multiplied, its rows are columns."""
-    found = _SCALED_MATRIX.fullmatch(text)
-    if not found or not (found[1].strip() or found[3]):
+    transposed = _without_transposition(text)
+    found = _SCALED_MATRIX.fullmatch(transposed or text)
+    if not found or not (found[1].strip() or transposed):
         return None
     matrix = read_matrix(found[2].strip(), depth + 1, read)
     if matrix is None or matrix[0] != "matrix" or matrix[1] != "matrix":
@@ -139,7 +146,7 @@ def _read_scaled_matrix(text: str, depth: int, read: Reader) -> Form | None:
         if product is None:
             return None
         rows = product[2]
-    if found[3]:
+    if transposed:
         if len({len(row) for row in rows}) > 1:
             return None
         rows = tuple(zip(*rows, strict=True))
