@@ -9,10 +9,11 @@ import torch
 from helpers import metrics, own, reference, run
 from torch.testing import assert_close
 
+from common.errors import UserError
 from common.records import Completion, Problem, make_batch
 from common.rollout.reasoning_steps import split_steps
 from common.rollout.text import token_offsets
-from examples import astar_po, capo, dppo, empg, kl_cov, pass_at_k, self_correction
+from examples import astar_po, capo, dppo, empg, kl_cov, pass_at_k, self_correction, vespo
 
 
 def close(actual, expected):
@@ -240,3 +241,46 @@ def test_dppo_at_the_sampler_has_the_gradient_of_the_base(finished):
     base, rows = (metrics(finished(script, *steps)) for script in ("train_grpo", "examples.dppo"))
     assert [row["grad_norm"] for row in rows] == pytest.approx([row["grad_norm"] for row in base], rel=1e-3)
     assert any(row["grad_norm"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("differences", "advantage", "weight"),
+    [
+        ([0.2, -0.2, 9.0], 1.0, own("vespo", 1.0)),
+        ([0.5, 0.193147, 9.0], 0.0, own("vespo", 0.199148)),
+        ([0.5, 0.193147, 9.0], -1.0, own("vespo", 1.082682)),
+        ([-0.5, -0.193147, 9.0], 2.0, own("vespo", 1.120422)),
+        ([-0.5, -0.193147, 9.0], -2.0, own("vespo", 0.339785)),
+        ([40.0, 40.0, 0.0], -1.0, own("vespo", 0.0)),
+        ([-40.0, -40.0, 0.0], 1.0, own("vespo", 0.0)),
+    ],
+)
+def test_vespo_weighs_a_completion_by_the_product_of_its_ratios(differences, advantage, weight):
+    logps = torch.tensor([[-1.0, -2.0, -0.5]], requires_grad=True)
+    old, mask, advantages = logps.detach() - torch.tensor([differences]), torch.tensor([[True, True, False]]), torch.tensor([advantage])
+    kernel = {"positive": (2.0, 3.0), "negative": (3.0, 2.0)}
+    found = vespo.vespo_weights(logps, old, torch.ones(1, 3), mask, advantages, **kernel)
+    close(found, [[weight]])
+    loss = vespo.vespo_token_loss(logps, advantages, found)
+    (loss * mask).sum().backward()
+    close(loss.detach(), [[weight * advantage * nats for nats in (1, 2, 0.5)]])
+    close(logps.grad, [[-weight * advantage] * 2 + [0]])
+    # half of the product in the importance weights; a token whose weight is 0 takes its completion out
+    half = torch.tensor([differences]).exp().clamp(max=1e6).sqrt()
+    close(vespo.vespo_weights(old + half.log(), old, half, mask, advantages, **kernel), found)
+    close(vespo.vespo_weights(logps, old, torch.tensor([[1.0, 0, 1]]), mask, advantages, **kernel), [[0.0]])
+
+
+def test_vespo_with_one_update_has_the_gradient_of_the_base_and_differs_with_two(finished):
+    steps = ("--max_steps", "2", "--eval_steps", "0")
+    base, rows = (metrics(finished(script, *steps)) for script in ("train_grpo", "examples.vespo"))
+    assert [row["grad_norm"] for row in rows] == pytest.approx([row["grad_norm"] for row in base], rel=1e-3)
+    assert [row["vespo/weight"] for row in rows] == pytest.approx([1, 1], abs=1e-3) and any(row["grad_norm"] > 0 for row in rows)
+    two = metrics(finished("examples.vespo", *steps, "--num_minibatches", "2"))
+    assert two[0]["vespo/weight"] != pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("flags", [{"vespo_k_pos": -1.0}, {"vespo_lambda_neg": -0.1}, {"importance_mode": "sequence"}])
+def test_flags_that_vespo_cannot_use_are_refused(flags):
+    with pytest.raises(UserError, match=r"give 0 or more|take --importance_mode token"):
+        vespo.Config(**flags).check()
