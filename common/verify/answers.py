@@ -64,11 +64,13 @@ def answers_equal(a: str, b: str) -> bool:
     """True if two bare answers are the same: "0.5" and "\\frac{1}{2}" are, "[1,2)" and "(1,2)" are not. Never raises."""
     if max(len(a), len(b)) > MAX_ANSWER_LENGTH:
         return False
+    same = _same_numerals(a, b)
+    return _same_forms(a, b) if same is None else same
+
+
+def _same_forms(a: str, b: str) -> bool:
+    """Whether one form of an answer is the same as one form of another."""
     try:
-        numeral = _plain_numeral(a)
-        other = _plain_numeral_of_reference(b) if numeral is not None else None
-        if other is not None:
-            return numeral == other
         (forms_a, words_a), (forms_b, words_b) = read_answer(a), read_answer(b)
         if words_a and words_b and say_different(words_a, words_b):
             return False
@@ -85,8 +87,11 @@ def answers_equal(a: str, b: str) -> bool:
 
 def answer_matches(answer: str, reference: str) -> bool:
     """True if a bare answer is the same as the bare reference, or states it as x^3 - y^3 = 10 states 10: statements.py. Never raises."""
-    if answers_equal(answer, reference):
-        return True
+    if max(len(answer), len(reference)) > MAX_ANSWER_LENGTH:
+        return False
+    same = _same_numerals(answer, reference)
+    if same is not None or _same_forms(answer, reference):
+        return same is not False
     try:
         work = Work()
         return any(_equal(stated, right, work) for right in read_forms(reference) for stated in stated_forms(answer, right))
@@ -116,6 +121,13 @@ def _plain_numeral(text: str) -> str | None:
     whole = (whole or "").replace(",", "").lstrip("0") or "0"
     number = f"{whole}.{decimals}" if decimals else whole
     return f"-{number}" if sign == "-" and number != "0" else number
+
+
+def _same_numerals(answer: str, reference: str) -> bool | None:
+    """Whether two plain numerals are equal. None if one of the two is another text."""
+    numeral = _plain_numeral(answer)
+    other = _plain_numeral_of_reference(reference) if numeral is not None else None
+    return None if other is None else numeral == other
 
 
 _plain_numeral_of_reference = lru_cache(maxsize=4096)(_plain_numeral)  # a reference is compared with many completions

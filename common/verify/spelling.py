@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from common.verify.macros import spell_macros
 from common.verify.words import pieces
@@ -110,6 +111,7 @@ SYMBOLS = re.compile(r"(?:\d+(?:\.\d+(?!\())?|[A-Za-z](?! *[A-Za-z]| +\d)|[-+/^(
                      r"\\(?:frac|sqrt(?!\[)|pi|cdot|times|infty|cup|sin|cos|tan|ln|log)(?![A-Za-z]))++")
 
 
+@lru_cache(maxsize=1024)
 def normalize(text: str) -> str:
     """The text in one spelling. `\\text{...}` becomes "..." in double quotes, so quotes of the text itself become spaces."""
     text = without_punctuation_at_end(" ".join(text.split())) if SYMBOLS.fullmatch(text) else _respelled(text)
