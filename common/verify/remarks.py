@@ -134,7 +134,7 @@ def _without_sentence(text: str) -> tuple[str, list[str]]:
         return _VERDICTS[said], []
     if said in _WINNERS:
         return text, []
-    is_number = rest.strip(' "')[:1] in tuple("0123456789-$\\([") or said.split()[0] in NUMBERS
+    is_number = rest.strip(' "')[:1] in tuple("0123456789-$\\([") or said.partition(" ")[0] in NUMBERS
     if changes(unquoted.lower()) or not (is_number or verbs[0][0].lower() in _IS):
         return text, []
     return _opened(rest), [word for word in _said(subject) if word in ("minimum", "maximum", "smallest", "largest", "least", "greatest")]

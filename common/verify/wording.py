@@ -4,28 +4,22 @@ The tables are the place for more words.
 """
 from __future__ import annotations
 
-import re
-
 from common.verify.phrases import phrase
-from common.verify.words import changes_number, word_set
+from common.verify.words import changes_number, phrase_set, pieces, word_set
 
-_WORD = re.compile(r"[^\W\d_]+")
 _NUMBER_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
     nineteen twenty"""
 NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS.split())}
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
 _MONTH_OF = {name: month for month in _MONTHS for name in (month, month[:3])} | {"sept": "september"}
-_CLAUSE = re.compile(r"(?:the )?\w+ (?:is|are|does|do|was|were|can|has|have|will)( not|n't|not)?\b")
-_SEGMENT = re.compile(r"\\overline\s*\{\s*([A-Z])\s*([A-Z])\s*\}|(?:line )?(?:segment|side) ([A-Z])\s*([A-Z])", re.IGNORECASE)
-_FIGURE = re.compile(r"\\?(triangle|angle)\s*((?:[A-Z]\s*){3})", re.IGNORECASE)
-_WINNER = re.compile(r"([A-Z][a-z]+) (?:wins|won|will win|did|does|did it|is (?:the (?:winner|champion|answer)|correct|right)|"
-                     r"has (?:the )?most|wins the (?:game|race|match)|has more)")
-_CHOICE_WITHOUT_VALUE = re.compile(r"\(?([A-J])[).:]+ (?:(?:none|all|neither|both) of (?:the above|these|them)|neither|(?:it )?cannot be "
-                                   r"determined|not enough information)", re.IGNORECASE)
-_DATE_WORD = re.compile(r"\d+|[A-Za-z]+")
-_WORDS_IN_BRACKETS = re.compile(r"\((?=[A-Za-z ]{3})[A-Za-z -]+\)")
+_VERBS_OF_REASONS = word_set("is are does do was were can has have will")
+_WINS = phrase_set("""wins; won; will win; did; does; did it; is the winner; is the champion; is the answer; is correct; is right; has most;
+    has the most; wins the game; wins the race; wins the match; has more""")
+_NO_VALUES = phrase_set("""none of the above; all of the above; neither of the above; both of the above; none of these; all of these;
+    neither of these; both of these; none of them; all of them; neither of them; both of them; neither; cannot be determined;
+    it cannot be determined; not enough information""")
+_ANY_LETTER = word_set("any all every real value values number numbers of will work works is possible")
 _NOUNS_BEHIND = word_set("function curve triangle series sequence graph statement event matrix quadrilateral angle number conic set")
-_ANY_LETTER = re.compile(r"(?:any|all|every)(?: real)?(?: values?| numbers?)?(?: of)? [a-z](?: will work| works?| is possible)?")
 
 
 def one_spelling(text: str) -> str:
@@ -38,18 +32,22 @@ def one_spelling(text: str) -> str:
             return found
     if unquoted.lower() in ("none", "none exist", "none exists"):
         return "\\emptyset"
-    if _WORDS_IN_BRACKETS.fullmatch(unquoted):
-        return unquoted[1:-1]
+    inside = unquoted[1:-1]
+    if unquoted[0] + unquoted[-1] == "()" and len(inside) > 2 and inside.isascii() and inside.replace(" ", "").replace("-", "").isalpha():
+        return inside
     word, _, rest = unquoted.partition(" ")
     if word.lower() in NUMBERS and not rest:
         return NUMBERS[word.lower()]
     if word.lower() in NUMBERS and not changes_number(rest):
         return f'{NUMBERS[word.lower()]} "{rest}"'
-    if choice := _CHOICE_WITHOUT_VALUE.fullmatch(unquoted):
-        return choice[1]
-    if winner := _WINNER.fullmatch(unquoted):
-        return winner[1]
-    return "\\mathbb{R}" if _ANY_LETTER.fullmatch(unquoted.lower()) else text
+    letter = word.strip("().:")
+    if word[-1] in ").:" and letter in tuple("ABCDEFGHIJ") and rest.lower() in _NO_VALUES:
+        return letter
+    if word.istitle() and word.isalpha() and len(word) > 1 and rest in _WINS:
+        return word
+    words = unquoted.lower().split()
+    is_any = words[0] in ("any", "all", "every") and [len(word) for word in words if word not in _ANY_LETTER] == [1]
+    return "\\mathbb{R}" if is_any and unquoted.isascii() and words[-1].isalpha() else text
 
 
 def _verdict(unquoted: str) -> str | None:
@@ -59,30 +57,31 @@ def _verdict(unquoted: str) -> str | None:
     has_reason = reason.startswith(("because", "since"))
     if word not in ("yes", "no", "true", "false") or not reason or (any(map(str.isdecimal, reason)) and not has_reason):
         return None
-    if {"but", "unless", "and", "or", "yes", "no"} & set(_WORD.findall(reason)):
+    words = pieces(reason.replace("n't", " not").replace("cannot", "can not"))
+    if not {"but", "unless", "and", "or", "yes", "no"}.isdisjoint(words):
         return None
-    clause = _CLAUSE.match(reason)
-    if word in ("yes", "no") and clause and (clause[1] is not None) != (word == "no") and separator == ",":
+    verb = 2 if words[0] == "the" else 1
+    if word in ("yes", "no") and words[verb:] and words[verb] in _VERBS_OF_REASONS and separator == "," \
+            and (words[verb + 1:verb + 2] == ["not"]) != (word == "no"):
         return None  # yes, it is not
     return word if separator == "," or has_reason or reason.startswith("it ") else None
 
 
 def _said_twice(unquoted: str) -> str | None:
     """No solution (\\emptyset); does not exist (DNE)."""
-    parts = re.fullmatch(r"(.+?)(?:\s*[(,;]|\s+or\b)\s*([^()]+)\)?", unquoted)
-    if not parts:
-        return None
-    one, other = (phrase(part.strip()) or part.strip() for part in parts.groups())
-    return one if one == other and (one != parts[1].strip() or other != parts[2].strip()) else None
+    parts = [part.strip() for part in unquoted.removesuffix(")").replace("(", ";").replace(",", ";").replace(" or ", ";").split(";")]
+    one, other = (phrase(part) or part for part in parts) if len(parts) == 2 else ("", None)
+    return one if one == other and [one, one] != parts else None
 
 
 def _date(unquoted: str) -> str | None:
     """October 21st, 21 October, Oct. 21, the 4th of July 1776, 6\u670821\u65e5: "july 4 1776"."""
-    if chinese := re.fullmatch(r"(?:(\d{4})年)?(\d\d?)月(\d\d?)[日号]", unquoted):
-        year, month, day = chinese.groups()
-        return f'"{_MONTHS[int(month) - 1]} {int(day)}{" " + year if year else ""}"' if 1 <= int(month) <= 12 else None
-    words = [word.lower() for word in _DATE_WORD.findall(re.sub(r"(?<=\d) ?(?:st|nd|rd|th)\b", "", unquoted))]
-    words = [word for word in words if word not in ("the", "of", "on")]
+    parts = pieces(unquoted)
+    if "".join(parts[1::2]) in ("月日", "月号", "年月日", "年月号") and all(map(str.isdecimal, parts[::2])):
+        *year, month, day = parts[::2]
+        return f'"{" ".join([_MONTHS[int(month) - 1], str(int(day)), *year])}"' if 1 <= int(month) <= 12 else None
+    words = [word.lower() for word in parts if word[0].isalnum()]
+    words = [word for word in words if word not in ("the", "of", "on", "st", "nd", "rd", "th")]
     months = [_MONTH_OF[word] for word in words if word in _MONTH_OF]
     numbers = [word for word in words if word.isdecimal()]
     if len(months) != 1 or len(numbers) != len(words) - 1 or len(numbers) > 2 \
@@ -98,11 +97,13 @@ def _date(unquoted: str) -> str | None:
 
 def _figure(unquoted: str) -> str | None:
     """Segment AB as AB, \\triangle ABC as words: its letters have an order."""
-    if segment := _SEGMENT.fullmatch(unquoted):
-        return "".join(letter for letter in segment.groups() if letter)
-    figure = _FIGURE.fullmatch(unquoted)
-    letters = "".join(figure[2].split()) if figure else ""
-    return f"{figure[1].lower()} {min(letters, letters[::-1]) if figure[1].lower() == 'angle' else letters}" if figure else None
+    kind, *letters = [part for part in pieces(unquoted.removeprefix("line ")) if part not in ("{", "}")]
+    name, kind = "".join(letters), kind.lstrip("\\").lower()
+    if not name.isalpha() or not name.isupper():
+        return None
+    if len(name) == 2:
+        return name if kind in ("overline", "segment", "side") else None
+    return f"{kind} {min(name, name[::-1]) if kind == 'angle' else name}" if len(name) == 3 and kind in ("triangle", "angle") else None
 
 
 def adjective(text: str) -> str | None:
