@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
 from common.verify.measures import units_agree
 from common.verify.readings import read_answer, read_forms
 from common.verify.real_sets import number, same_sets
-from common.verify.relations import FLIPPED, Form, as_congruence, is_choice, is_column, is_expression
+from common.verify.relations import FLIPPED, Form, as_congruence, bare_name, is_choice, is_column, is_expression
 from common.verify.remarks import say_different
 from common.verify.statements import stated_forms
+from common.verify.sums import dots_are_sum, same_with_dots
 from common.verify.tokens import Unsupported
 from common.verify.trees import Node, substituted, variables, with_constant_of
 
@@ -145,33 +146,15 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     if x[0] == "relation":
         work.spend(4 * len(x[2]))
         return _equal_relations(x, y, work) if y[0] == "relation" else _relation_states(x, y, work)
-    kinds = {x[0], y[0]}
-    if "labelled" in kinds and len(kinds) == 2:
-        labelled, other = (x, y) if x[0] == "labelled" else (y, x)
-        if other[0] == "matrix":
-            return _equal(("matrix", "matrix", tuple((value,) for value in labelled[3][2])), other, work)
-        if other[0] == "bracketed":
-            return _equal(labelled[3], other, work)
-        # x_1 = 2, x_2 = 3 has no order
-        same = _equal_in_any_order if len({name[0] + name[1:2] for name in labelled[1]}) == 1 else _equal_in_order
-        return other[0] in ("list", "set") and same(labelled[3][2], other[1], work)
-    if kinds <= {"list", "set"}:
-        return _equal_with_dots(x[1], y[1], work) if _DOTS in x[1] else _equal_in_any_order(x[1], y[1], work)
-    if kinds == {"bracketed", "matrix"}:  # [[1, 2], [3, 4]]
-        rows, matrix = (x, y) if x[0] == "bracketed" else (y, x)
-        if rows[1] == "()":  # a column is a tuple
-            return is_column(matrix) and _equal_in_order(rows[2], tuple(row[0] for row in matrix[2]), work)
-        is_matrix = rows[1] == "[]" and matrix[1] == "matrix" and all(row[:2] == ("bracketed", "[]") for row in rows[2])
-        return is_matrix and _equal(("matrix", "matrix", tuple(row[2] for row in rows[2])), matrix, work)
-    if kinds == {"congruence", "value"}:  # 5 mod 12 and 12k + 5
-        class_x, class_y = (as_congruence(form) if form[0] == "value" else form for form in (x, y))
-        return class_x is not None and class_y is not None and _equal(class_x, class_y, work)
-    if kinds == {"thousands", "list"}:  # 1,234 may mean 1, 234
-        return _equal_in_order(x[1], y[1], work)
-    if kinds == {"value", "text"}:  # as texts
-        return (x[2] if x[0] == "value" else x[1]) == (y[2] if y[0] == "value" else y[1])
+    if {x[0], y[0]} <= {"list", "set"}:
+        if _DOTS in x[1] and _DOTS in y[1]:  # the order counts
+            return same_with_dots(_halves(x[1]), _halves(y[1]), partial(_equal, work=work))
+        return _DOTS not in x[1] and _equal_in_any_order(x[1], y[1], work)
     if x[0] != y[0]:
-        return False
+        return _equal_across_kinds(x, y, work)
+    if x[0] == "value" and {x[3], y[3]} == {"rad", "deg"} and is_expression(x) and is_expression(y):
+        radians, degrees = (x, y) if x[3] == "rad" else (y, x)
+        return _equal_values(radians, ("value", ("div", ("mul", degrees[1], ("pi",)), ("num", Fraction(180))), "", ""), work)
     if x[0] == "value":
         return units_agree(x[3], y[3]) and _equal_values(x, y, work)
     if x[0] == "labelled":
@@ -181,7 +164,8 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     if x[0] == "congruence":
         return _equal(x[2], y[2], work) and (_equal(x[1], y[1], work) or _differ_by_multiple(x[1], y[1], x[2]))
     if x[0] == "dots":
-        return x[1] == y[1] and _equal_in_order(x[3], y[3], work) and _equal_starts(x[2], y[2], x[3][-1], work)
+        same = partial(_equal, work=work)
+        return x[1] == y[1] and (same_with_dots(x[2:], y[2:], same) or same_with_dots((x[3][::-1], x[2][::-1]), y[2:], same))
     if x[0] == "family":
         return _equal(x[1], y[1], work)
     if x[0] in ("union", "and", "or"):
@@ -195,6 +179,37 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
     if x[0] in ("ratio", "thousands"):
         return x[2:] == y[2:] and _equal_in_order(x[1], y[1], work)
     return x[1:] == y[1:]  # texts and numerals with a base
+
+
+def _equal_across_kinds(x: Form, y: Form, work: Work) -> bool:
+    """Whether two forms of different kinds are the same answer, as x = 1, y = 2 and (1, 2) are."""
+    kinds = {x[0], y[0]}
+    if "labelled" in kinds:
+        labelled, other = (x, y) if x[0] == "labelled" else (y, x)
+        if other[0] == "matrix":
+            return _equal(("matrix", "matrix", tuple((value,) for value in labelled[3][2])), other, work)
+        if other[0] == "bracketed":
+            return _equal(labelled[3], other, work)
+        # x_1 = 2, x_2 = 3 has no order
+        same = _equal_in_any_order if len({name[0] + name[1:2] for name in labelled[1]}) == 1 else _equal_in_order
+        return other[0] in ("list", "set") and same(labelled[3][2], other[1], work)
+    if kinds == {"bracketed", "matrix"}:  # [[1, 2], [3, 4]]
+        rows, matrix = (x, y) if x[0] == "bracketed" else (y, x)
+        if rows[1] == "()":  # a column is a tuple
+            return is_column(matrix) and _equal_in_order(rows[2], tuple(row[0] for row in matrix[2]), work)
+        is_matrix = rows[1] == "[]" and matrix[1] == "matrix" and all(row[:2] == ("bracketed", "[]") for row in rows[2])
+        return is_matrix and _equal(("matrix", "matrix", tuple(row[2] for row in rows[2])), matrix, work)
+    if kinds == {"congruence", "value"}:  # 5 mod 12 and 12k + 5
+        class_x, class_y = (as_congruence(form) if form[0] == "value" else form for form in (x, y))
+        return class_x is not None and class_y is not None and _equal(class_x, class_y, work)
+    if kinds == {"dots", "value"} and None not in (x[1], y[1]):
+        dots, value = (x, y) if x[0] == "dots" else (y, x)
+        return dots_are_sum(dots, value[1], partial(_equal, work=work))
+    if kinds == {"thousands", "list"}:  # 1,234 may mean 1, 234
+        return _equal_in_order(x[1], y[1], work)
+    if kinds == {"value", "text"}:  # as texts
+        return (x[2] if x[0] == "value" else x[1]) == (y[2] if y[0] == "value" else y[1])
+    return False
 
 
 def _differ_by_multiple(x: Form, y: Form, modulus: Form) -> bool:
@@ -218,30 +233,10 @@ def _equal_values(x: Form, y: Form, work: Work) -> bool:
         return False
 
 
-def _equal_with_dots(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
-    """Whether 1, 2, ..., n and 1, 2, 3, ..., n are the same list. The order counts."""
-    if _DOTS not in y:
-        return False
-    place_x, place_y = x.index(_DOTS), y.index(_DOTS)
-    ends_x, ends_y = x[place_x + 1:], y[place_y + 1:]
-    return _equal_in_order(ends_x, ends_y, work) and _equal_starts(x[:place_x], y[:place_y], ends_x[-1] if ends_x else _DOTS, work)
-
-
-def _equal_starts(x: tuple[Form, ...], y: tuple[Form, ...], last: Form, work: Work) -> bool:
-    """Whether two beginnings are equal, or the longer one goes on as the last term says: 3^2 stands before n^2, and 3 before 10."""
-    shorter, longer = sorted((x, y), key=len)
-    if len(shorter) == len(longer):
-        return _equal_in_order(x, y, work)
-    if not _equal_in_order(shorter, longer[:len(shorter)], work) or not all(map(is_expression, (*longer, last))):
-        return False
-    names = variables(last[1])
-    if len(names) == 1:  # the last term with 0, 1, 2, ... for n
-        terms = [substituted(last[1], ("sym", *names), ("num", Fraction(n))) for n in range(len(longer) + 3)]
-        return any(_equal_in_order(longer, tuple(("value", term, "", "") for term in terms[first:first + len(longer)]), work)
-                   for first in range(3))
-    step: Node = ("add", [longer[1][1], ("neg", longer[0][1])])
-    return not names and len(shorter) > 1 and all(
-        _equal(("value", ("add", [longer[0][1], *[step] * place]), "", ""), longer[place], work) for place in range(len(longer)))
+def _halves(items: tuple[Form, ...]) -> tuple[tuple[Form, ...], tuple[Form, ...]]:
+    """The items before and behind the dots of a list."""
+    place = items.index(_DOTS)
+    return items[:place], items[place + 1:]
 
 
 def _equal_in_order(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bool:
@@ -289,6 +284,8 @@ def _equal_relations(x: Form, y: Form, work: Work) -> bool:
     (_, operators_x, parts_x, _), (_, operators_y, parts_y, _) = x, y
     if operators_x == operators_y and _equal_in_order(parts_x, parts_y, work):
         return True
+    if x[3] and y[3] and operators_x == operators_y == ("=",) and bare_name(parts_x[0], parts_y[0]):
+        return _equal(parts_x[1], parts_y[1], work)
     flipped_y = tuple(FLIPPED.get(operator, operator) for operator in operators_y[::-1])
     can_be_flipped = not {"\\to", "\\in"} & set(flipped_y)
     if can_be_flipped and operators_x == flipped_y and _equal_in_order(parts_x, parts_y[::-1], work):

@@ -42,6 +42,7 @@ MAX_DEPTH = 8  # of lists in lists
 # an expression without words, commas, relations and other brackets than ( ) and { }: only a value. A U may be a union
 PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-TV-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*+)?(.+?)\s*+,?+\s*+"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
+_POINT = re.compile(r"\s*([A-Z]'?)\s*(\([^()]*,[^()]*\))\s*")
 _AND_OR = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
 _CONJUNCTION = re.compile(r'\s*+,?+\s*+"?+\s*+(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*+"?+\s*+', re.IGNORECASE)
 def read_form(text: str, depth: int = 0) -> Form:
@@ -135,9 +136,9 @@ def _read_sum_with_dots(text: str, depth: int) -> Form | None:
     for sign, marked, plain in (("+", text.replace("+", "\x00"), "+"), ("*", products, "\\cdot ")):
         parts = [part.replace("\x00", plain).strip() for part in split_outside_brackets(marked, "\x00")]
         dots = [place for place, part in enumerate(parts) if part in ("\\cdots", "...")]
-        if len(dots) == 1 and 0 < dots[0] < len(parts) - 1:
+        if len(dots) == 1 and dots[0] > 0 and (dots[0] < len(parts) - 1 or dots[0] > 2):
             before, behind = parts[:dots[0]], parts[dots[0] + 1:]
-            return ("dots", sign, _read_each(before, depth), _read_each(behind, depth))
+            return ("dots", sign, _read_each(before, depth), _read_each(behind, depth) if behind else ())
     return None
 
 
@@ -145,7 +146,8 @@ def _read_each(pieces: list[str], depth: int) -> tuple[Form, ...]:
     """The forms of the pieces of a list. Raises Unsupported if there are too many pieces or one is empty."""
     if len(pieces) > MAX_ITEMS or not all(piece.strip(' "') for piece in pieces):
         raise Unsupported("items")
-    return tuple(read_form(piece + '"' * (piece.count('"') % 2), depth + 1) for piece in pieces)  # a quote may have gone with "and"
+    # a quote may have gone with "and"
+    return tuple(read_form(without_qualifier(piece + '"' * (piece.count('"') % 2)), depth + 1) for piece in pieces)
 
 
 def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]:
@@ -153,6 +155,8 @@ def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]
     pieces: list[str] = []
     for part in split_outside_brackets(text, ";"):
         pieces += split_at_commas(part) if with_thousands else split_outside_brackets(part, ",")
+    if len(pieces) > 1 and all(map(_POINT.fullmatch, pieces)):  # A(1, 2), B(4, 6)
+        pieces = [_POINT.sub(r"\1=\2", piece) for piece in pieces]
     return _read_each(pieces, depth)
 
 

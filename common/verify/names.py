@@ -25,6 +25,7 @@ _FUNCTIONS_OF_ANGLES = word_set(r"\sin \cos \tan \cot \sec \csc")  # in front of
 _FUNCTIONS = frozenset("fghFGHPE")  # with anything in brackets behind them
 _TERMS = frozenset("abcdklmnpqrs")  # a + b + c
 _SHORT_WORDS = word_set("max min gcd lcm sum avg")  # other short words are products of variables
+_FONTS = word_set(r"\mathfrak \mathcal \mathscr { }")
 _NO_BEGINNING = frozenset("0123456789+-^,")
 _PARTS_OF_MATRICES = word_set(r"""\vec \hat \mathbb \mathcal \det \exp \top [ ] ( ) ' " _ ^""")
 
@@ -165,6 +166,7 @@ def _are_arguments(parts: list[str], before: str) -> bool:
     """Whether what stands in brackets behind a piece are the arguments of a function. A factor is none: x(x + 1)."""
     if before in _FUNCTIONS:
         return parts[0] == "(" or before in ("E", "P")
+    parts = [part for part in parts if part not in _FONTS]
     inside = [part for part in parts[1:-1] if part not in ("\\angle", "\\cap", "\\cup")]
     if len(inside) < len(parts) - 2:  # n(A \cap B), m(\angle ABC)
         return before in ("n", "m") and "".join(inside).isalpha()

@@ -11,6 +11,7 @@ from common.verify.tokens import CLOSING_SIGNS, FUNCTIONS, MULTIPLICATION_SIGNS,
 from common.verify.trees import Node, substituted, variables
 
 BOUND: Node = ("sym", "\1")  # the variable of a sum or an integral, whatever its letter
+INDEX = "\1"  # stands for that variable in the name of another one: the k of a_k
 COUNTING_LETTERS = frozenset("CPA")  # C(n, k) counts choices; P(n, k), A_n^k and the like count arrangements
 
 
@@ -128,8 +129,18 @@ def operator_with_limits(parser: Grammar, name: str) -> Node:
     elif name == "int" and below and above:
         bound = _differential(body)
     if bound and bound not in above.split() and bound not in below.split():
-        body = substituted(substituted(body, ("sym", bound), BOUND), ("i",) if bound == "i" else ("sym", bound), BOUND)
+        body = _with_bound_index(substituted(substituted(body, ("sym", bound), BOUND), ("i",) if bound == "i" else BOUND, BOUND), bound)
     return ("call", f"{name}_{below}^{above}", body)
+
+
+def _with_bound_index(tree: Node, bound: str) -> Node:
+    """The tree with INDEX for the bound variable in the names of other variables."""
+    if tree[0] == "sym":
+        name, _, index = tree[1].partition("_")
+        return ("sym", f"{name}_{' '.join(INDEX if part == bound else part for part in index.split(' '))}") if index else tree
+    if tree[0] == "add":
+        return ("add", [_with_bound_index(part, bound) for part in tree[1]])
+    return tuple(_with_bound_index(part, bound) if isinstance(part, tuple) else part for part in tree)
 
 
 def _differential(body: Node) -> str | None:

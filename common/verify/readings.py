@@ -1,6 +1,7 @@
 """The readings of a whole answer: mostly one form, sometimes more. C(10, 3) is a point or a number of choices."""
 from __future__ import annotations
 
+import math
 import re
 from functools import lru_cache
 from typing import Any
@@ -27,9 +28,14 @@ from common.verify.wording import adjective, one_spelling
 from common.verify.words import PIECE, pieces, word_set
 
 _SIGNS_IN_FRONT = word_set(r"= \approx \sim \therefore \Rightarrow \implies \Longrightarrow \to")
+_NO_FORMULA = ("<", ">", "\\le", "\\ge", ",")
 _BY = re.compile(r'"?\s*\bby\b\s*"?|\\times(?![a-z])')
 _HAS_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[^\x00-\x7f]|\\(?:overline|triangle|angle)|\\in|\\[gl]e|\\neq|[<>]")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
+# where the n of a formula lies, if remarks.py has left it: n = 1, 2, \ldots; n \in \mathbb{N}^*
+_RANGE = re.compile(r'[\s",(]++(?:for\b[\s"]*+)?(?<![A-Za-z])([i-nN])\s*+'
+                    r'(?:=\s*+[012]\s*+,\s*+\d\s*+,(?:\s*+\d\s*+,)*+\s*+(?:\\cdots|\.\.\.)'
+                    r'|\\in\s*+\\mathbb\{N\}(?:[_^][{*+\d\\ge>} ]*+)?)[\s")]*+$')
 
 
 def read_forms(answer: str) -> tuple[Form, ...]:
@@ -71,13 +77,14 @@ def _readings(text: str) -> tuple[Form, ...]:
             return (read_value(letter), *_readings_of_text(text_of_choice(text)))
     if text.startswith("]") or text.endswith("["):  # [1, 2[
         text = _REVERSED_INTERVAL.sub(_usual_interval, text)
+    text = _without_range(text)
     if ":" in text and (halves := _halves(text)):
         return halves
     form = read_form(text)
     may_have_halves = form[0] in ("list", "union", "or", "text", "relation") or (form[0] == "value" and form[1] is None)
     if may_have_halves and (halves := _halves(text)):
         return halves
-    forms = [form, *_dimensions(text)]
+    forms = [form, *_dimensions(text), *_whole_numbers(form, plain)]
     if form[0] == "text" and (word := adjective(form[1])):
         forms.append(("text", word))
     if WITH_THOUSANDS.fullmatch(text.lstrip("+-")):
@@ -153,6 +160,26 @@ def _without_sign_in_front(text: str) -> str:
 def _with_k_for(letter: str, text: str) -> str:
     """The text with the letter k in place of another one."""
     return PIECE.sub(lambda found: "k" if found[0] == letter else found[0], text)
+
+
+def _without_range(text: str) -> str:
+    """The text without "n = 1, 2, \\ldots" or "n \\in \\mathbb{N}^*" behind a formula in n."""
+    found = _RANGE.search(text) if text[:1] not in "([{" else None
+    head = text[:found.start()].rstrip() if found else ""
+    is_bounded = bool(found) and "\\in" in found[0] and head.count("\\le") + head.count("<") == 2  # 1 \\le n \\le 4
+    is_formula = found and found[1] in PIECE.findall(head) and (is_bounded or not any(sign in head for sign in _NO_FORMULA))
+    return head + '"' * (head.count('"') % 2) if is_formula and head != found[1] else text
+
+
+def _whole_numbers(form: Form, text: str) -> list[Form]:
+    """The set 1, 2, 3, 4 for 1 \\le n \\le 4, n \\in \\mathbb{Z}."""
+    interval = as_interval(form) if integer_letter(text) or "\\mathbb{N}" in text else None
+    ends = [number(end) for end in interval[2]] if interval else []
+    if not ends or None in ends or max(map(abs, ends)) > 10**6 or ends[1] - ends[0] > 60:
+        return []
+    low, high = math.floor(ends[0]) + 1 if interval[1][0] == "(" else math.ceil(ends[0]), math.floor(ends[1])
+    high -= interval[1][1] == ")" and high == ends[1]
+    return [("set", tuple(read_value(str(value)) for value in range(low, high + 1)))] if low <= high else []
 
 
 def _usual_interval(match: re.Match[str]) -> str:

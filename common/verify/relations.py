@@ -1,6 +1,7 @@
 """What several equations or inequalities say together: intervals, unions, values with names. All functions work on forms: forms.py."""
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +11,8 @@ from common.verify.trees import degrees, substituted, variables
 
 MAX_ITEMS = 64  # of a list, a set or a matrix; comparing two unordered lists takes up to the square of it
 Form = tuple[Any, ...]
+_ARGUMENT_OR_EXTREME = re.compile(r"(?:_\{?\\?(?:max|min)\}?|\((?:[A-Za-z]|\\[a-z]+(?:\{[A-Z]\})?)\))$")
+_VECTOR = re.compile(r"\\(?:vec|overrightarrow)\{(\w)\}")
 FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}  # the operator when the sides change places
 
 
@@ -40,6 +43,13 @@ def as_congruence(form: Form) -> Form | None:
         return None
     at_0, at_1 = (substituted(form[1], ("sym", *names), ("num", Fraction(number))) for number in (0, 1))
     return ("congruence", ("value", at_0, "", ""), ("value", ("call", "abs", ("add", [at_1, ("neg", at_0)])), "", ""))
+
+
+def bare_name(x: Form, y: Form) -> bool:
+    """Whether one name is the other one without its argument or its index: r and r(t), m and m_{\\max}."""
+    names = [_VECTOR.sub(r"\1", form[2]) if form[0] == "value" else "" for form in (x, y)]
+    bare = [_ARGUMENT_OR_EXTREME.sub("", name) for name in names]
+    return names[0] != names[1] and bare[0] == bare[1] and bare[0] in names
 
 
 def flattened(kind: str, items: tuple[Form, ...]) -> Form:

@@ -64,6 +64,18 @@ def _power_of_ten(match: re.Match[str]) -> str:
     return _POWERS_OF_TEN[match[1].lower()] + ('"' if quotes % 2 else "")
 
 
+def _repeating(match: re.Match[str]) -> str:
+    """0.\\overline{36} for 0.3636... Digits that do not repeat are left as they are."""
+    digits = match[2]
+    for length in range(1, len(digits) // 2 + 1):
+        period, times = digits[-length:], 1
+        while digits.endswith(period * (times + 1)):
+            times += 1
+        if times > 2 or (times == 2 and (length > 1 or len(digits) == 2)):
+            return f"{match[1]}{digits.removesuffix(period * times)}\\overline{{{period}}}"
+    return match[0]
+
+
 def _money(match: re.Match[str]) -> str:
     """A currency behind its number, or a currency alone."""
     currency = f'"{_CURRENCIES[match[1] or match[2] or match[3]]}"'
@@ -101,6 +113,9 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
     ("\\begin", r"(?:\\\{\s*)?\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", _join_rows),
     ("", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *("))?', _power_of_ten),
+    ("{", r"\{\s*([-+])\s*\}", r"\1"),
+    ('"', r'(?i)(?<=\d)\s*"\s*e\s*([-+]?)\s*"\s*(?=\d++(?![\s}]*+_))', r"e\1"),  # 1.4\text{e-}3
+    (".", r"(\d*\.)(\d{2,40})\s*(?:\\cdots(?![A-Za-z])|\.\.\.)(?!\s*[\w,+*\\-])", _repeating),
     ("mod", r"\(\s*(?:\"?\s*|\\b)mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1)'),
     ("prime", r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
     ("", r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'),  # a time of day

@@ -58,7 +58,10 @@ def _buckets(answer: str) -> frozenset[Hashable]:
 def _buckets_of_form(form: Form) -> set[Hashable]:
     kind, content = form[0], form[1]
     if kind == "value":  # a value and a text are compared as texts
-        return {("text", form[2]), *(_rounded_values(content) if content is not None else [])}
+        buckets = {("text", form[2]), *(_rounded_values(content) if content is not None else [])}
+        if form[3] == "deg" and content is not None:  # 180^\\circ may be \\pi radians
+            buckets |= _rounded_values(("div", ("mul", content, ("pi",)), ("num", Fraction(180))))
+        return buckets
     if kind == "relation":  # x = 5 may be 5; another equation or inequality may be a multiple of one that looks different
         name, value = form[2][0], form[2][1]
         states_value = content == ("=",) and form[3] and is_variable(name) and not (is_expression(value) and variables(value[1]))
@@ -71,6 +74,8 @@ def _buckets_of_form(form: Form) -> set[Hashable]:
         return {_bucket_of_items(form[2], in_order=False), *_buckets_of_form(form[3])}
     if is_column(form):  # a tuple
         return {("matrix",), _bucket_of_items(tuple(row[0] for row in form[2]), in_order=True)}
+    if kind == "dots":
+        return {None}  # may be a sum with its sign
     return {("text", content) if kind == "text" else (kind,)}
 
 
