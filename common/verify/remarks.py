@@ -176,7 +176,7 @@ def _without_condition(text: str) -> tuple[str, list[str]]:
     if letter and f"({letter})" not in text and not any(sign in text for sign in _NO_FAMILY):
         return text, []  # a family of solutions
     pieces = split_outside_brackets(text, ",")
-    for place in range(1, len(pieces)):
+    for place in range(max(1, len(pieces) - 4), len(pieces)):
         found = _split_condition(",".join(pieces[:place]), ",".join(pieces[place:]))
         if found:
             return found

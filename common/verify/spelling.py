@@ -106,7 +106,7 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("{}", r"(?<![A-Za-z])\{\}(?=[\d^])|(?<=\d)\{\}", ""),
     ("10", r"(?<=\d)(?:[\s\"]* x [\s\"]*|\s*\"x\"\s*)(?=10\s*\^)", r"\\times "),
     ("{", r"\{\s*([-+=,])\s*\}", lambda m: ", " if m[1] == "," else m[1]),
-    ('"', r'(?<=\d)\s*"\s*[eE]\s*(-?)\s*"\s*\{?(-?\d+)\}?', r"e\1\2"),  # 1.4e-3
+    ('"', r'(?<=\d)\s*"\s*[eE]\s*(-?)\s*"\s*\{?(-?\d++)\}?(?!\s*_)', r"e\1\2"),  # 1.4e-3
     # signs and words
     ("", r"\\not\s*=|[<>]=|!=|<>|\{:\}|\\?\$|~", lambda m: _SIGNS.get(m[0].lstrip("\\")) or "\\neq "),
     ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
