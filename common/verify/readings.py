@@ -30,6 +30,7 @@ from common.verify.words import PIECE, pieces, word_set
 _SIGNS_IN_FRONT = word_set(r"= \approx \sim \therefore \Rightarrow \implies \Longrightarrow \to")
 _NO_FORMULA = ("<", ">", "\\le", "\\ge", ",")
 _BY = re.compile(r'"?\s*\bby\b\s*"?|\\times(?![a-z])')
+_EXTREME = re.compile(r"_\s*\{?\s*\\(max|min)(?![a-z])\s*\}?")
 _HAS_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[^\x00-\x7f]|\\(?:overline|triangle|angle)|\\in|\\[gl]e|\\neq|[<>]")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 # where the n of a formula lies, if remarks.py has left it: n = 1, 2, \ldots; n \in \mathbb{N}^*
@@ -60,9 +61,12 @@ def read_answer(answer: str) -> tuple[tuple[Form, ...], frozenset[str]]:
     if begins_with_letter or not SYMBOLS.fullmatch(text):
         if letter := choice_letter(text):
             return (read_value(letter), *_readings_of_text(text_of_choice(text))), words
-        if _HAS_WORDS.search(text):
+        if '"' in text or _HAS_WORDS.search(text):
             text, words = without_remarks(text)
             text = one_spelling(text)
+    extreme = _EXTREME.search(text)
+    if extreme:  # m_{\\max} = 5 is also read as m = 5
+        return (*_readings(text), *_readings(_EXTREME.sub("", text))), words | {extreme[1]}
     return _readings(text), words
 
 
@@ -115,6 +119,9 @@ def _halves(text: str) -> tuple[Form, ...]:
             continue
         if forms[0][0] == "relation" and forms[0][3] and len(forms[0][2]) == 2 and forms[1][0] == "value":
             forms = forms[0][2][1], forms[1]  # x = 7/2 or 3.5
+        units = {form[3] for form in forms if form[0] == "value"}
+        if units == {"deg", ""} and "\\pi" in text:
+            forms = [(*form[:3], form[3] or "rad") for form in forms]
         said = [_said(form) for form in forms]
         if said[0] is not None and said[0] == said[1] and (isinstance(said[0], list) or separator not in ":,"):
             return tuple(reading for half in (half, other) for reading in _readings(half))

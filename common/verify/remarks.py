@@ -8,22 +8,34 @@ import re
 
 from common.verify.phrases import integer_letter
 from common.verify.spelling import bracket_depths, split_outside_brackets
+from common.verify.units import known_unit
 from common.verify.wording import NUMBERS
 from common.verify.words import changes, changes_name, changes_number, word_set
 
 # a label with such a word names no answer
 _NO_LABELS = word_set("step case part bound guess attempt error check note hint estimate option choice assumption hypothesis given problem")
-_NO_WORDS_OF_LABELS = word_set("sin cos tan cot sec csc log exp ln lim max min gcd lcm if for when where otherwise such that")
-_NUMBER = re.compile(r"[(-]{0,2}(?:\d|\\(?:frac|sqrt|pi))")
+_NO_WORDS_OF_LABELS = word_set("sin cos tan cot sec csc log exp ln lim gcd lcm if for when where otherwise such that")
+_NUMBER = re.compile(r"\(\s*-?\s*(?:\d|\\(?:frac|sqrt|pi|infty))")
+_TOKEN = re.compile(r"\\?[^\W\d_]+|\S")
 _EMPTY_WORDS = word_set("the a an of is are so thus hence therefore final answer solution result value total our this it its and")
 # quantities that stand before their value without a colon
 _QUANTITIES = word_set("""remainder degree slope area perimeter radius diameter length width height distance volume speed probability sum
     product difference quotient minimum maximum min max mean median mode average range answer total coefficient constant digit period
-    amplitude rank order index page grade vertex focus""")
+    amplitude rank order index page grade vertex focus profit loss cost price balance rate fare fee salary score capacity savings gain
+    charge weight mass age size count day year row column level term ratio maximum-value line curve circle parabola ellipse hyperbola plane
+    point equation function center centre midpoint intercept asymptote interval domain solution result""")
+_CONNECTIVES = word_set("so thus therefore hence then get have find obtain conclude only exactly just after in every we it follows that")
+_WORDS_IN_FRONT = _QUANTITIES | _CONNECTIVES | word_set("""the an of is at units tens minimal maximal least greatest smallest largest total
+    final""")
+_HAVE_CONTENT = _WORDS_IN_FRONT - word_set("the an of is at it we that least every total")
+_NO_BEGINNING = word_set(r"""+ . * / ^ _ = < > , ; : ! ) ] } | ' \triangle \angle \overline \vec \le \ge \neq \in \approx \cdot
+    \times""")
+_PLACES = word_set("at when attained achieved occurring occurs reached only if")
+_WHAT_IT_IS = word_set("the our only final required desired correct unique solution answer value root result number possible")
 _IS = word_set("is are equals was were")
 _HAS = word_set("""has have had needs need needed gets got costs cost takes took makes made earns earned pays paid sells sold spends spent
     saves saved weighs weighed travels traveled gives gave buys bought ate eats wins won reads read lasts uses used received receives
-    lies occurs ends lands stops stands""")
+    lies occurs ends lands stops stands take need save cost earn pay spend travel make get buy""")
 _NO_SUBJECTS = word_set("yes no true false because since")
 _BEHIND_VERBS = re.compile(r'(?:[\s":]|(?:equal to|given by|located|exactly|only|at)\b)*', re.IGNORECASE)
 _VERDICTS = {"correct": "true", "right": "true", "incorrect": "false", "wrong": "false", "true": "true", "false": "false"}
@@ -40,15 +52,18 @@ _CONDITION_WORDS = word_set("""for all any every each where with and such that r
     number numbers rational nonzero value values of is are a an the given whenever constants constant arbitrary provided non""")
 _SET = r"\\mathbb\{?[A-Z]\}?(?:[\^_]\{?[*+\d>\\ge]+\}?)?"
 _CONDITION = re.compile(rf"([A-Za-z](?:_\w)?(?:,[A-Za-z](?:_\w)?)*)(?:\\in{_SET}|(?:\\[gl]e|\\neq|[<>])-?[\w/]+)?")
+_PLACE = re.compile(r"[a-z](?:_\w)?\s*=[^=<>,;]+|\([^()=<>]+\)")
 _SIGN = re.compile(r"\\(?:[gl]e|neq|in|approx|equiv|to)(?![a-z])|[=<>]")
-_FOR = re.compile(r'[\s,]*"\s*(?:,\s*)?(?:for (?:all|every|any|each)|whenever|for|where|with|when|provided)\b')
+_FOR = re.compile(r'[\s,]*"\s*(?:,\s*)?(?:for (?:all|every|any|each)|whenever|for|where|with|when|provided|at|attained'
+                  r'|occurring|achieved)\b')
 _NO_FAMILY = ("\\mathbb{Z}^", "\\mathbb{Z}_", "positive", "natural", "nonnegative", "non-negative")
 _FOR_ALL_INSIDE = re.compile(r'"\s*for (?:all|every|any|each)[a-z -]*"\s*[a-z]\s*(?=,)')
+_WITHOUT_OR = re.compile(r'^[\s"=]*(?:or|i\.e\.|equals)?[\s"=,]*')
 _THAT_IS = re.compile(r'\b(?:or equivalently|or|i\.e\.|that is|which is)(?=[\s",])')
 _LETTER = re.compile(r"\\[a-z]+|([A-Za-z](?:_\w)?)")
 _WORD = re.compile(r"[^\W\d_]+")
 
-_COUNTED = re.compile(r'((?:\d|[\^{}.])+\s*"[a-z -]*) of\s*"?\s*[A-Za-z](?:_\w)?"?')
+_COUNTED = re.compile(r'((?:\d|[\^{}.])+\s*"[a-z -]*+)"?\s*+(?:[A-Za-z](?:_\w)?|\([a-z](?:,\s*[a-z])*\))"?')
 
 
 def without_remarks(text: str) -> tuple[str, frozenset[str]]:
@@ -56,7 +71,7 @@ def without_remarks(text: str) -> tuple[str, frozenset[str]]:
     words: set[str] = set()
     for _ in range(3):
         before = text
-        for take_off in (_without_label, _without_sentence, _without_remark_behind, _without_condition):
+        for take_off in (_without_label, _without_sentence, _without_words_in_front, _without_remark_behind, _without_condition):
             text, taken = take_off(text)
             words.update(taken)
         if text == before:
@@ -89,19 +104,33 @@ def _said(text: str) -> list[str]:
 
 
 def _without_label(text: str) -> tuple[str, list[str]]:
-    """Vertex: (1, 2); units digit: 3; remainder 2."""
+    """Vertex: (1, 2); units digit: 3."""
     label, colon, rest = text.partition(":")
     if colon and rest.strip(' "') and rest[0] != "=" and _is_label(label.replace('"', " ")):
         return _opened(rest), _said(label)
-    unquoted = text.replace('"', " ")
-    number = _NUMBER.search(unquoted)
-    words = unquoted[:number.start()].split() if number else []
-    if 0 < len(words) < 5 and all(map(str.isalpha, words)) and not changes_name(" ".join(words).lower()):
-        lower = [word.lower() for word in words]
-        nouns = lower[:-1] if lower[-1] in ("of", "is", "at") else lower
-        if nouns and nouns[-1] in _QUANTITIES and _NO_LABELS.isdisjoint(nouns) and " " in unquoted:
-            return _opened(text[number.start():]), _said(unquoted[:number.start()])
     return text, []
+
+
+def _without_words_in_front(text: str) -> tuple[str, list[str]]:
+    """Remainder 2; a profit of 45; therefore x = 6; the line y = 2x + 1."""
+    unquoted = text.replace('"', " ")
+    words = []
+    for found in _TOKEN.finditer(unquoted):
+        word = found[0].lower()
+        if (word == "a" and unquoted[found.end():found.end() + 3].strip().isalpha()) or (word == "," and words):
+            continue
+        if not word[0].isalpha() or len(word) == 1 or word in NUMBERS:
+            break
+        if word not in _WORDS_IN_FRONT:
+            return text, []
+        words.append(word)
+    else:
+        return text, []
+    start = found.start()
+    if not words or words[-1] in ("the", "an") or not _HAVE_CONTENT & set(words) or found[0] in _NO_BEGINNING \
+            or (found[0] == "(" and not _NUMBER.match(unquoted, start)):
+        return text, []
+    return _opened(text[start:]), _said(unquoted[:start])
 
 
 def _is_label(label: str) -> bool:
@@ -143,7 +172,12 @@ def _without_sentence(text: str) -> tuple[str, list[str]]:
 def _without_remark_behind(text: str) -> tuple[str, list[str]]:
     """5 (the only value); 15.17, rounded to the nearest cent; 5 values of p."""
     if counted := _COUNTED.fullmatch(text):
-        return part_with_quotes(counted[1]), []
+        nouns = counted[1].rstrip().removesuffix(" of")
+        if nouns.endswith("s") and not changes_number(nouns.partition('"')[2].replace("pairs", "").replace("roots", "")):
+            return nouns.replace("pairs", "solutions") + '"', []
+    before, verb, said = text.replace('"', " ").rpartition(" is ")
+    if verb and "the" in said.split() and set(said.split()) <= _WHAT_IT_IS:
+        return part_with_quotes(text[:len(before)]), []
     stripped = text.rstrip(' "')
     if stripped.endswith(")"):
         depths = bracket_depths(stripped)
@@ -164,7 +198,7 @@ def _is_remark(remark: str) -> bool:
     words = _WORD.findall(lower)
     if not words or not any(len(word) > 3 for word in words) or any(map(str.isdecimal, remark)) or "\\" in remark or "=" in remark:
         return False
-    if not remark.isascii() or changes(lower) or not _REFUSING.isdisjoint(words):
+    if not remark.isascii() or changes(lower) or not _REFUSING.isdisjoint(words) or any(map(known_unit, words)):
         return False
     return not changes_number(" ".join(set(words) - _PLAIN_WORDS))
 
@@ -194,15 +228,21 @@ def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
     """The head, if the tail is a condition on its letters and leaves it the same expression."""
     letters = set(filter(None, _LETTER.findall(head.replace("_{", "_"))))
     letters |= {letter[0] for letter in letters}
+    if tail.count(")") > tail.count("("):  # (at x = 2)
+        head = head.rstrip(' "').removesuffix("(")
     operators = _SIGN.findall(head)
     name = head.partition("=")[0].strip(' "') if operators else ""
-    if not letters or operators not in ([], ["="]) or '"' in head.strip(' "'):
+    if operators not in ([], ["="]) or '"' in head.strip(' "'):
         return None
     unquoted = " ".join(tail.replace('"', " ").split())
     meaning = re.fullmatch(r"[, ]*where ([A-Za-z](?:_\w)?) (?:is|are|denotes|represents|stands for) ([a-z -]+)", unquoted)
-    if meaning and meaning[1] in letters and not changes(meaning[2]) and len(name) != 1:
+    if meaning and meaning[1] in letters and not changes(meaning[2]) and meaning[2] not in NUMBERS and len(name) != 1:
         return part_with_quotes(head), []
     words = _WORD.findall(re.sub(r"\\[a-z]+(?:\{[A-Z]\})?|(?<![A-Za-z])[A-Za-z](?![A-Za-z])", " ", unquoted.lower()))
+    if words and set(words) <= _PLACES and not operators and {"at", "when"} & set(words):
+        place = unquoted[max(unquoted.rfind(word) + len(word) for word in words):].strip(" ()")
+        is_place = _PLACE.fullmatch(place) and place[0] not in letters
+        return (part_with_quotes(head), [place.replace(" ", "")]) if is_place else None
     if not set(words) <= _CONDITION_WORDS:
         return None
     signs = re.sub(r"(?<![A-Za-z\\{])[A-Za-z]{2,}(?:-(?=[a-z]))?|\\forall|[\s\"]|,$", "", unquoted).strip(",")
@@ -229,6 +269,7 @@ def said_in_two_ways(text: str) -> list[tuple[str, str, str]]:
     if stripped.endswith(")"):
         depths = bracket_depths(stripped)
         start = max((place for place, c in enumerate(stripped) if c == "(" and depths[place] == depths[-1]), default=0)
-        halves += [("(", text[:start], stripped[start + 1:-1].removeprefix("="))] if text[:start].strip(' "') else []
+        halves += [("(", text[:start], _WITHOUT_OR.sub("", stripped[start + 1:-1]))] if text[:start].strip(' "') else []
     halves = [(separator, one, other) for separator, one, other in halves if one.strip(' "') and other.strip(' "')]
-    return [(separator, part_with_quotes(one).strip(" ,;"), _opened(other)) for separator, one, other in halves]
+    return [(separator, part_with_quotes(one).strip(" ,;"), other[:-1] if other.count('"') == 1 and other[-1] == '"' else _opened(other))
+            for separator, one, other in halves]

@@ -151,7 +151,9 @@ def split_unit(text: str) -> tuple[str, str]:
     words = text[len(number):].lstrip()
     if not words or number.count("{") > number.count("}"):
         return text, ""
-    before, words = text[-len(words) - 1], _DENOMINATION.sub("", words)
+    before, words = text[-len(words) - 1], _DENOMINATION.sub("", words).replace("left over", "left").replace("ordered pairs", "solutions")
+    ways, to, rest = words.partition("ways to ")
+    words = f'{ways}ways"' if to and not changes_number(rest.replace("the ", "")) else words
     if changes_number(words if "than" in words else _COMPARISON.sub("", words)):
         return text, ""
     unit = _read_unit(words, number, before)

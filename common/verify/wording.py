@@ -19,6 +19,7 @@ _NO_VALUES = phrase_set("""none of the above; all of the above; neither of the a
     neither of these; both of these; none of them; all of them; neither of them; both of them; neither; cannot be determined;
     it cannot be determined; not enough information""")
 _ANY_LETTER = word_set("any all every real value values number numbers of will work works is possible")
+_NUMBERED = word_set("term day place row floor grade person year")  # the 6th term
 _NOUNS_BEHIND = word_set("function curve triangle series sequence graph statement event matrix quadrilateral angle number conic set")
 
 
@@ -27,7 +28,7 @@ def one_spelling(text: str) -> str:
     unquoted = " ".join(text.replace('"', " ").split()).strip(". ")
     if not unquoted:
         return text
-    for read in (_verdict, _said_twice, _date, _figure):
+    for read in (_verdict, _said_twice, _date, _figure, _ordinal):
         if found := read(unquoted):
             return found
     if unquoted.lower() in ("none", "none exist", "none exists"):
@@ -36,6 +37,8 @@ def one_spelling(text: str) -> str:
     if unquoted[0] + unquoted[-1] == "()" and len(inside) > 2 and inside.isascii() and inside.replace(" ", "").replace("-", "").isalpha():
         return inside
     word, _, rest = unquoted.partition(" ")
+    if word.lower() in ("exactly", "only", "just"):
+        word, _, rest = rest.partition(" ")
     if word.lower() in NUMBERS and not rest:
         return NUMBERS[word.lower()]
     if word.lower() in NUMBERS and not changes_number(rest):
@@ -58,7 +61,7 @@ def _verdict(unquoted: str) -> str | None:
     if word not in ("yes", "no", "true", "false") or not reason or (any(map(str.isdecimal, reason)) and not has_reason):
         return None
     words = pieces(reason.replace("n't", " not").replace("cannot", "can not"))
-    if not {"but", "unless", "and", "or", "yes", "no"}.isdisjoint(words):
+    if {"but", "unless", "or"} & {*words} or (not has_reason and {"and", "yes", "no", "true", "false"} & {*words}):
         return None
     verb = 2 if words[0] == "the" else 1
     if word in ("yes", "no") and words[verb:] and words[verb] in _VERBS_OF_REASONS and separator == "," \
@@ -93,6 +96,17 @@ def _date(unquoted: str) -> str | None:
     if len(days) > 1 or len(years) > 1 or any(int(day) > 31 for day in days):
         return None
     return f'"{" ".join([months[0], *(str(int(day)) for day in days), *years])}"'
+
+
+def _ordinal(unquoted: str) -> str | None:
+    """The 6 of 6th, and of "the 6th term"."""
+    words = unquoted.lower().removeprefix("the ").replace("^{", " ").replace("}", " ").split()
+    digits = words[0].rstrip("stndrh") if words else ""
+    suffix = words[0][len(digits):] if words else ""
+    if not suffix and len(words) > 1:
+        suffix = words.pop(1)
+    is_ordinal = digits.isdecimal() and suffix in ("st", "nd", "rd", "th") and len(words) < 3 and _NUMBERED.issuperset(words[1:])
+    return digits if is_ordinal else None
 
 
 def _figure(unquoted: str) -> str | None:

@@ -36,12 +36,13 @@ _BEHIND_A_NUMBER = word_set("""
     dozen dozens hundred hundreds thousand thousands lakh crore score gross googol thou kilo mega micro milli giga
     sinh cosh tanh cosine sine reciprocals negatives inverse inverses opposites undefined unlikely probably below above
     greater fewer larger smaller onward onwards upward upwards percentile permille ppm prime halved quadrupled negated inverted rejected
-    disproved reversed halfs halves quarter quarters divided over with which that from by at as factorial factorials infinity root roots
+    disproved reversed halfs halves quarter quarters divided over with which that from by at as factorial factorials infinity root
     zero zeros tens ones remainder minimum maximum one two three four five six seven eight nine ten twos threes fours fives
     sixs sevens eights nines third thirds power powers squares cubes pairs others always sometimes""")
 # words behind a unit that say what is measured, and words that compare: 13 years old, 15 years ago, 5 more oranges
-MEASURES = word_set("old long wide tall high deep thick apart away left remaining each together altogether total overall")
-COMPARISONS = word_set("more fewer less ago later earlier older younger taller longer shorter heavier farther further")
+MEASURES = word_set("old long wide tall high deep thick apart away left remaining each together altogether total overall only all leftover")
+COMPARISONS = word_set("""more fewer less ago later earlier older younger faster slower higher lower cheaper
+    taller longer shorter heavier farther further""")
 _NUMERALS = tuple(word_set("""
     illion illions teen enty irty orty ifty ixty ghty nety fth fths xth xths nth nths hth hths dth dths less ward wards"""))
 _NO_NUMERALS = word_set("month months ward wards width widths depth depths")
