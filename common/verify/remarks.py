@@ -198,7 +198,7 @@ def _is_remark(remark: str) -> bool:
     words = _WORD.findall(lower)
     if not words or not any(len(word) > 3 for word in words) or any(map(str.isdecimal, remark)) or "\\" in remark or "=" in remark:
         return False
-    if not remark.isascii() or changes(lower) or not _REFUSING.isdisjoint(words) or any(map(known_unit, words)):
+    if not remark.isascii() or changes(lower) or not _REFUSING.isdisjoint(words) or all(map(known_unit, words)):
         return False
     return not changes_number(" ".join(set(words) - _PLAIN_WORDS))
 
