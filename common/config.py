@@ -233,7 +233,7 @@ class CommonConfig(SamplingConfig):
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         if self.importance_cap == 0 and (self.importance_mode, self.importance_bound) != ("token", "truncate"):
-            raise UserError("--importance_mode and --importance_bound do nothing with --importance_cap 0: give a cap, as 2")
+            raise UserError("--importance_mode and --importance_bound do nothing with --importance_cap 0: leave them out, or give a cap")
         require(self.importance_floor <= self.importance_cap, "importance_floor", self.importance_floor, "at most the cap, as 0.5")
         self._check_sampling()
         self._check_reward()

@@ -47,13 +47,13 @@ class Config(CommonConfig):
 
     def check(self) -> None:
         """Raises UserError for values that cannot work with this algorithm."""
+        if self.importance_cap or self.importance_floor or self.sample_ahead or self.loss_aggregation != "token-mean":
+            raise UserError("--importance_cap, --importance_floor, --sample_ahead and --loss_aggregation do nothing here: leave them out")
         super().check()
         if min(self.beta, self.beta1) <= 0 or self.value_generations < 1:
             raise UserError("--beta, --beta1 and --value_generations: give numbers above 0, as 1e-3, 0.5 and 8")
-        if self.importance_cap or self.loss_aggregation != "token-mean":
-            raise UserError("--importance_cap and --loss_aggregation do nothing here: the loss is one of whole completions; leave them out")
-        if self.sampling != "uniform" or self.sample_ahead:
-            raise UserError("--sampling uniform and --sample_ahead 0 alone: which problems the run will meet is known before it starts")
+        if self.sampling != "uniform":
+            raise UserError("--sampling uniform alone: which problems the run will meet is known before it starts")
 
 
 if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once

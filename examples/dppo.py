@@ -50,6 +50,8 @@ class Config(CommonConfig):
 
     def check(self) -> None:
         """Raises UserError for values that cannot work with this algorithm."""
+        if self.importance_cap or self.importance_floor or self.sample_ahead:
+            raise UserError("--importance_cap, --importance_floor and --sample_ahead do nothing here: leave them out")
         super().check()
         if self.num_generations < 2:
             raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
@@ -60,8 +62,8 @@ class Config(CommonConfig):
                             "--max_completion_length")
         if self.scale_rewards == "mean" and self.overlong_buffer:
             raise UserError("--scale_rewards mean is for rewards of 0 and 1, and --overlong_buffer changes them: leave one of the two out")
-        if self.delta <= 0 or self.importance_cap:
-            raise UserError(f"--delta {self.delta} --importance_cap {self.importance_cap}: give a delta above 0, as 0.15, and a cap of 0")
+        if self.delta <= 0:
+            raise UserError(f"--delta {self.delta}: give a number above 0, as 0.15")
 
 
 if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once

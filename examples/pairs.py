@@ -56,13 +56,13 @@ class Config(CommonConfig):
 
     def check(self) -> None:
         """Raises UserError for values that cannot work with this algorithm."""
+        if self.importance_cap or self.importance_floor or self.sample_ahead or self.loss_aggregation != "token-mean":
+            raise UserError("--importance_cap, --importance_floor, --sample_ahead and --loss_aggregation do nothing here: leave them out")
         super().check()
         if self.num_generations < 2:
             raise UserError("--num_generations 1: a group of one has no baseline; give 2 or more (8 is usual)")
         if min(self.beta, self.eta) <= 0 or not 0 <= self.epsilon < 1:
             raise UserError(f"--beta {self.beta} --eta {self.eta} --epsilon {self.epsilon}: give 0 <= epsilon < 1, the others above 0")
-        if self.importance_cap or self.loss_aggregation != "token-mean":
-            raise UserError("--importance_cap and --loss_aggregation do nothing here: the loss is one of whole completions; leave them out")
         if self.num_minibatches > self.problems_per_step:
             raise UserError("--num_minibatches: a minibatch holds whole problems; give --problems_per_step or less")
 

@@ -61,6 +61,8 @@ class Config(CommonConfig):
 
     def check(self) -> None:
         """Raises UserError for values that cannot work with this algorithm."""
+        if self.importance_cap or self.importance_floor or self.sample_ahead or self.loss_aggregation != "token-mean":
+            raise UserError("--importance_cap, --importance_floor, --sample_ahead and --loss_aggregation do nothing here: leave them out")
         super().check()
         if self.mc_samples < 2 or self.mc_max_states < 0:
             raise UserError(f"--mc_samples {self.mc_samples} --mc_max_states {self.mc_max_states}: give 2 or more samples (9 in the "
@@ -69,8 +71,6 @@ class Config(CommonConfig):
             raise UserError(f"--step_split {self.step_split}: give lines, math, or tokens:N as tokens:100")
         if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
             raise UserError(f"--beta {self.beta} --label_smoothing {self.label_smoothing}: give a beta above 0, and 0 or less than 0.5")
-        if self.importance_cap or self.loss_aggregation != "token-mean":
-            raise UserError("--importance_cap and --loss_aggregation do nothing here: the loss is of whole continuations; leave them out")
 
 
 if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once

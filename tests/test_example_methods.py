@@ -1,5 +1,6 @@
 """More functions of examples/, against numbers that were worked out apart from them, and short runs where a function is not all."""
 
+import importlib
 import shutil
 from itertools import combinations
 from types import SimpleNamespace
@@ -284,3 +285,13 @@ def test_vespo_with_one_update_has_the_gradient_of_the_base_and_differs_with_two
 def test_flags_that_vespo_cannot_use_are_refused(flags):
     with pytest.raises(UserError, match=r"give 0 or more|take --importance_mode token"):
         vespo.Config(**flags).check()
+
+
+@pytest.mark.parametrize("name", ["astar_po", "dppo", "pairs", "vine_dpo"])
+@pytest.mark.parametrize("flags", [{"importance_cap": 2.0}, {"importance_floor": 0.5}, {"sample_ahead": 1}])
+def test_a_method_without_importance_weights_says_which_flags_do_nothing(name, flags):
+    """Also for flags that need a cap above 0: a message that asks for one would lead to one that refuses it."""
+    config_class = importlib.import_module(f"examples.{name}").Config
+    config_class(model="m", dataset="d").check()
+    with pytest.raises(UserError, match="do nothing here: leave them out"):
+        config_class(model="m", dataset="d", **flags).check()
