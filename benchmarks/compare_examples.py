@@ -1,6 +1,7 @@
 """Every script in examples/ beside its base, on the testbeds `few` and `habits` of benchmarks/claims.py, at two learning rates.
 
     python benchmarks/compare_examples.py [--seeds 3] [--out runs/compare-examples]
+    python benchmarks/compare_examples.py --methods gspo       # the runs of one example, then tables and figures
     python benchmarks/compare_examples.py --only run --methods variants       # only the runs of VARIANTS
     python benchmarks/compare_examples.py --only write         # tables and figures from the runs that are there, and from the page
     python benchmarks/compare_examples.py --only figures       # the figures alone, from the tables of the page
@@ -197,9 +198,9 @@ def against_base(own: dict[int, float], base: dict[int, float]) -> str:
 
 
 def overview(results: list[Result]) -> str:
-    """One row for each script: mean area at each rate with its interval, the difference from the base, and the last evaluation."""
-    rows = []
-    for name, base in compared().items():
+    """One row for each script with a run: mean area at each rate with its interval, the difference from the base, the last evaluation."""
+    rows, run = [], {one.name for one in results}
+    for name, base in ((name, base) for name, base in compared().items() if name in run):
         cells, counts = [f"{script_of(name)} {VARIANTS.get(name, '')}".strip(), "" if base == name else base], []
         for rate in (f"{value:g}" for value in RATES):
             own = areas(results, name, rate)
@@ -243,17 +244,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=seeds_of, default="3", help="how many (0, 1, ...), or which, as 7,9 (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
     parser.add_argument("--out", "--output_dir", type=Path, metavar="DIR", default="runs/compare-examples", help="folder of the runs")
-    parser.add_argument("--methods", choices=["scripts", "variants"], help="which ones run (default: the scripts, then the variants)")
+    parser.add_argument("--methods", nargs="+", choices=["scripts", "variants", *compared()], metavar="METHOD",
+                        help="which ones run: scripts, variants, or names as gspo pairs-ipo (default: the scripts, then the variants)")
     parser.add_argument("--only", choices=["run", "write", "figures"], help="a part of the work (default: all)")
-    parser.add_argument("--train", nargs=2, metavar=("TESTBED", "NAME"), help="one process of the comparison, which it starts itself")
+    parser.add_argument("--train", nargs=2, metavar=("TESTBED", "NAME"),
+                        help="one process of the comparison, which it starts itself: both rates in folders of --out, "
+                        "which it sets to DIR/TESTBED/NAME/seed-N")
     parser.add_argument("--seed", type=int, default=0, help="seed of --train")
     asked = parser.parse_args()
     out = asked.out.absolute()
     if asked.train:
         return train_both(*asked.train, asked.seed, out)
     if asked.only in (None, "run"):
-        scripts, variants = jobs_of(out, methods(), asked.seeds), jobs_of(out, VARIANTS, asked.seeds)
-        run_all({"scripts": scripts, "variants": variants}.get(asked.methods, scripts | variants), asked.jobs, "examples")
+        chosen = set(asked.methods or ["scripts", "variants"])
+        groups = [[name for name in group if chosen & {kind, name}] for kind, group in (("scripts", methods()), ("variants", VARIANTS))]
+        run_all({folder: job for names in groups for folder, job in jobs_of(out, names, asked.seeds).items()}, asked.jobs, "examples")
     if asked.only in (None, "write"):
         write(out)
     return figures() if asked.only != "run" else None
