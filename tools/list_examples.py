@@ -1,6 +1,6 @@
 """What the examples say of themselves, and how they differ from their bases: for docs/examples.md and its test.
 
-    python tools/list_examples.py            # writes the table of docs/examples.md again
+    python tools/list_examples.py            # writes the table of docs/examples.md again, and the sentence below it
 
 The docstring of an example begins with one sentence. Then it has a line for each of FIELDS; a line that is indented goes on with the field.
 """
@@ -108,21 +108,23 @@ def tested(texts: Iterable[str]) -> dict[tuple[str, str], int]:
 
 
 def table() -> str:
-    """The table of docs/examples.md."""
+    """The table of docs/examples.md, and the sentence below it."""
     rows = ["| example | what it is | base | lines | numbers | what changes | cost of a step | seconds, tokens | when to take it |",
             "|---" * 9 + "|"]
     ratios, counts = measured(), tested(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_example*.py")))
+    alone = []
     for path in examples():
         text = path.read_text(encoding="utf-8")
         fields = read_fields(text)
         base, _ = base_of(fields)
         added, removed = changed_lines(text, base.read_text(encoding="utf-8"))
         reference, own = (counts.get((kind, path.stem), 0) for kind in ("reference", "own"))
+        alone += [] if reference else [f"`{path.stem}`"]
         cells = (f"[{path.stem}](../examples/{path.name})", f"{fields['Method']} {fields['Paper']}", base.stem, f"+{added} -{removed}",
                  f"{reference}, own {own}" if own else f"{reference}", fields["Changes"], fields["Cost"],
                  ratios.get(path.stem, "not measured"), fields["When"])
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)
+    return "\n".join([*rows, "", f"These have own numbers alone: {', '.join(alone)}."])
 
 
 def main() -> None:
