@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-from common.verify.words import COMPARISONS, MEASURES, changes_number, word_set
+from common.verify.spelling import split_outside_brackets
+from common.verify.words import COMPARISONS, MEASURES, changes_number, pieces, word_set
 
 # one line for a unit: its one spelling, then the others. Plurals need no entry
 _TABLE = """
@@ -120,7 +121,7 @@ _SIDE_BY_SIDE = {("hr", "min"), ("min", "sec"), ("day", "hr"), ("wk", "day"), ("
                  ("m", "cm"), ("km", "m"), ("kg", "g"), ("lb", "oz"), ("pound", "oz"), ("dollar", "cent"), ("gal", "qt")}
 _TWO_QUANTITIES = re.compile(r"(\d+)\s*([A-Za-z]+)\.?[\s,]*(?:and\s+)?(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?")
 _NO_BRACES = str.maketrans("", "", ' {}"')
-_ALSO_AN_OPERATOR = re.compile(r"(?<=[\d}\s])\\(min|deg|sec)\s*$")
+_ALSO_OPERATORS = ("\\min", "\\deg", "\\sec")
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
 # a word of a unit, perhaps with an exponent: in quotes, in Chinese, of two letters or more, or one letter behind a digit, / or \cdot
 _WORD = re.compile(rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
@@ -128,7 +129,7 @@ _WORD = re.compile(rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z
 _COMPARISON = re.compile(r"\b(?:more|fewer|less)\b")
 _TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
 _SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")
-_TERM = re.compile(r"\\?(?:sin|cos|tan|sec|csc|cot|cis)(?![A-Za-z])|[+-](?![^(\[{]*[)\]}])")
+_OF_ANGLES = word_set(r"sin cos tan sec csc cot cis \sin \cos \tan \sec \csc \cot \cis")
 
 
 def split_unit(text: str) -> tuple[str, str]:
@@ -139,13 +140,12 @@ def split_unit(text: str) -> tuple[str, str]:
     if angle:  # degrees, minutes and seconds of arc
         return f"{angle[1]}+\\frac{{{angle[2]}}}{{60}}+\\frac{{{angle[3] or 0}}}{{3600}}", "deg"
     if "\\" in text:  # min, which is also an operator, \frac{m}{s}, \Omega, \mu m
-        text = _ALSO_AN_OPERATOR.sub(r' "\1"', text)
+        text = _quoted_greek_unit(_without_operator(text))
         text = re.sub(r'\\frac\s*\{\s*"([^"{}]+)"\s*\}\s*\{\s*"([^"{}]+)"\s*(\^\s*\{?\d\}?)?\s*\}\s*$', r'"\1/\2"\3', text)
-        text = re.sub(r'(?<=[\d}) ])(?:"\s*(k)\s*"\s*)?\\Omega\s*$', r' "\1ohm"', text)
-        text = re.sub(r'\\mu\s*"?\s*([msgLFAC])\s*"?\s*$', r' "u\1"', text)
     number, unit = _without_sign(text)
     if unit:  # in \sin 30^\circ and 1 + 5% the sign belongs to the last number only, and in e^{i 30^\circ} it is inside
-        is_apart = not _TERM.search(number.lstrip("+-")) and number.count("{") <= number.count("}")
+        is_term = len(split_outside_brackets(number.lstrip("+-"), "+-")) > 1 or not _OF_ANGLES.isdisjoint(pieces(number))
+        is_apart = not is_term and number.count("{") <= number.count("}")
         return (number, unit) if is_apart else (text, "")
     number = _without_words(text)
     words = text[len(number):].lstrip()
@@ -158,6 +158,27 @@ def split_unit(text: str) -> tuple[str, str]:
         return text, ""
     unit = _read_unit(words, number, before)
     return (number, unit) if unit else (text, "")
+
+
+def _without_operator(text: str) -> str:
+    """5 \\min, where min is a unit, as 5 "min"."""
+    is_unit = text.endswith(_ALSO_OPERATORS) and (text[-5:-4].isdecimal() or text[-5:-4] in ("}", " "))
+    return f'{text[:-4]} "{text[-3:]}"' if is_unit else text
+
+
+def _quoted_greek_unit(text: str) -> str:
+    """5 \\mu m as 5 "um", 5 "k"\\Omega as 5 "kohm"."""
+    head, mu, letter = text.rpartition("\\mu")
+    letter = letter.strip(' "')
+    if mu and letter in tuple("msgLFAC"):
+        return f'{head} "u{letter}"'
+    if not text.endswith("\\Omega"):
+        return text
+    head = text[:-6].rstrip()
+    before, _, word = head[:-1].rpartition('"')
+    if head.endswith('"') and word.strip() == "k":
+        return f'{before} "kohm"'
+    return f'{head} "ohm"' if text[-7:-6].isdecimal() or text[-7:-6] in ("}", ")", " ") else text
 
 
 def _ends_number(text: str, before_quotes: bool = False) -> bool:
@@ -195,7 +216,7 @@ def two_quantities(text: str) -> list[tuple[str, str]] | None:
     """The numbers and units of "3 hours 20 minutes", largest first. None for another text."""
     if not text[:1].isdigit() or ('"' not in text and " " not in text):
         return None
-    found = _TWO_QUANTITIES.fullmatch(" ".join(_ALSO_AN_OPERATOR.sub(r" \1", text).replace('"', " ").split()))
+    found = _TWO_QUANTITIES.fullmatch(" ".join(_without_operator(text).replace('"', " ").split()))
     if not found:
         return None
     units = (known_unit(found[2]) or "", known_unit(found[4]) or "")
