@@ -10,102 +10,25 @@ import re
 from common.verify.spelling import split_outside_brackets
 from common.verify.words import COMPARISONS, MEASURES, changes_number, pieces, word_set
 
-# one line for a unit: its one spelling, then the others. Plurals need no entry
+# each unit: its one spelling, then the others. Plurals need no entry
 _TABLE = """
-    % percent percentage pct 百分之
-    deg degree deg. 度
-    degC celsius
-    degF fahrenheit
-    m meter metre 米 メートル
-    cm centimeter centimetre 厘米 公分 センチ
-    mm millimeter millimetre 毫米
-    km kilometer kilometre kms 千米 公里 キロ
-    in inch inche in. 英寸
-    ft feet foot 英尺
-    yd yard
-    mi mile 英里
-    l liter litre L 升
-    ml milliliter millilitre mL 毫升
-    gal gallon
-    qt quart
-    pt pint
-    oz ounce
-    g gram gramme gm 克
-    mg milligram 毫克
-    kg kilogram kilo kgs 千克 公斤
-    t tonne 吨
-    ton
-    lb lbs
-    pound
-    sec second s secs 秒
-    ms millisecond
-    min minute mins 分钟 分
-    hr hour h hrs 小时 时
-    day days 天 日
-    wk week 周 星期
-    mo month 月 个月
-    yr year yrs 年 岁
-    dollar usd buck 美元 $
-    cent ¢ 美分
-    euro eur 欧元
-    pound-sterling gbp
-    yen jpy 円 日元
-    yuan rmb 元 人民币
-    rupee rs inr
-    N newton
-    J joule
-    W watt
-    kW kilowatt
-    kWh
-    MW megawatt
-    mW milliwatt
-    V volt
-    A amp ampere
-    K kelvin
-    C coulomb
-    F farad
-    Pa pascal
-    kPa
-    Hz hertz
-    H henry henries
-    T tesla
-    ohm Ω
-    mol mole
-    rad radian 弧度
-    ha hectare
-    acre
-    people person 人 名
-    children child
-    men man
-    women woman
-    am
-    pm
-    unit
-    um micrometer micrometre micron microns
-    nm nanometer nanometre 纳米
-    us microsecond
-    kJ kilojoule
-    kN kilonewton
-    kohm
-    cal calorie
-    kcal kilocalorie
-    kHz kilohertz
-    MHz megahertz
-    atm atmosphere
-    rpm
-    cup
-    tbsp tablespoon
-    tsp teaspoon
-    decade
-    century centuries 世纪
-    mi/hr mph
-    km/hr kph kmh kmph
-    m/sec mps
-    cm^3 cc
+    % percent percentage pct 百分之; deg degree deg. 度; degC celsius; degF fahrenheit; rad radian 弧度;
+    um micrometer micrometre micron microns; nm nanometer nanometre 纳米; mm millimeter millimetre 毫米;
+    cm centimeter centimetre 厘米 公分 センチ; m meter metre 米 メートル; km kilometer kilometre kms 千米 公里 キロ;
+    in inch inche in. 英寸; ft feet foot 英尺; yd yard; mi mile 英里;
+    cm^3 cc; ml milliliter millilitre mL 毫升; l liter litre L 升; pt pint; qt quart; gal gallon; cup; tbsp tablespoon; tsp teaspoon;
+    mg milligram 毫克; g gram gramme gm 克; kg kilogram kilo kgs 千克 公斤; t tonne 吨; ton; oz ounce; lb lbs; pound;
+    us microsecond; ms millisecond; sec second s secs 秒; min minute mins 分钟 分; hr hour h hrs 小时 时; day days 天 日; wk week 周 星期;
+    mo month 月 个月; yr year yrs 年 岁; decade; century centuries 世纪; am; pm;
+    dollar usd buck 美元 $; cent ¢ 美分; euro eur 欧元; pound-sterling gbp; yen jpy 円 日元; yuan rmb 元 人民币; rupee rs inr;
+    m/sec mps; mi/hr mph; km/hr kph kmh kmph; rpm; N newton; kN kilonewton; J joule; kJ kilojoule; cal calorie; kcal kilocalorie; W watt;
+    kW kilowatt; MW megawatt; mW milliwatt; kWh; V volt; A amp ampere; ohm Ω; kohm; F farad; C coulomb; H henry henries; T tesla;
+    Hz hertz; kHz kilohertz; MHz megahertz; Pa pascal; kPa; atm atmosphere; K kelvin; mol mole; ha hectare; acre;
+    people person 人 名; children child; men man; women woman; unit
 """
 _VOWELS = frozenset("aeiouyAEIOUY")
 LONGEST_UNIT = 90  # characters; the limit bounds the work of the search
-_SPELLINGS = {name: line.split()[0] for line in _TABLE.strip().splitlines() for name in line.split()}
+_SPELLINGS = {name: unit.split()[0] for unit in _TABLE.split(";") for name in unit.split()}
 _FOLDED = {name.lower(): spelling for name, spelling in _SPELLINGS.items() if len(name) > 1}
 _CASE_MATTERS = word_set("m g l h s t L N J W V K A C F T H mW MW")
 # nouns that are not known by an s: they count things
