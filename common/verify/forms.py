@@ -43,7 +43,8 @@ MAX_DEPTH = 8  # of lists in lists
 PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-TV-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*+)?(.+?)\s*+,?+\s*+"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
 _POINT = re.compile(r"\s*([A-Z]'?)\s*(\([^()]*,[^()]*\))\s*")
-_AND_OR = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
+_SIGNS_OF_UNIONS = ("\\cup", "\\setminus", "\\backslash", "\\{")
+_AND_OR = re.compile(r"\b(?:and|or)\b")
 _CONJUNCTION = re.compile(r'\s*+,?+\s*+"?+\s*+(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*+"?+\s*+', re.IGNORECASE)
 def read_form(text: str, depth: int = 0) -> Form:
     """The form of a normalized text. `depth` is the number of forms around it. Raises Unsupported for too many levels or items.
@@ -55,7 +56,7 @@ def read_form(text: str, depth: int = 0) -> Form:
     text = without_punctuation_at_end(text)
     if text == "\\mathbb{R}":
         return ("bracketed", "()", (LOWEST[1], HIGHEST[1]))
-    if quantities := two_quantities(text):
+    if (" " in text or '"' in text) and (quantities := two_quantities(text)):
         return _read_quantities(quantities)
     if PLAIN.fullmatch(text):  # most texts
         return read_value(text)
@@ -63,7 +64,9 @@ def read_form(text: str, depth: int = 0) -> Form:
     form = _read_congruence(text, depth)
     if not form and not is_in_brackets:
         form = _read_list(text, depth) or _read_relation(text, depth)
-    form = form or read_matrix(text, depth, read_form) or _read_union(text, depth) or read_vector(text, depth, read_form)
+    form = form or read_matrix(text, depth, read_form) or _read_union(text, depth)
+    if not form and (not is_in_brackets or "\\vec" in text or "\\hat" in text):
+        form = read_vector(text, depth, read_form)
     if form:
         return form
     has_two_signs = "\\pm" in text or "\\mp" in text
@@ -102,7 +105,7 @@ def _read_plus_minus(text: str, depth: int) -> Form:
 
 def _read_union(text: str, depth: int) -> Form | None:
     """A union or a difference of sets. A union of finite sets is a set."""
-    if "\\" not in text and "U" not in text:
+    if "U" not in text and not any([sign in text for sign in _SIGNS_OF_UNIONS]):  # noqa: C419 (twice as fast as a generator)
         return None
     sides = re.split(r"\\(?:setminus|backslash)(?![a-z])|(?<=\})\s*-\s*(?=\\\{)", text)
     if len(sides) == 2:
@@ -162,7 +165,8 @@ def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]
 
 def _read_list(text: str, depth: int) -> Form | None:
     """A list, whose items are separated by commas, semicolons, "and" or "or"."""
-    words = {word.lower() for word in _AND_OR.findall(text)}
+    lower = text.lower()
+    words = set(_AND_OR.findall(lower)) if "or" in lower or "and" in lower else set()
     if not words and "," not in text and ";" not in text:
         return None
     separated = _CONJUNCTION.sub(";", text) if words else text

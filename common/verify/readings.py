@@ -117,6 +117,8 @@ def _halves(text: str) -> tuple[Form, ...]:
             forms = read_form(half), read_form(other)
         except Unsupported:
             continue
+        if separator in ":," and forms[0][0] == "value":
+            continue  # 1, 2 are two values
         if forms[0][0] == "relation" and forms[0][3] and len(forms[0][2]) == 2 and forms[1][0] == "value":
             forms = forms[0][2][1], forms[1]  # x = 7/2 or 3.5
         units = {form[3] for form in forms if form[0] == "value"}
@@ -139,6 +141,8 @@ def _said(form: Form) -> Any:
 
 def _dimensions(text: str) -> list[Form]:
     """20 ft by 35 ft, or 20 ft \\times 35 ft: lengths in order, and in any order if they have units."""
+    if "by" not in text and "\\times" not in text:
+        return []
     pieces = [piece for piece in _BY.split(text) if piece.strip(' "')]
     if not 2 <= len(pieces) <= 3 or ("\\times" in text and '"' not in text):
         return []

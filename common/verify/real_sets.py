@@ -29,8 +29,9 @@ def number(form: Form) -> float | None:
         return None
     if form[1] in (INFINITY, ("neg", INFINITY)):
         return math.inf if form[1] == INFINITY else -math.inf
-    if form[1][0] == "num" and form[1][1].denominator == 1 and form[1][1].numerator.bit_length() < 54:
-        return float(form[1][1])
+    sign, tree = (-1, form[1][1]) if form[1][0] == "neg" else (1, form[1])
+    if tree[0] == "num" and tree[1].denominator == 1 and tree[1].numerator.bit_length() < 54:
+        return float(sign * tree[1].numerator)
     try:
         found = None if variables(form[1]) else Work().evaluate(form[1], 0, PRECISION_BITS)
     except TooMuchWork:

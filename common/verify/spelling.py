@@ -200,6 +200,8 @@ def is_builder(text: str) -> bool:
 
 def split_outside_brackets(text: str, separators: str) -> list[str]:
     """The pieces between separators. A separator inside brackets or an environment does not separate."""
+    if len(separators) == 1 and separators not in text:
+        return [text]
     pieces, depth, start = [], 0, 0
     for i, c in enumerate(text):
         if c in "([{":
