@@ -13,7 +13,10 @@ _SPELLINGS = {phrase: spelling for spelling, phrases in {
     "yes": "yes", "no": "no", "none": "none", "true": "true", "false": "false", "undefined": "undefined; not defined; is undefined",
     "\\emptyset": """empty set; the empty set; no solution; no solutions; there is no solution; there are no solutions; no solution exists;
         no solutions exist; has no solution; has no solutions; no such solution; 无解; 方程无解; 没有解; 空集""",
-    "no real solution": "no real solution; no real solutions; there are no real solutions; no real roots",
+    "no real solution": "no real solution; no real solutions; there are no real solutions; no real roots; there are no real roots",
+    "cannot be determined": """cannot be determined; it cannot be determined; cannot determine; can't be determined; not enough information;
+        it can't be determined; insufficient information; there is not enough information; not enough information to determine""",
+    "converges": "converges; convergent; is convergent; converge", "diverges": "diverges; divergent; is divergent; diverge",
     "infinitely many": """infinitely many; infinitely many solutions; there are infinitely many; there are infinitely many solutions;
         infinite solutions; an infinite number of solutions; infinite number of solutions; an infinite number; 无穷多解; 无穷多个;
         无数个""",

@@ -31,7 +31,7 @@ _SIGNS_IN_FRONT = word_set(r"= \approx \sim \therefore \Rightarrow \implies \Lon
 _NO_FORMULA = ("<", ">", "\\le", "\\ge", ",")
 _BY = re.compile(r'"?\s*\bby\b\s*"?|\\times(?![a-z])')
 _EXTREME = re.compile(r"_\s*\{?\s*\\(max|min)(?![a-z])\s*\}?")
-_HAS_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[^\x00-\x7f]|\\(?:overline|triangle|angle)|\\in|\\[gl]e|\\neq|[<>]")
+_HAS_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[^\x00-\x7f]|\\(?:over|triangle|angle)|\\in|\\[gl]e|\\neq|[<>]")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 # where the n of a formula lies, if remarks.py has left it: n = 1, 2, \ldots; n \in \mathbb{N}^*
 _RANGE = re.compile(r'[\s",(]++(?:for\b[\s"]*+)?(?<![A-Za-z])([i-nN])\s*+'

@@ -15,6 +15,7 @@ from common.verify.words import changes, changes_name, changes_number, word_set
 # a label with such a word names no answer
 _NO_LABELS = word_set("step case part bound guess attempt error check note hint estimate option choice assumption hypothesis given problem")
 _NO_WORDS_OF_LABELS = word_set("sin cos tan cot sec csc log exp ln lim gcd lcm if for when where otherwise such that")
+_DENYING_SIGNS = frozenset("不非没无负倍半多少至")
 _NUMBER = re.compile(r"\(\s*-?\s*(?:\d|\\(?:frac|sqrt|pi|infty))")
 _TOKEN = re.compile(r"\\?[^\W\d_]+|\S")
 _EMPTY_WORDS = word_set("the a an of is are so thus hence therefore final answer solution result value total our this it its and")
@@ -24,7 +25,8 @@ _QUANTITIES = word_set("""remainder degree slope area perimeter radius diameter 
     amplitude rank order index page grade vertex focus profit loss cost price balance rate fare fee salary score capacity savings gain
     charge weight mass age size count day year row column level term ratio maximum-value line curve circle parabola ellipse hyperbola plane
     point equation function center centre midpoint intercept asymptote interval domain solution result""")
-_CONNECTIVES = word_set("so thus therefore hence then get have find obtain conclude only exactly just after in every we it follows that")
+_CONNECTIVES = word_set("""so thus therefore hence then get have find obtain conclude only exactly just after in every we it follows that
+    所以 因此 于是 从而 因而 statement statements""")
 _WORDS_IN_FRONT = _QUANTITIES | _CONNECTIVES | word_set("""the an of is at units tens minimal maximal least greatest smallest largest total
     final""")
 _HAVE_CONTENT = _WORDS_IN_FRONT - word_set("the an of is at it we that least every total")
@@ -119,7 +121,7 @@ def _without_words_in_front(text: str) -> tuple[str, list[str]]:
         word = found[0].lower()
         if (word == "a" and unquoted[found.end():found.end() + 3].strip().isalpha()) or (word == "," and words):
             continue
-        if not word[0].isalpha() or len(word) == 1 or word in NUMBERS:
+        if not word[0].isalpha() or len(word) == 1 or word in NUMBERS or set(word) <= {"i", "v"}:
             break
         if word not in _WORDS_IN_FRONT:
             return text, []
@@ -127,7 +129,8 @@ def _without_words_in_front(text: str) -> tuple[str, list[str]]:
     else:
         return text, []
     start = found.start()
-    if not words or words[-1] in ("the", "an") or not _HAVE_CONTENT & set(words) or found[0] in _NO_BEGINNING \
+    is_time = words == ["at"] and ":" in text
+    if not words or words[-1] in ("the", "an") or not (_HAVE_CONTENT & {*words} or is_time) or found[0] in _NO_BEGINNING \
             or (found[0] == "(" and not _NUMBER.match(unquoted, start)):
         return text, []
     return _opened(text[start:]), _said(unquoted[:start])
@@ -141,7 +144,7 @@ def _is_label(label: str) -> bool:
     has_word = any((len(word) > 2 and not (token.isupper() and len(token) < 7)) or not word.isascii()
                    for word, token in zip(words, tokens, strict=True))
     return 0 < len(tokens) < 9 and are_words and has_word and _NO_LABELS.isdisjoint(words) and _NO_WORDS_OF_LABELS.isdisjoint(words) \
-        and not changes_name(label.lower())
+        and not changes_name(label.lower()) and _DENYING_SIGNS.isdisjoint(label)
 
 
 def _without_sentence(text: str) -> tuple[str, list[str]]:
@@ -161,8 +164,8 @@ def _without_sentence(text: str) -> tuple[str, list[str]]:
     said = rest.replace('"', " ").strip(" .").lower()
     if said in _VERDICTS and not _STATEMENTS.isdisjoint(words) and not changes(subject.lower()):
         return _VERDICTS[said], []
-    if said in _WINNERS:
-        return text, []
+    if said in _WINNERS or (len(words) == 1 and subject.strip().istitle() and said.startswith(("the ", "first")) and said.endswith("st")):
+        return text, []  # Alice is the tallest
     is_number = rest.strip(' "')[:1] in tuple("0123456789-$\\([") or said.partition(" ")[0] in NUMBERS
     if changes(unquoted.lower()) or not (is_number or verbs[0][0].lower() in _IS):
         return text, []
@@ -175,6 +178,9 @@ def _without_remark_behind(text: str) -> tuple[str, list[str]]:
         nouns = counted[1].rstrip().removesuffix(" of")
         if nouns.endswith("s") and not changes_number(nouns.partition('"')[2].replace("pairs", "").replace("roots", "")):
             return nouns.replace("pairs", "solutions") + '"', []
+    unquoted = text.replace('"', " ").rstrip()
+    if unquoted.endswith(" only") and len(unquoted) > 6:
+        return part_with_quotes(text[:len(unquoted) - 5]), []
     before, verb, said = text.replace('"', " ").rpartition(" is ")
     if verb and "the" in said.split() and set(said.split()) <= _WHAT_IT_IS:
         return part_with_quotes(text[:len(before)]), []

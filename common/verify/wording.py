@@ -13,14 +13,20 @@ NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS.split())}
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
 _MONTH_OF = {name: month for month in _MONTHS for name in (month, month[:3])} | {"sept": "september"}
 _VERBS_OF_REASONS = word_set("is are does do was were can has have will")
-_WINS = phrase_set("""wins; won; will win; did; does; did it; is the winner; is the champion; is the answer; is correct; is right; has most;
+_VERBS_OF_PHRASES = word_set("has have does converges diverges")
+_NO_SUCH = phrase_set("""no such exists; no such exist; no such value exists; no such values exist; no such; no values of; no value of;
+    no real values of; no such value; no such values""")
+_WINS = phrase_set("""finishes first; finished first; came first; comes first; is first;
+    wins; won; will win; did; does; did it; is the winner; is the champion; is the answer; is correct; is right;
+    has most;
     has the most; wins the game; wins the race; wins the match; has more""")
 _NO_VALUES = phrase_set("""none of the above; all of the above; neither of the above; both of the above; none of these; all of these;
     neither of these; both of these; none of them; all of them; neither of them; both of them; neither; cannot be determined;
     it cannot be determined; not enough information""")
 _ANY_LETTER = word_set("any all every real value values number numbers of will work works is possible")
 _NUMBERED = word_set("term day place row floor grade person year")  # the 6th term
-_NOUNS_BEHIND = word_set("function curve triangle series sequence graph statement event matrix quadrilateral angle number conic set")
+_NOUNS_BEHIND = word_set("""function curve triangle system lines planes vectors events series
+    sequence graph statement event matrix quadrilateral angle number conic set""")
 
 
 def one_spelling(text: str) -> str:
@@ -28,7 +34,7 @@ def one_spelling(text: str) -> str:
     unquoted = " ".join(text.replace('"', " ").split()).strip(". ")
     if not unquoted:
         return text
-    for read in (_verdict, _said_twice, _date, _figure, _ordinal):
+    for read in (_verdict, _about_a_subject, _said_twice, _date, _figure, _ordinal):
         if found := read(unquoted):
             return found
     if unquoted.lower() in ("none", "none exist", "none exists"):
@@ -46,7 +52,8 @@ def one_spelling(text: str) -> str:
     letter = word.strip("().:")
     if word[-1] in ").:" and letter in tuple("ABCDEFGHIJ") and rest.lower() in _NO_VALUES:
         return letter
-    if word.istitle() and word.isalpha() and len(word) > 1 and rest in _WINS:
+    is_superlative = rest.startswith("is the ") and rest.endswith("est") and rest.count(" ") == 2
+    if word.istitle() and word.isalpha() and len(word) > 1 and (rest in _WINS or is_superlative):
         return word
     words = unquoted.lower().split()
     is_any = words[0] in ("any", "all", "every") and [len(word) for word in words if word not in _ANY_LETTER] == [1]
@@ -55,8 +62,9 @@ def one_spelling(text: str) -> str:
 
 def _verdict(unquoted: str) -> str | None:
     """Yes, it is. No, because it is not closed. The statement is false."""
-    word, separator, reason = unquoted.partition("," if "," in unquoted else " ")
-    word, reason = word.lower().rstrip(" .;:"), reason.strip(" ,").lower()
+    end = next((place for place, c in enumerate(unquoted) if not c.isalpha()), len(unquoted))
+    word, rest = unquoted[:end].lower(), unquoted[end:].strip().lower()
+    is_apart, reason = rest[:1] in tuple(",.;:-("), rest.strip(" ,.;:-()")
     has_reason = reason.startswith(("because", "since"))
     if word not in ("yes", "no", "true", "false") or not reason or (any(map(str.isdecimal, reason)) and not has_reason):
         return None
@@ -64,10 +72,22 @@ def _verdict(unquoted: str) -> str | None:
     if {"but", "unless", "or"} & {*words} or (not has_reason and {"and", "yes", "no", "true", "false"} & {*words}):
         return None
     verb = 2 if words[0] == "the" else 1
-    if word in ("yes", "no") and words[verb:] and words[verb] in _VERBS_OF_REASONS and separator == "," \
+    if word in ("yes", "no") and words[verb:] and words[verb] in _VERBS_OF_REASONS and is_apart \
             and (words[verb + 1:verb + 2] == ["not"]) != (word == "no"):
         return None  # yes, it is not
-    return word if separator == "," or has_reason or reason.startswith("it ") else None
+    return word if is_apart or has_reason or reason.startswith("it ") else None
+
+
+def _about_a_subject(unquoted: str) -> str | None:
+    """The system has no solution; the series converges; no values of x; not true."""
+    words = unquoted.lower().split()
+    if words[0] == "no" and " ".join(word for word in words if len(word) > 1) in _NO_SUCH:
+        return "\\emptyset"
+    if words[0] in ("the", "this", "it", "there", "equation", "system") and len(words) < 9:
+        for place in range(1, min(5, len(words))):
+            if words[place] in _VERBS_OF_PHRASES and (said := phrase(" ".join(words[place:])) or phrase(" ".join(words[place + 1:]))):
+                return said
+    return "false" if words in (["not", "true"], ["untrue"]) else None
 
 
 def _said_twice(unquoted: str) -> str | None:
@@ -111,10 +131,14 @@ def _ordinal(unquoted: str) -> str | None:
 
 def _figure(unquoted: str) -> str | None:
     """Segment AB as AB, \\triangle ABC as words: its letters have an order."""
-    kind, *letters = [part for part in pieces(unquoted.removeprefix("line ")) if part not in ("{", "}")]
+    kind, *letters = [part for part in pieces(unquoted.removeprefix("line " if "segment" in unquoted else "")) if part not in ("{", "}")]
     name, kind = "".join(letters), kind.lstrip("\\").lower()
     if not name.isalpha() or not name.isupper():
         return None
+    if len(name) == 1 and kind == "angle":
+        return f"angle {name}"
+    if len(name) == 2 and kind in ("overleftrightarrow", "line"):
+        return f"line {min(name, name[::-1])}"
     if len(name) == 2:
         return name if kind in ("overline", "segment", "side") else None
     return f"{kind} {min(name, name[::-1]) if kind == 'angle' else name}" if len(name) == 3 and kind in ("triangle", "angle") else None
