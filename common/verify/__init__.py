@@ -9,8 +9,8 @@ The files in the order in which a text goes through them:
   list, an interval, an equation and so on; relations.py, names.py, real_sets.py, vectors.py, values.py, units.py and measures.py know
   the kinds of parts;
 - tokens.py, latex.py, notation.py and trees.py parse an expression;
-- answers.py compares two answers part by part, sums.py those with dots. equal.py compares the values of two expressions, by points.py,
-  expression_values.py and rounding.py;
+- answers.py compares two answers part by part, sums.py those with dots, piecewise.py those by cases. equal.py compares the values of two
+  expressions, by points.py, expression_values.py and rounding.py;
 - statements.py knows what an answer states about a plain value: x^3 - y^3 = 10 states 10;
 - voting.py groups equal answers.
 """

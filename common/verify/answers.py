@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from common.verify.equal import TooMuchWork, Work, same_values, sign_of_ratio
 from common.verify.extract import MAX_ANSWER_LENGTH, find_answer, joined_boxes, reference_answer
 from common.verify.measures import units_agree
+from common.verify.piecewise import has_otherwise, same_functions
 from common.verify.readings import read_answer, read_forms
 from common.verify.real_sets import number, same_sets
 from common.verify.relations import FLIPPED, Form, as_congruence, bare_name, is_choice, is_column, is_expression
@@ -20,7 +21,7 @@ from common.verify.remarks import say_different
 from common.verify.statements import stated_forms
 from common.verify.sums import dots_are_sum, same_with_dots
 from common.verify.tokens import Unsupported
-from common.verify.trees import Node, substituted, variables, with_constant_of
+from common.verify.trees import Node, substituted, variables, with_constant_of, with_constants_of
 
 
 def is_correct(completion: str, reference: str) -> bool:
@@ -174,7 +175,10 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
         return x[1] == y[1] and _equal_in_order(x[2], y[2], work)
     if x[0] == "matrix":
         if x[1] == y[1] == "cases":
-            return _equal_in_any_order(*(tuple(("bracketed", "", row) for row in form[2]) for form in (x, y)), work)
+            rows_x, rows_y = (tuple(("bracketed", "", row) for row in form[2]) for form in (x, y))
+            if has_otherwise(x) == has_otherwise(y):  # the ends of the cases count, also where both sides have one value
+                return _equal_in_any_order(rows_x, rows_y, work)
+            return same_functions(x, y, partial(_equal, work=work))
         return x[1] == y[1] and len(x[2]) == len(y[2]) and all(_equal_in_order(a, b, work) for a, b in zip(x[2], y[2], strict=True))
     if x[0] in ("ratio", "thousands"):
         return x[2:] == y[2:] and _equal_in_order(x[1], y[1], work)
@@ -205,6 +209,8 @@ def _equal_across_kinds(x: Form, y: Form, work: Work) -> bool:
     if kinds == {"dots", "value"} and None not in (x[1], y[1]):
         dots, value = (x, y) if x[0] == "dots" else (y, x)
         return dots_are_sum(dots, value[1], partial(_equal, work=work))
+    if kinds == {"matrix", "value"}:  # |x| by cases
+        return same_functions(x, y, partial(_equal, work=work))
     if kinds == {"thousands", "list"}:  # 1,234 may mean 1, 234
         return _equal_in_order(x[1], y[1], work)
     if kinds == {"value", "text"}:  # as texts
@@ -228,7 +234,8 @@ def _equal_values(x: Form, y: Form, work: Work) -> bool:
     if tree_x is None or tree_y is None:
         return False
     try:
-        return same_values(tree_x, with_constant_of(tree_x, tree_y), work)
+        return same_values(tree_x, with_constant_of(tree_x, tree_y), work) or any(
+            same_values(tree_x, other, work) for other in with_constants_of(tree_x, tree_y))
     except Unsupported:
         return False
 
@@ -317,7 +324,7 @@ def _equal_functions(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bo
     if x[0][1] == ("sym", "y"):
         x, y = y, x
     left, other = x[0][1], y[0][1]
-    if left[0] != "call" or left[1] not in ("f()", "g()", "h()") or left[2][0] != "sym":
+    if left[0] != "call" or not left[1].endswith("()") or "'" in left[1] or left[2][0] != "sym":
         return False
     if other == ("sym", "y"):
         return variables(x[1][1]) | variables(y[1][1]) == {left[2][1]} and _equal(x[1], y[1], work)

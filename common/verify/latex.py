@@ -237,6 +237,10 @@ class Parser(Grammar):
         while self.peek() in (("sign", "'"), ("command", "prime")):
             self.take()
             name += "'"
+        ahead = [text for _, text in self.tokens[self.position:self.position + 6]]
+        if name in ("f", "g", "h") and ahead == ["^", "{", "-", "1", "}", "("]:  # the inverse function
+            self.position += 5
+            return ("call", f"{name}^-1()", self.group("("))
         if name[0] in "fgh" and len(name) <= 2 and self.peek() == ("sign", "("):
             return ("call", f"{name}()", self.group("("))
         return (name,) if name in ("pi", "e", "i") else ("sym", name)

@@ -19,6 +19,8 @@ _PARTS = word_set(r"""| { } : " . / \angle \triangle \overline \bar \hat \tilde 
 _OPERATORS = word_set(r"\det \dim \ker \deg \arg \gcd \lcm \max \min \sup \inf \Pr \tr \rank \Re \Im \Var \Cov")
 _OPERATORS_IN_WORDS = word_set("""tr rank det dim adj Var Cov E P Area area Vol Volume volume Perimeter ord card null nullity span
     proj comp Re Im deg arg cov var SD sd length slope median mean mode""")
+# \mathcal{L}\{\cos 3t\}
+_TRANSFORM = re.compile(r"\\math(?:cal|scr|frak)\s*\{?\s*[A-Z]\s*\}?(?:\^\{?-1\}?)?\s*(?:\\\{.*\\\}|\(.*\)|\[.*\])", re.DOTALL)
 _EXTREME = re.compile(r"""_\s*\{?\s*\\?"?(?:max|min)"?\s*\}?$""")
 _OPERATORS_WITH_LIMITS = word_set(r"\max \min \sup \inf \int \iint \oint \sum \prod \lim")  # in front of anything
 _FUNCTIONS_OF_ANGLES = word_set(r"\sin \cos \tan \cot \sec \csc")  # in front of one name
@@ -34,6 +36,8 @@ _PARTS_OF_MATRICES = word_set(r"""\vec \hat \mathbb \mathcal \det \exp \top [ ] 
 def is_name(text: str) -> bool:
     """Whether the text names a value, as x and f(5) do."""
     text = _EXTREME.sub("", text)
+    if _TRANSFORM.fullmatch(text):
+        return True
     if len(text) < 2 or text[0] in _NO_BEGINNING:
         return text.isalpha() and text.isascii()
     parts = pieces(text.replace("^{-1}(", "(").replace("^-1(", "("))  # an inverse function

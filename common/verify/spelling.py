@@ -114,7 +114,6 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\begin", r"(?:\\\{\s*)?\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", _join_rows),
     ("", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *("))?', _power_of_ten),
     ("{", r"\{\s*([-+])\s*\}", r"\1"),
-    ('"', r'(?i)(?<=\d)\s*"\s*e\s*([-+]?)\s*"\s*(?=\d++(?![\s}]*+_))', r"e\1"),  # 1.4\text{e-}3
     (".", r"(\d*\.)(\d{2,40})\s*(?:\\cdots(?![A-Za-z])|\.\.\.)(?!\s*[\w,+*\\-])", _repeating),
     ("mod", r"\(\s*(?:\"?\s*|\\b)mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1)'),
     ("prime", r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime")),

@@ -1,6 +1,7 @@
 """The trees of parsed expressions: their parts and their variables."""
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 # The tree of an expression is a tuple, its kind first: ("num", Fraction), ("sym", name of a variable), ("pi",), ("e",), ("i",),
@@ -52,6 +53,7 @@ def degrees(tree: Node, names: set[str]) -> set[int] | None:
     return None if variables(tree) & names else {0}
 
 
+_ARBITRARY = frozenset({"A", "B", "C", "D", "K", "c", "k", *(f"{name}_{place}" for name in "CcKkAB" for place in range(4))})
 CONSTANTS = ("C", "c", "K", "k", "constant", "const", "C_1", "c_1", "C_0", "D", "A")
 
 
@@ -67,6 +69,41 @@ def with_constant_of(x: Node, y: Node) -> Node:
     if mine in variables(y) or other in variables(x) or len(names) < 3:
         return y
     return substituted(y, ("sym", other), ("sym", mine))
+
+
+def arbitrary_constants(tree: Node) -> list[str]:
+    """The constants of the general solution of a differential equation, such as C_1 e^x + C_2 e^{-x}. None for any other tree.
+
+    The tree is linear in them, and depends on one other letter, x or t, by a function or an exponent.
+    """
+    names = variables(tree)
+    constants = sorted(name for name in names if name in _ARBITRARY)
+    others = names - set(constants)
+    if not constants or len(constants) > 3 or others not in ({"x"}, {"t"}) or not (degrees(tree, set(constants)) or {2}) <= {0, 1}:
+        return []
+    return constants if _grows(tree, others) else []
+
+
+def _grows(tree: Node, names: set[str]) -> bool:
+    """Whether a tree has a function of these variables, or an exponent with them."""
+    found = tree[0] == "call" or (tree[0] == "pow" and variables(tree[2]))
+    return (bool(found) and not names.isdisjoint(variables(tree))) or any(_grows(part, names) for part in operands(tree))
+
+
+def with_constants_of(x: Node, y: Node) -> list[Node]:
+    """The tree y with the arbitrary constants of x, in each order: c_1 e^x + c_2 e^{-x} for C_2 e^x + C_1 e^{-x}."""
+    mine, others = arbitrary_constants(x), arbitrary_constants(y)
+    if not mine or len(mine) != len(others):
+        return []
+    found = []
+    for order in permutations(mine):
+        tree = y
+        for place, name in enumerate(others):
+            tree = substituted(tree, ("sym", name), ("sym", f"{place}{WHOLE}"))
+        for place, name in enumerate(order):
+            tree = substituted(tree, ("sym", f"{place}{WHOLE}"), ("sym", name))
+        found.append(tree)
+    return found
 
 
 def whole_variables(*trees: Node) -> tuple[Node, ...]:

@@ -25,7 +25,7 @@ _NAMES_OF_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6
 _ONLY_LETTERS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z.]")
 _A_WORD = re.compile(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$")
 # not an expression: a sentence, a name, a hexadecimal number
-_WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc)[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
+_WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc|(?<=\[)[A-Z]+\])[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
 
 
 @lru_cache(maxsize=8192)  # the items of an answer are often those of the reference

@@ -19,7 +19,7 @@ from common.verify.readings import read_forms
 from common.verify.relations import Form, is_column, is_expression, is_variable
 from common.verify.rounding import magnitude, round_fraction
 from common.verify.tokens import Unsupported
-from common.verify.trees import CONSTANTS, Node, variables, with_whole_variables
+from common.verify.trees import CONSTANTS, Node, arbitrary_constants, variables, with_whole_variables
 
 _BITS = 40  # of a rounded value
 # A value is multiplied by this number before it is rounded. Without that, values such as 2^41 + 1 lie on the border of two roundings.
@@ -74,8 +74,8 @@ def _buckets_of_form(form: Form) -> set[Hashable]:
         return {_bucket_of_items(form[2], in_order=False), *_buckets_of_form(form[3])}
     if is_column(form):  # a tuple
         return {("matrix",), _bucket_of_items(tuple(row[0] for row in form[2]), in_order=True)}
-    if kind == "dots":
-        return {None}  # may be a sum with its sign
+    if kind == "dots" or form[:2] == ("matrix", "cases"):
+        return {None}  # may be a sum with its sign, or one expression
     return {("text", content) if kind == "text" else (kind,)}
 
 
@@ -99,7 +99,7 @@ def _rounded_values(tree: Node) -> set[Hashable]:
 
 def _rounded_value(tree: Node) -> Hashable:
     """The value of a tree at the first point, rounded. None where `same_values` may leave the point out, or take an error for zero."""
-    if tree[0] == "add" and any(part == ("sym", name) for part in tree[1] for name in CONSTANTS):
+    if arbitrary_constants(tree) or (tree[0] == "add" and any(part == ("sym", name) for part in tree[1] for name in CONSTANTS)):
         return None  # x^2 + c may be x^2 + C
     try:
         found = Work().evaluate(tree, 0, PRECISION_BITS)
