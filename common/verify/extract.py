@@ -5,7 +5,7 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
-from common.verify.words import denies, word_set
+from common.verify.words import denies, pieces, word_set
 
 MAX_ANSWER_LENGTH = 500  # characters; a longer text is no final answer, and the limit bounds the work of a comparison
 MAX_BOXES = 12  # that are read together
@@ -220,14 +220,14 @@ def _in_bold_at_the_end(text: str) -> str | None:
     None if the line denies, doubts or asks.
     """
     line = text.rstrip()[-4 * MAX_ANSWER_LENGTH:].rpartition("\n")[2]
-    pieces = line.split("**")  # bold parts have odd places
+    parts = line.split("**")  # bold parts have odd places
     words = line.lower()
-    if len(pieces) not in (3, 5) or "?" in line or denies(words) or not _DOUBTS.isdisjoint(re.findall(r"\w+", words)):
+    if len(parts) not in (3, 5) or "?" in line or denies(words) or not _DOUBTS.isdisjoint(pieces(words)):
         return None
-    label, behind = pieces[1].strip(), pieces[2].lstrip()
+    label, behind = parts[1].strip(), parts[2].lstrip()
     is_label = label.endswith(":") or behind.startswith(":")
-    if len(pieces) == 5:
-        return _stated(pieces[3]) if is_label and behind.strip(" :") == "" and not _is_other_heading(label) else None
+    if len(parts) == 5:
+        return _stated(parts[3]) if is_label and behind.strip(" :") == "" and not _is_other_heading(label) else None
     if is_label:
         is_answer = not _is_other_heading(label) or label.lower().startswith(("solution", "conclusion", "final"))
         return _stated(behind.lstrip(": ")) if is_answer else None

@@ -4,7 +4,6 @@ A name is read from left to right in pieces: words, commands and signs. The tabl
 """
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from itertools import pairwise
 
@@ -19,9 +18,6 @@ _PARTS = word_set(r"""| { } : " . / \angle \triangle \overline \bar \hat \tilde 
 _OPERATORS = word_set(r"\det \dim \ker \deg \arg \gcd \lcm \max \min \sup \inf \Pr \tr \rank \Re \Im \Var \Cov")
 _OPERATORS_IN_WORDS = word_set("""tr rank det dim adj Var Cov E P Area area Vol Volume volume Perimeter ord card null nullity span
     proj comp Re Im deg arg cov var SD sd length slope median mean mode""")
-# \mathcal{L}\{\cos 3t\}
-_TRANSFORM = re.compile(r"\\math(?:cal|scr|frak)\s*\{?\s*[A-Z]\s*\}?(?:\^\{?-1\}?)?\s*(?:\\\{.*\\\}|\(.*\)|\[.*\])", re.DOTALL)
-_EXTREME = re.compile(r"""_\s*\{?\s*\\?"?(?:max|min)"?\s*\}?$""")
 _OPERATORS_WITH_LIMITS = word_set(r"\max \min \sup \inf \int \iint \oint \sum \prod \lim")  # in front of anything
 _FUNCTIONS_OF_ANGLES = word_set(r"\sin \cos \tan \cot \sec \csc")  # in front of one name
 _FUNCTIONS = frozenset("fghFGHPE")  # with anything in brackets behind them
@@ -35,9 +31,6 @@ _PARTS_OF_MATRICES = word_set(r"""\vec \hat \mathbb \mathcal \det \exp \top [ ] 
 @lru_cache(maxsize=4096)  # one name stands before many values
 def is_name(text: str) -> bool:
     """Whether the text names a value, as x and f(5) do."""
-    text = _EXTREME.sub("", text)
-    if _TRANSFORM.fullmatch(text):
-        return True
     if len(text) < 2 or text[0] in _NO_BEGINNING:
         return text.isalpha() and text.isascii()
     parts = pieces(text.replace("^{-1}(", "(").replace("^-1(", "("))  # an inverse function
@@ -92,6 +85,9 @@ def _is_operator(parts: list[str]) -> bool:
     if head in _FUNCTIONS_OF_ANGLES:
         name = [part.removeprefix("\\") for part in parts[1:] if part not in ("(", ")", "{", "}", '"', "\\angle")]
         return len(name) == 1 and _is_word(name[0])
+    if head in _FONTS:  # \mathcal{L}\{\cos 3t\}
+        rest = "".join(parts[_behind(parts, 1):]).removeprefix("^{-1}").removeprefix("^-1")
+        return (rest.startswith("\\{") and rest.endswith("\\}")) or rest[:1] + rest[-1:] in ("()", "[]")
     is_in_words = head == '"' and parts[2:3] == ['"'] and parts[1] in _OPERATORS_IN_WORDS
     is_in_bold = head == "\\mathbb" and parts[2:3] in (["E"], ["P"], ["V"], ["R"])
     if not is_in_words and not is_in_bold and head not in _OPERATORS and not (head in ("E", "P") and behind in (["("], ["["])):
@@ -105,7 +101,8 @@ def _is_operator(parts: list[str]) -> bool:
 def _is_bracketed(parts: list[str]) -> bool:
     """|AB|, [ABC], [\\triangle ABC], (p, q), (f + g)', (f \\circ g)(x)."""
     if parts[0] in ("|", "\\|"):
-        return len(parts) > 2 and parts[-1] in ("|", "\\|")
+        last = max(at for at, part in enumerate(parts) if part in ("|", "\\|"))
+        return last > 1 and _behind_scripts(parts, last + 1) == len(parts)
     end = _behind(parts, 0)
     inside, rest = parts[1:end - 1], parts[end:]
     if parts[0] == "[":

@@ -74,7 +74,7 @@ def _readings(text: str) -> tuple[Form, ...]:
     """The forms of a normalized text without what stands around it."""
     plain = text
     begins_with_letter = "A" <= text.lstrip("( ")[:1] <= "Z"  # of a choice, or P(1, 2)
-    if begins_with_letter or text[0] == "=" or not SYMBOLS.fullmatch(text):  # there may be words around the answer
+    if begins_with_letter or text[:1] == "=" or not SYMBOLS.fullmatch(text):  # there may be words around the answer
         text = _without_near_approximation(_without_sign_in_front(without_words_around(_without_sign_in_front(text))))
         text = phrase(text) or text
         if letter := choice_letter(text):

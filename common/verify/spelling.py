@@ -55,7 +55,8 @@ _SCRIPTS = (("\x02\x01", ""), ("\x04\x03", ""), ("\x01", "^{"), ("\x03", "_{"), 
 
 def _join_rows(match: re.Match[str]) -> str:
     """The rows of an aligned environment as a list. A row that begins with = continues the row above it."""
-    return _END_OF_ROW.sub(", ", match[2].replace("&", "")).replace("\\\\", "")
+    first, *rows = match[2].replace("&", "").split("\\\\")
+    return first + "".join(row if row.lstrip()[:1] == "=" else f", {row.lstrip()}" for row in rows)
 
 
 def _power_of_ten(match: re.Match[str]) -> str:
@@ -82,7 +83,6 @@ def _money(match: re.Match[str]) -> str:
     return f"{match[4]} {currency} " if match[4] else currency
 
 
-_END_OF_ROW = re.compile(r"\\\\\s*(?!\s*=)")
 _POWERS_OF_TEN = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
 _SIGNS = {"<=": "\\le ", ">=": "\\ge ", "!=": "\\neq ", "<>": "\\neq ", "{:}": ":", "$": " ", "~": " "}
 # 1\,000 and 1{,}000
@@ -106,14 +106,13 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("{}", r"(?<![A-Za-z])\{\}(?=[\d^])|(?<=\d)\{\}", ""),
     ("10", r"(?<=\d)(?:[\s\"]* x [\s\"]*|\s*\"x\"\s*)(?=10\s*\^)", r"\\times "),
     ("{", r"\{\s*([-+=,])\s*\}", lambda m: ", " if m[1] == "," else m[1]),
-    ('"', r'(?<=\d)\s*"\s*[eE]\s*(-?)\s*"\s*\{?(-?\d++)\}?(?!\s*_)', r"e\1\2"),  # 1.4e-3
+    ('"', r'(?<=\d)\s*"\s*[eE]\s*([-+]?)\s*"\s*\{?([-+]?\d++)\}?(?![\s}]*_)', r"e\1\2"),  # 1.4\text{e-}3
     # signs and words
     ("", r"\\not\s*=|[<>]=|!=|<>|\{:\}|\\?\$|~", lambda m: _SIGNS.get(m[0].lstrip("\\")) or "\\neq "),
     ("oo", r"(?<![A-Za-z])oo\b", r"\\infty "),
     ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
     ("\\begin", r"(?:\\\{\s*)?\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", _join_rows),
     ("", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *("))?', _power_of_ten),
-    ("{", r"\{\s*([-+])\s*\}", r"\1"),
     (".", r"(\d*\.)(\d{2,40})\s*(?:\\cdots(?![A-Za-z])|\.\.\.)(?!\s*[\w,+*\\-])", _repeating),
     ("mod", r"\(\s*(?:\"?\s*|\\b)mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1)'),
     ("prime", r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime")),

@@ -20,12 +20,10 @@ from common.verify.trees import Node, degrees, operands, substituted, variables
 from common.verify.words import changes_name
 
 _ONE: Node = ("num", Fraction(1))
-_DIGITS = re.compile(r"[\dA-Fa-f]+")
-_NUMERAL_IN_BASE = re.compile(r"(\d+)_(\d+)")
-_IMPLIES = re.compile(r"\\(?:Rightarrow|implies|Longrightarrow)(?![A-Za-z])|\u21d2")
+_DIGITS = frozenset("0123456789ABCDEF")
+_IMPLIES = ("\\Rightarrow", "\\implies", "\\Longrightarrow", "\u21d2")
 # AB and [ABC] name one segment or one area; A B is their product nowhere else
 _NAMES_OF_POINTS = re.compile(r"\[((?:[A-Z](?:_\w|')?){3,})\]|(?<![A-Za-z\\])([A-Z](?:(?:_\w|')?[A-Z])+)(?![A-Za-z])|\\(?:angle|triangle)")
-_QUOTED = re.compile(r'"([^"]*)"')
 _PROBABILITY = re.compile(r"(?<![A-Za-z\\])([PE])[(\[]([^()\[\]]*)[)\]]")
 _COMMAND_BESIDE_NAME = re.compile(r"\\(?:cdot|times|frac|sqrt|sin|cos|tan|min|max|pi)(?=[A-Z])")  # values are spelled without spaces
 _SUM_WITH_DOTS = re.compile(r"([+*]|\\cdot|\\times)\s*\\cdots\s*\1")
@@ -35,15 +33,19 @@ def stated_forms(answer: str, right: Form) -> list[Form]:
     """The plain values that the answer states, for comparing with the form of the reference. Raises Unsupported, TooMuchWork."""
     if right[0] == "relation":
         return []
-    if right[0] == "base" and _DIGITS.fullmatch(digits := normalize(answer).replace('"', "").strip()):
-        return [("base", digits.upper(), right[2])]
+    text = normalize(answer)
+    digits = text.replace('"', "").strip().upper()
+    if right[0] == "base" and digits and _DIGITS.issuperset(digits):
+        return [("base", digits, right[2])]
     if "=" not in answer and "equiv" not in answer and "mod" not in answer and "\u2261" not in answer:
         return []
-    if any(changes_name(words) for words in _QUOTED.findall(normalize(answer)) if words.strip() not in ("mod", "modulo")):
+    if any(changes_name(words) for words in text.split('"')[1::2] if words.strip() not in ("mod", "modulo")):
         return []
-    form = next(iter(read_forms(_IMPLIES.split(answer)[-1])), ("text", ""))
+    for sign in _IMPLIES:
+        answer = answer.rpartition(sign)[2]
+    form = next(iter(read_forms(answer)), ("text", ""))
     if form[0] == "congruence":
-        return _residue(form) if normalize(answer).lstrip("( ")[:1].isdigit() else []
+        return _residue(form) if text.lstrip("( ")[:1].isdigit() else []
     if form[0] != "relation":
         return []
     _, operators, parts, is_named = form
@@ -93,9 +95,9 @@ def _value_of_numeral(form: Form) -> Fraction | None:
             return Fraction(int(form[1], int(form[2])))
         tree = form[1] if is_expression(form) else None
         for name in variables(tree) if tree else ():
-            digits, base = _NUMERAL_IN_BASE.fullmatch(name).groups()
+            digits, _, base = name.partition("_")
             tree = substituted(tree, ("sym", name), ("num", Fraction(int(digits, int(base)))))
-    except (ValueError, AttributeError):
+    except ValueError:
         return None
     value = getattr(Work().evaluate(tree, 0, 320), "value", None) if tree else None
     return value if isinstance(value, Fraction) else None
