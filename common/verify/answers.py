@@ -64,7 +64,7 @@ def num_items(answer: str) -> tuple[int, bool]:
 
 def answers_equal(a: str, b: str) -> bool:
     """True if two bare answers are the same: "0.5" and "\\frac{1}{2}" are, "[1,2)" and "(1,2)" are not. Never raises."""
-    if max(len(a), len(b)) > MAX_ANSWER_LENGTH:
+    if len(a) > MAX_ANSWER_LENGTH or len(b) > MAX_ANSWER_LENGTH:
         return False
     same = _same_numerals(a, b)
     return _same_forms(a, b) if same is None else same
@@ -89,7 +89,7 @@ def _same_forms(a: str, b: str) -> bool:
 
 def answer_matches(answer: str, reference: str) -> bool:
     """True if a bare answer is the same as the bare reference, or states it as x^3 - y^3 = 10 states 10: statements.py. Never raises."""
-    if max(len(answer), len(reference)) > MAX_ANSWER_LENGTH:
+    if len(answer) > MAX_ANSWER_LENGTH or len(reference) > MAX_ANSWER_LENGTH:
         return False
     same = _same_numerals(answer, reference)
     if same is not None or _same_forms(answer, reference):

@@ -61,9 +61,9 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
     text = _outside_thoughts(completion) if "think>" in completion else completion
     # a short cut for most texts: there is one box, and its content has no braces and no backslashes
     if text.count("box") == 1 and (place := text.find("\\boxed{")) >= 0 and (end := text.find("}", place)) >= 0:
-        content = text[place + 7:end]
+        content = text[place + 7:end].strip()
         if "{" not in content and "\\" not in content:
-            return _bounded(content), None
+            return content if 0 < len(content) <= MAX_ANSWER_LENGTH else None, None
     if "\\boxed" in text or "\\fbox" in text:
         boxes = _boxes(text)
         offered = text[slice(*boxes[-2])] if len(boxes) > 1 and _ALTERNATIVE.fullmatch(_between(text, *boxes[-2:])) else None
