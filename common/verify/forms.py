@@ -30,7 +30,7 @@ from common.verify.spelling import bracket_depths, closing_bracket, is_builder, 
 from common.verify.tokens import Unsupported
 from common.verify.trees import variables
 from common.verify.units import two_quantities
-from common.verify.values import read_numeral_with_base, read_value, split_at_commas
+from common.verify.values import PLAIN, read_numeral_with_base, read_value, split_at_commas
 from common.verify.vectors import RELATION_SIGN, read_matrix, read_vector
 
 MAX_DEPTH = 8  # of lists in lists
@@ -39,8 +39,6 @@ MAX_DEPTH = 8  # of lists in lists
 
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
-# an expression without words, commas, relations and other brackets than ( ) and { }: only a value. A U may be a union
-PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-TV-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*+)?(.+?)\s*+,?+\s*+"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
 _POINT = re.compile(r"\s*([A-Z]'?)\s*(\([^()]*,[^()]*\))\s*")
 _SIGNS_OF_UNIONS = ("\\cup", "\\setminus", "\\backslash", "\\{")

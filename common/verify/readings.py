@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from common.verify.extract import MAX_ANSWER_LENGTH
-from common.verify.forms import PLAIN, read_form
+from common.verify.forms import read_form
 from common.verify.measures import size_of_unit
 from common.verify.phrases import (
     approximation_behind,
@@ -23,7 +23,7 @@ from common.verify.relations import Form, as_interval
 from common.verify.remarks import part_with_quotes, said_in_two_ways, without_remarks
 from common.verify.spelling import SYMBOLS, normalize
 from common.verify.tokens import Unsupported
-from common.verify.values import WITH_THOUSANDS, read_value
+from common.verify.values import PLAIN, WITH_THOUSANDS, read_value
 from common.verify.wording import adjective, one_spelling
 from common.verify.words import PIECE, pieces, word_set
 

@@ -28,12 +28,17 @@ _A_WORD = re.compile(r"[A-Za-z]{3}|^(?:no|on|up|or|[IVX]{2}|[TFH]{2})$")
 _WORDS_OR_HEXADECIMAL = re.compile(r"(?<![A-Za-z\\])(?!sqrt|arc|(?<=\[)[A-Z]+\])[A-Za-z]{4,}|(?:^| )[A-Za-z]{3} \d|^0[xob]\w")
 
 
+# an expression without words, commas, relations and other brackets than ( ) and { }: only a value. A U may be a union
+PLAIN = re.compile(r"(?:\d+(?:\.\d+)?|[A-TV-Za-z](?![A-Za-z])|[-+*/^(){} ]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))++")
+
+
 @lru_cache(maxsize=8192)  # the items of an answer are often those of the reference
 def read_value(text: str) -> Form:
     """A number or an expression with its unit, or a text."""
     if text.isdecimal():
         return ("value", ("num", Fraction(int(text))), text, "")
-    text, unit = split_unit(text)
+    may_have_unit = " " in text or "/" in text or not PLAIN.fullmatch(text)
+    text, unit = split_unit(text) if may_have_unit else (text, "")
     if "," in text:
         text = WITH_THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     if "/" in text and " " in text:
