@@ -148,7 +148,11 @@ def values_at_points(a: Node, b: Node, has_variables: bool, work: Work) -> Itera
     for point in range(NUM_POINTS + num_small if has_variables else 1):
         is_small = point >= NUM_POINTS
         precision = PRECISION_OF_SMALL if is_small else PRECISION_BITS
-        pair = [work.evaluate(tree, point, precision) for tree in (a, b)]
+        pair = [work.evaluate(a, point, precision), work.evaluate(b, point, precision)]
+        if isinstance(pair[0], Evaluation) and isinstance(pair[1], Evaluation):  # mostly
+            num_values += not is_small
+            yield (*pair, precision)
+            continue
         lengths = [result.args[0] for result in pair if isinstance(result, NeedsMorePrecision)]
         if lengths:
             precision += 2 * max(lengths)
@@ -171,9 +175,9 @@ def close(x: Evaluation, y: Evaluation, precision: int) -> bool:
 
     A decimal approximation would have to be right in 77 digits.
     """
-    if isinstance(x.value, Fraction) and isinstance(y.value, Fraction):
+    if type(x.value) is type(y.value) is Fraction:
         return x.value == y.value
-    left, right = (value if not isinstance(value, Fraction) else round_fraction(value, precision) for value in (x.value, y.value))
+    left, right = (value if type(value) is not Fraction else round_fraction(value, precision) for value in (x.value, y.value))
     larger, good_bits = max(magnitude(left), magnitude(right)), precision - 64
     if left == right or magnitude(libmp.mpc_sub(left, right, precision, "n")) <= larger - good_bits:
         return True

@@ -52,7 +52,7 @@ def read_answer(answer: str) -> tuple[tuple[Form, ...], frozenset[str]]:
     text = normalize(formula_in_a_sentence(answer.rstrip("\\ ")))
     if len(text) > 2 * MAX_ANSWER_LENGTH:
         return (), frozenset()
-    if not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
+    if not text[:1].isalnum() and not any(c.isalnum() or c == "?" for c in text) and not text.startswith("\\"):
         return (), frozenset()
     if len(text) > 1 and text[0] != "(" and text[1] != ")" and PLAIN.fullmatch(text):  # most answers: no other form is possible
         return (read_value(text),), frozenset()
@@ -175,7 +175,8 @@ def _with_k_for(letter: str, text: str) -> str:
 
 def _without_range(text: str) -> str:
     """The text without "n = 1, 2, \\ldots" or "n \\in \\mathbb{N}^*" behind a formula in n."""
-    found = _RANGE.search(text) if text[:1] not in "([{" else None
+    may_have_range = ("\\cdots" in text or "..." in text or "\\mathbb{N}" in text) and text[:1] not in "([{"
+    found = _RANGE.search(text) if may_have_range else None
     head = text[:found.start()].rstrip() if found else ""
     is_bounded = bool(found) and "\\in" in found[0] and head.count("\\le") + head.count("<") == 2  # 1 \\le n \\le 4
     is_formula = found and found[1] in PIECE.findall(head) and (is_bounded or not any(sign in head for sign in _NO_FORMULA))
