@@ -219,7 +219,8 @@ def _in_bold_at_the_end(text: str) -> str | None:
 
     None if the line denies, doubts or asks.
     """
-    line = text.rstrip()[-4 * MAX_ANSWER_LENGTH:].rpartition("\n")[2]
+    lines = text[-4 * MAX_ANSWER_LENGTH:].split("\n")
+    line = next((line for line in reversed(lines) if any(map(str.isalnum, line))), "")
     parts = line.split("**")  # bold parts have odd places
     words = line.lower()
     if len(parts) not in (3, 5) or "?" in line or denies(words) or not _DOUBTS.isdisjoint(pieces(words)):

@@ -10,7 +10,7 @@ from common.verify.phrases import integer_letter
 from common.verify.spelling import bracket_depths, split_outside_brackets
 from common.verify.units import known_unit
 from common.verify.wording import NUMBERS
-from common.verify.words import changes, changes_name, changes_number, word_set
+from common.verify.words import changes, changes_name, changes_number, phrase_set, word_set
 
 # a label with such a word names no answer
 _NO_LABELS = word_set("step case part bound guess attempt error check note hint estimate option choice assumption hypothesis given problem")
@@ -32,6 +32,9 @@ _WORDS_IN_FRONT = _QUANTITIES | _CONNECTIVES | word_set("""the an of is at units
 _HAVE_CONTENT = _WORDS_IN_FRONT - word_set("the an of is at it we that least every total")
 _NO_BEGINNING = word_set(r"""+ . * / ^ _ = < > , ; : ! ) ] } | ' \triangle \angle \overline \vec \le \ge \neq \in \approx \cdot
     \times""")
+_FORMS_OF_NUMBERS = word_set("""a an the simplest simplified lowest reduced factored expanded standard form terms decimal fraction
+    percentage percent scientific notation mixed improper number""")
+_ROOTS = phrase_set("double root; repeated root; triple root; a double root; a repeated root; with multiplicity; multiplicity")
 _PLACES = word_set("at when attained achieved occurring occurs reached only if")
 _WHAT_IT_IS = word_set("the our only final required desired correct unique solution answer value root result number possible")
 _IS = word_set("is are equals was were")
@@ -53,11 +56,11 @@ _STARTS_OF_REMARKS = ("as ", "since ", "because ", "rounded", "correct to", "the
 _CONDITION_WORDS = word_set("""for all any every each where with and such that real positive negative nonnegative natural integer integers
     number numbers rational nonzero value values of is are a an the given whenever constants constant arbitrary provided non""")
 _SET = r"\\mathbb\{?[A-Z]\}?(?:[\^_]\{?[*+\d>\\ge]+\}?)?"
-_CONDITION = re.compile(rf"([A-Za-z](?:_\w)?(?:,[A-Za-z](?:_\w)?)*)(?:\\in{_SET}|(?:\\[gl]e|\\neq|[<>])-?[\w/]+)?")
+_CONDITION = re.compile(rf"([A-Za-z](?:_\w)?(?:,[A-Za-z](?:_\w)?)*)(?:\\in{_SET}|(?:\\[gl]e|\\neq|[<>])-?[\w/]+(?:,-?\d+)*)?")
 _PLACE = re.compile(r"[a-z](?:_\w)?\s*=[^=<>,;]+|\([^()=<>]+\)")
 _SIGN = re.compile(r"\\(?:[gl]e|neq|in|approx|equiv|to)(?![a-z])|[=<>]")
 _FOR = re.compile(r'[\s,]*"\s*(?:,\s*)?(?:for (?:all|every|any|each)|whenever|for|where|with|when|provided|at|attained'
-                  r'|occurring|achieved)\b')
+                  r'|occurring|achieved)\b|\s\\forall(?![a-z])')
 _NO_FAMILY = ("\\mathbb{Z}^", "\\mathbb{Z}_", "positive", "natural", "nonnegative", "non-negative")
 _FOR_ALL_INSIDE = re.compile(r'"\s*for (?:all|every|any|each)[a-z -]*"\s*[a-z]\s*(?=,)')
 _WITHOUT_OR = re.compile(r'^[\s"=]*(?:or|i\.e\.|equals)?[\s"=,]*')
@@ -181,6 +184,14 @@ def _without_remark_behind(text: str) -> tuple[str, list[str]]:
     unquoted = text.replace('"', " ").rstrip()
     if unquoted.endswith(" only") and len(unquoted) > 6:
         return part_with_quotes(text[:len(unquoted) - 5]), []
+    for word in (" since ", " because "):  # "(since" too
+        head, found, _ = unquoted.replace("(since", " since").replace("(because", " because").partition(word)
+        if found and any(map(str.isdecimal, head)):
+            return part_with_quotes(text[:len(head)]).rstrip(' ,"('), []
+    for word in (" in ", " as "):
+        head, found, said = unquoted.rpartition(word)
+        if found and said.strip() and _FORMS_OF_NUMBERS.issuperset(said.split()):
+            return part_with_quotes(text[:len(head)]), []
     before, verb, said = text.replace('"', " ").rpartition(" is ")
     if verb and "the" in said.split() and set(said.split()) <= _WHAT_IT_IS:
         return part_with_quotes(text[:len(before)]), []
@@ -202,6 +213,8 @@ def _is_remark(remark: str) -> bool:
     """Whether words behind an answer leave it as it is. A unit in brackets is no remark."""
     lower = remark.lower()
     words = _WORD.findall(lower)
+    if " ".join(words) in _ROOTS or (words[:1] in (["discard"], ["reject"]) and any(map(str.isdecimal, remark))):
+        return True
     if not words or not any(len(word) > 3 for word in words) or any(map(str.isdecimal, remark)) or "\\" in remark or "=" in remark:
         return False
     if not remark.isascii() or changes(lower) or not _REFUSING.isdisjoint(words) or all(map(known_unit, words)):
@@ -240,7 +253,7 @@ def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
     name = head.partition("=")[0].strip(' "') if operators else ""
     if operators not in ([], ["="]) or '"' in head.strip(' "'):
         return None
-    unquoted = " ".join(tail.replace('"', " ").split())
+    unquoted = " ".join(tail.replace('"', " ").split()).replace(" a ", " ")
     meaning = re.fullmatch(r"[, ]*where ([A-Za-z](?:_\w)?) (?:is|are|denotes|represents|stands for) ([a-z -]+)", unquoted)
     if meaning and meaning[1] in letters and not changes(meaning[2]) and meaning[2] not in NUMBERS and len(name) != 1:
         return part_with_quotes(head), []
@@ -266,7 +279,8 @@ def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
 def said_in_two_ways(text: str) -> list[tuple[str, str, str]]:
     """The separator and the two halves of an answer that may say one thing in two ways: 7/2 or 3.5, x < 5: (-\\infty, 5)."""
     halves = []
-    for separator in ":=,":
+    may_differ = {":": True, "=": any(sign in text for sign in ('"', "%", "\\circ")), ",": "(" in text or "[" in text}
+    for separator in (sign for sign, found in may_differ.items() if found):
         pieces = split_outside_brackets(text, separator)
         halves += [(separator, pieces[0], pieces[1])] if len(pieces) == 2 else []
     pieces = _THAT_IS.split(text)
