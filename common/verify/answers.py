@@ -321,6 +321,11 @@ def _equal_functions(x: tuple[Form, ...], y: tuple[Form, ...], work: Work) -> bo
     """Whether f(t) = t^2 and f(x) = x^2, or y = x^2 and f(x) = x^2, say the same."""
     if not all(map(is_expression, (*x, *y))):
         return False
+    names = [side[0][1][1] if side[0][1][0] == "sym" else "" for side in (x, y)]
+    if all(name[1:2] == "_" and name[2:] in tuple("ijklmn") for name in names):  # a_k = 2k + 1 and a_n = 2n + 1
+        other, own = (("sym", name[2]) for name in names)
+        return names[0][0] == names[1][0] and own[1] in variables(y[1][1]) and other[1] not in variables(y[1][1]) and _equal(
+            x[1], ("value", substituted(y[1][1], own, other), "", y[1][3]), work)
     if x[0][1] == ("sym", "y"):
         x, y = y, x
     left, other = x[0][1], y[0][1]

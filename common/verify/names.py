@@ -11,7 +11,7 @@ from common.verify.spelling import closing_bracket
 from common.verify.words import changes_name, pieces, word_set
 
 # signs and commands that stand in names as letters do: AB : CD, \frac{NO}{BO}, \triangle ABC, \vec{v}
-_PARTS = word_set(r"""| { } : " . / \angle \triangle \overline \bar \hat \tilde \dot \ddot \vec \frac \nabla \partial \mathbb \ell
+_PARTS = word_set(r"""| \# { } : " . / \angle \triangle \overline \bar \hat \tilde \dot \ddot \vec \frac \nabla \partial \mathbb \ell
     \alpha \beta \gamma \delta \epsilon \zeta \eta \theta \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi \chi \psi \omega
     \Gamma \Delta \Sigma \Phi \Omega""")
 # operators in front of one name, or of anything in brackets: \det A, \mathbb{E}[X], \Pr(X \le 1), "rank"(A)
@@ -20,6 +20,7 @@ _OPERATORS_IN_WORDS = word_set("""tr rank det dim adj Var Cov E P Area area Vol 
     proj comp Re Im deg arg cov var SD sd length slope median mean mode""")
 _OPERATORS_WITH_LIMITS = word_set(r"\max \min \sup \inf \int \iint \oint \sum \prod \lim")  # in front of anything
 _FUNCTIONS_OF_ANGLES = word_set(r"\sin \cos \tan \cot \sec \csc")  # in front of one name
+UNKNOWNS = frozenset("xyt")  # letters that an equation is solved for
 _FUNCTIONS = frozenset("fghFGHPE")  # with anything in brackets behind them
 _TERMS = frozenset("abcdklmnpqrs")  # a + b + c
 _SHORT_WORDS = word_set("max min gcd lcm sum avg")  # other short words are products of variables
@@ -34,6 +35,8 @@ def is_name(text: str) -> bool:
     if len(text) < 2 or text[0] in _NO_BEGINNING:
         return text.isalpha() and text.isascii()
     parts = pieces(text.replace("^{-1}(", "(").replace("^-1(", "("))  # an inverse function
+    if _is_unsolved_modulus(parts):
+        return False
     if _is_operator(parts) or _is_bracketed(parts) or _is_derivative(parts) or text in ("\\sigma^2", "\\sigma^{2}"):
         return True
     is_sum = "+" in text and all(_is_term(pieces(term)) for term in text.split("+"))
@@ -96,6 +99,13 @@ def _is_operator(parts: list[str]) -> bool:
     name = [part.removeprefix("\\") for part in rest if part not in ("{", "}", '"')]
     is_one_name = len(name) < 2 and all(map(_is_word, name))
     return is_one_name or _are_one_group(rest) or name[0] == name[-1] == "|"
+
+
+def _is_unsolved_modulus(parts: list[str]) -> bool:
+    """|x| and |x - 1|: with a value behind them, they still have to be solved."""
+    letters = {part for part in parts if _is_word(part)}
+    is_in_one_letter = parts[0] == "|" and len(letters - {"i"}) == 1 and all(map(str.islower, letters))
+    return is_in_one_letter and (letters <= UNKNOWNS or not {"+", "-"}.isdisjoint(parts) or parts[1].isdecimal())
 
 
 def _is_bracketed(parts: list[str]) -> bool:

@@ -33,6 +33,9 @@ _BY = re.compile(r'"?\s*\bby\b\s*"?|\\times(?![a-z])')
 _EXTREME = re.compile(r"_\s*\{?\s*\\(max|min)(?![a-z])\s*\}?")
 _HAS_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[^\x00-\x7f]|\\(?:over|triangle|angle)|\\in|\\[gl]e|\\neq|[<>]")
 _REVERSED_INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
+# \{n \in \mathbb{Z} \mid 1 \le n \le 4\}
+_WHOLE_NUMBERS_THAT = re.compile(r"\\\{\s*([a-z])\s*\\in\s*\\mathbb\{([ZN])\}\s*(?:\\mid|\\vert|:|\|)"
+                                 r"([^<>\\{}]++(?:<|\\le )\s*\1\s*(?:<|\\le )[^<>\\{}]++)\\\}")
 # where the n of a formula lies, if remarks.py has left it: n = 1, 2, \ldots; n \in \mathbb{N}^*
 _RANGE = re.compile(r'[\s",(]++(?:for\b[\s"]*+)?(?<![A-Za-z])([i-nN])\s*+'
                     r'(?:=\s*+[012]\s*+,\s*+\d\s*+,(?:\s*+\d\s*+,)*+\s*+(?:\\cdots|\.\.\.)'
@@ -72,6 +75,8 @@ def read_answer(answer: str) -> tuple[tuple[Form, ...], frozenset[str]]:
 
 def _readings(text: str) -> tuple[Form, ...]:
     """The forms of a normalized text without what stands around it."""
+    if found := _WHOLE_NUMBERS_THAT.fullmatch(text) if text[:2] == "\\{" else None:
+        text = f"{found[3]}, {found[1]} \\in \\mathbb{{{found[2]}}}"
     plain = text
     begins_with_letter = "A" <= text.lstrip("( ")[:1] <= "Z"  # of a choice, or P(1, 2)
     if begins_with_letter or text[:1] == "=" or not SYMBOLS.fullmatch(text):  # there may be words around the answer

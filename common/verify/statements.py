@@ -11,6 +11,7 @@ from fractions import Fraction
 from common.verify.equal import Work, same_values
 from common.verify.latex import parse
 from common.verify.measures import size_of_unit
+from common.verify.names import UNKNOWNS
 from common.verify.readings import read_forms
 from common.verify.real_sets import number
 from common.verify.relations import Form, is_expression
@@ -46,20 +47,25 @@ def stated_forms(answer: str, right: Form) -> list[Form]:
     form = next(iter(read_forms(answer)), ("text", ""))
     if form[0] == "congruence":
         return _residue(form) if text.lstrip("( ")[:1].isdigit() else []
+    if form[0] == "list":
+        return _solution_behind(form[1])
     if form[0] != "relation":
         return []
     _, operators, parts, is_named = form
     if parts[-1][0] == "congruence" and set(operators) <= {"\\equiv", "="}:
         values = [part for part in parts[:-1] if part != ("text", "")]
         return _residue(parts[-1]) if all(_may_be_congruent(value, parts[-1]) for value in values) else []
+    if parts[0][0] == "congruence" and operators == ("=",):  # 7^{100} mod 5 = 1
+        remainder = ("congruence", parts[1], parts[0][2])
+        return _residue(remainder) if _may_be_congruent(parts[0][1], remainder) else []
     if "\\approx" in operators:
         parts = parts[:operators.index("\\approx") + 1]
         operators = operators[:len(parts) - 1]
     if not operators or set(operators) != {"="}:
         return []
-    if right[0] == "base":
+    if any(part[0] == "base" for part in parts):
         values = [value for value in map(_value_of_numeral, parts) if value is not None]
-        return [part for part in parts if part[0] == "base"] if len(set(values)) == 1 else []
+        return [part for part in parts if part[0] in ("base", "value")] if len(set(values)) == 1 else []
     return _values_of_chain(parts, is_named, right)
 
 
@@ -103,6 +109,19 @@ def _value_of_numeral(form: Form) -> Fraction | None:
     return value if isinstance(value, Fraction) else None
 
 
+def _solution_behind(equations: tuple[Form, ...]) -> list[Form]:
+    """The 9 of 3x = 27, x = 9, if it solves the equations in front of it."""
+    *others, last = equations
+    if any(form[0] != "relation" or form[1] != ("=",) or not all(map(is_expression, form[2])) for form in equations):
+        return []
+    name, value = last[2][0][1], last[2][1]
+    if name[0] != "sym" or variables(value[1]) or any(variables(a[1]) | variables(b[1]) != {name[1]} for _, _, (a, b), _ in others):
+        return []
+    solved = all(same_values(substituted(a[1], name, value[1]), substituted(b[1], name, value[1]), Work()) for _, _, (a, b), _ in others)
+    is_unsolved = any(a[1][0] != "sym" for _, _, (a, _), _ in others)
+    return [value] if solved and is_unsolved else []
+
+
 # ---- chains of equations --------------------------------------------------------------------------------------------
 
 def _values_of_chain(parts: tuple[Form, ...], is_named: bool, right: Form) -> list[Form]:
@@ -120,7 +139,7 @@ def _values_of_chain(parts: tuple[Form, ...], is_named: bool, right: Form) -> li
         return []
     units = {value[3] for value in values} - {""}
     if len(units) > 1 or (units == {"%"} and "" in {value[3] for value in values}):  # 2 h = 120 min: the measure of the reference counts
-        return [value for value in values if value[3] == right[3]]
+        return [value for value in values if value[3] == (right[3] or ("rad" if units == {"deg", "rad"} else ""))]
     return values
 
 
@@ -159,12 +178,18 @@ def _states(form: Form) -> bool:
         except Unsupported:
             return False
     names = variables(tree)
+    if _num_calls(tree) > 1:
+        return True
     if len(names) != 1:
-        return len(names) > 1 or "\\cdots" in form[2] or _num_calls(tree) > 1
+        return len(names) > 1 or "\\cdots" in form[2]
     if degrees(tree, names) is not None:
         return tree[0] == "sym"
     if tree[0] == "div" and ("pi",) in tree:  # \\pi / V
         return True
+    if tree[0] == "pow" and not variables(tree[2]):  # |z|^2, (x + 1/x)^2
+        tree = tree[1]
+        if tree[:2] == ("call", "abs"):
+            return tree[2][0] == "sym" and tree[2][1] not in UNKNOWNS
     terms = tree[1] if tree[0] == "add" else [tree]
     if all(_is_power_of_functions(term[1] if term[0] == "neg" else term) for term in terms):
         return True
