@@ -82,7 +82,7 @@ def judges_of(second_opinion: str, reward: str | None) -> dict[str, CustomReward
     """
     own = f"{Path(verify.__file__).parent / 'second_opinion.py'}:math_verify"
     named = {"second_opinion": {"none": None, "math_verify": own}.get(second_opinion, second_opinion), "reward": reward}
-    return {adds: CustomReward(name, failed=0.0) for adds, name in named.items() if name}
+    return {adds: CustomReward(name, failed=0.0, flag=adds, training=False) for adds, name in named.items() if name}
 
 
 def add_verdicts(judges: dict[str, CustomReward], problems: list[Problem], rows: list[Row]) -> None:

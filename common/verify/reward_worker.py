@@ -90,8 +90,9 @@ def main(path: str, name: str, seconds: float) -> None:
 
     first = json.loads(next(calls))["id"]
     try:
-        function = getattr(load(path), name)
-        ready = kind_of(function) if callable(function) else {"error": f"{name} is not a function"}
+        module = load(path)
+        function = getattr(module, name, None)
+        ready = kind_of(function) if callable(function) else {"error": f"it has no function {name}, but {functions_of(module)}"}
     except BaseException as error:  # the file is the user's and may raise anything, SystemExit included
         ready = {"error": describe(error)}
     reply({"id": first, **ready})
@@ -113,12 +114,27 @@ def load(path: str) -> ModuleType:
 
 
 def kind_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """{"batch": the function takes all completions of a call as lists, "at_once": number of calls that may run at the same time}."""
+    """{"batch": the function takes all completions of a call as lists, "at_once": number of calls that may run at the same time}.
+
+    {"error": text, "form": True} if it cannot be called with two arguments.
+    """
     try:
-        batch = list(inspect.signature(function).parameters)[:2] == ["completions", "problems"]
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # some functions of C have no signature
-        batch = False
+        signature = inspect.Signature()
+    else:
+        try:
+            signature.bind(None, None)
+        except TypeError as error:
+            return {"error": f"it takes {signature}, and is called with (completion, problem): {error}", "form": True}
+    batch = list(signature.parameters)[:2] == ["completions", "problems"]
     return {"batch": batch, "at_once": AT_ONCE if inspect.iscoroutinefunction(function) and not batch else 1}
+
+
+def functions_of(module: ModuleType) -> str:
+    """The names of the functions that a reward file has itself, in words."""
+    names = [name for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+    return f"{', '.join(names[:20])}{', ...' * (len(names) > 20)}" if names else "none at all"
 
 
 # ---- processes and limits ---------------------------------------------------------------------------------------------

@@ -107,19 +107,25 @@ class CustomReward:
     Failures are counted in `failures`, by completion, and shown on the console. If too many calls fail, UserError ends the run.
     """
 
-    def __init__(self, file_and_function: str, seconds: float = 10.0, workers: int | None = None, failed: float | None = None) -> None:
-        """`file_and_function`: path/to/file.py:function. `workers`: number of processes. Raises UserError if it does not load."""
+    def __init__(self, file_and_function: str, seconds: float = 10.0, workers: int | None = None, failed: float | None = None,
+                 flag: str = "reward", training: bool = True) -> None:
+        """`file_and_function`: path/to/file.py:function. `workers`: number of processes. Raises UserError if it does not load.
+
+        flag: the flag that named the function. training: whether messages may speak of the flags and the steps of a training run.
+        """
         path, _, name = file_and_function.rpartition(":")
+        self.flag, self.training, self.what = f"--{flag} {file_and_function}", training, flag.replace("_", " ")
         if not path.endswith(".py") or not Path(path).is_file():
-            raise UserError(f"--reward {file_and_function}: give path/to/file.py:function, with a file that exists")
+            raise UserError(f"{self.flag}: give path/to/file.py:function, with a file that exists")
         self.name, self.seconds, self.failed, self.failures = name, seconds, failed, {"reward/errors": 0, "reward/timeouts": 0}
         self.lowest: float | None = None  # of all scores so far
         self.usual = 1.0  # median size of the scores, and 1 or more
         self.uses: deque[tuple[int, int]] = deque(maxlen=JUDGED)  # (failed calls, calls) of the last uses since the start or the resume
         self.said: set[str] = set()  # notes that are shown once
         if kept := environment()[1]:
-            say(f"note: the reward does not get the environment variables {', '.join(kept)}; {ASKED}=NAME,NAME names those that it needs")
-        self.file_and_function, self.workers = file_and_function, [Worker(path, name, seconds)] if parallel.rank() == 0 else []
+            say(f"note: the {self.what} does not get the environment variables {', '.join(kept)}; {ASKED}=NAME,NAME names those that it "
+                "needs")
+        self.workers = [Worker(path, name, seconds)] if parallel.rank() == 0 else []
         weakref.finalize(self, _stop, self.workers)
         ready = parallel.first(lambda: self._loaded(self.workers[0]), "the kind of the reward")
         self.batch, self.at_once = ready["batch"], ready["at_once"]
@@ -171,7 +177,7 @@ class CustomReward:
         if "at_once" not in ready:
             self._show_prints()
             reason = ready.get("error", f"it was not ready after {worker.load_seconds:g} s")
-            raise UserError(f"--reward {self.file_and_function} does not load: {reason}")
+            raise UserError(f"{self.flag} does not load: {reason}{'. ' + FORMS if 'form' in ready else ''}")
         return ready
 
     def _show_prints(self) -> None:
@@ -179,7 +185,7 @@ class CustomReward:
         lines = [line for worker in self.workers for line in worker.printed.decode(errors="replace").splitlines()]  # of process 0's
         say(*(f"{self.name}: {line[:LONGEST_LINE]}" for line in lines[:MAX_PRINTS_SHOWN]))
         if len(lines) > MAX_PRINTS_SHOWN or any(worker.unseen for worker in self.workers):
-            self._note_once("prints", f"the reward prints more than {MAX_PRINTS_SHOWN} lines at a time; the others are thrown away. "
+            self._note_once("prints", f"the {self.what} prints more than {MAX_PRINTS_SHOWN} lines at a time; the others are thrown away. "
                             "Let it write to a file what is to be kept")
         for worker in self.workers:
             worker.printed, worker.unseen = bytearray(), 0
@@ -189,8 +195,9 @@ class CustomReward:
         self.usual = max(1.0, statistics.median_low([*(abs(score) for _, score in scores), self.usual]))
         for problem, score in scores:
             if abs(score) > FAR * self.usual:
-                self._note_once("far", f"the reward of {problem.id} is {score:g}, far from the others: half of them lie within "
-                                       f"{self.usual:g} of 0. It counts as it is, but not as the lowest reward (--reward_failed)")
+                but = ", but not as the lowest reward (--reward_failed)" * self.training
+                self._note_once("far", f"the {self.what} of {problem.id} is {score:g}, far from the others: half of them lie within "
+                                       f"{self.usual:g} of 0. It counts as it is{but}")
             elif self.lowest is None or score < self.lowest:
                 self.lowest = score
 
@@ -199,21 +206,21 @@ class CustomReward:
 
         The first use of the function must not fail altogether. Later the last uses count together.
         """
-        causes = [answer.get("error", f"no result within {self.seconds:g} s (--reward_timeout)") for _, answer in failures]
+        limit = f"no result within {self.seconds:g} s{' (--reward_timeout)' * self.training}"
+        causes = [answer.get("error", limit) for _, answer in failures]
+        if calls and not self.uses and len(failures) == calls:
+            raise UserError(f"{self.flag}: all of the first {calls} calls failed, the first with {causes[0]}. {FORMS}")
         for number, ((problem, answer), cause) in enumerate(zip(failures, causes, strict=True)):
             self.failures["reward/timeouts" if "timeout" in answer else "reward/errors"] += 1
             if number < MAX_FAILURES_SHOWN:
-                say(f"note: the reward of {problem.id} failed and is {failed:g}: {self.name}: {cause}")
+                say(f"note: the {self.what} of {problem.id} failed and is {failed:g}: {self.name}: {cause}")
         if not calls:  # all were cut off
             return
-        named = f"--reward {self.file_and_function}"
-        if not self.uses and len(failures) == calls:
-            raise UserError(f"{named}: all of the first {calls} calls failed, the first with {causes[0]}. {FORMS}")
         self.uses.append((len(failures), calls))
         failing, together = map(sum, zip(*self.uses, strict=True))
         if len(self.uses) == JUDGED and failing > FAILING * together:
-            raise UserError(f"{named}: {failing} of the last {together} calls failed, more than half. The last failure: {causes[-1]}. "
-                            f"{FORMS}. This step is not saved; checkpoints of earlier steps stay as they are")
+            raise UserError(f"{self.flag}: {failing} of the last {together} calls failed, more than half. The last failure: {causes[-1]}. "
+                            f"{FORMS}{'. This step is not saved; checkpoints of earlier steps stay as they are' * self.training}")
 
     def _note_once(self, kind: str, text: str) -> None:
         if kind not in self.said:

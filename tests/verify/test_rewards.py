@@ -1,5 +1,6 @@
 """Custom rewards: what a user's function may do wrong, and that the run goes on."""
 
+import re
 import time
 
 import pytest
@@ -74,15 +75,46 @@ def test_the_processes_end_with_the_reward(file):
     [
         ("nowhere.py:f", "with a file that exists"),
         ("no colon", "give path/to/file.py:function"),
-        ("{file}:missing", "AttributeError"),
-        ("{file}:not_a_function", "is not a function"),
+        ("{file}:missing", "it has no function missing, but length, "),
+        ("{file}:not_a_function", "it has no function not_a_function, but length, "),
+        ("{folder}/empty.py:f", "it has no function f, but none at all"),
         ("{folder}/broken.py:f", r"ZeroDivisionError: division by zero \(broken.py, line 1\)"),
     ],
 )
 def test_what_does_not_load_is_said(where, message, file, tmp_path):
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "empty.py").write_text("from os.path import join")
     with pytest.raises(UserError, match=message):
         CustomReward(where.format(file=file, folder=tmp_path))
+
+
+@pytest.mark.parametrize("signature", ["completion", "completion, problem, more", "*, completion, problem", ""])
+def test_a_function_that_cannot_be_called_is_refused_at_once(signature, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(f"def f({signature}): return 1.0")
+    takes = rf"--second_opinion .*mine.py:f does not load: it takes \({re.escape(signature)}\), and is called"
+    with pytest.raises(UserError, match=takes) as told:
+        CustomReward(f"{tmp_path}/mine.py:f", flag="second_opinion", training=False)
+    assert "A reward is `def f(completion, problem)`" in str(told.value) and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("signature", ["completion, problem=None", "text, row, more=0", "*both", "completions, problems, **more"])
+def test_a_function_that_can_be_called_is_taken(signature, tmp_path):
+    (tmp_path / "mine.py").write_text(f"def f({signature}): return [1.0] * 2 if 'completions, p' in '{signature}' else 1.0")
+    assert CustomReward(f"{tmp_path}/mine.py:f")(*batch(["a", "b"])).tolist() == [1.0, 1.0]
+
+
+def test_messages_of_an_evaluation_name_the_flag_that_was_typed_and_none_of_a_training_run(file, capsys):
+    judge = CustomReward(f"{file}:naughty", seconds=0.5, failed=0.0, flag="second_opinion", training=False)
+    with pytest.raises(UserError, match=r"--second_opinion .*:naughty: all of the first 3 calls failed, the first with ValueError: no 7"):
+        judge(*batch(["raise"] * 3))
+    assert "failed and is" not in capsys.readouterr().out  # the error says it
+    for _ in range(4):
+        judge(*batch(["hang", "fine"]))
+    said = capsys.readouterr().out
+    assert said.count("note: the second opinion of p0 failed and is 0: naughty: no result within 0.5 s\n") == 4
+    with pytest.raises(UserError, match="7 of the last 12 calls failed, more than half") as told:
+        judge(*batch(["raise"] * 3 + ["fine"]))
+    assert "--reward" not in said + str(told.value) and "step" not in str(told.value)
 
 
 def test_without_the_flag_the_verifier_scores():
