@@ -28,6 +28,7 @@ from common import parallel
 from common.config import CommonConfig, SamplingConfig, flag
 from common.console import bar, say
 from common.errors import UserError
+from common.flags import alone, within
 from common.launch import for_programs, parse_command_line, run_script
 
 
@@ -41,12 +42,11 @@ class Config(SamplingConfig):
     reward: str | None = flag(None, "data", "FILE.py:function that judges, in place of the checker. Right: above 0.5. No maj@k.")
     second_opinion: str = flag("none", "data", "Another checker beside ours: math_verify, or a function like a reward, as FILE.py:NAME.")
     judge: str | None = flag(None, "run", "Result folder whose saved completions are judged anew, without sampling, into a new folder.")
-    compare: list[str] | None = flag(None, "run", "Two result folders A B: prints the paired difference B - A, and ends.")
+    compare: list[str] | None = flag(None, "run", "Two result folders: prints the paired difference B - A, and ends.", metavar="A B")
     temperature: float = flag(1.0, "completions", "Sampling temperature. The greedy completion has none.")
     top_p: float = flag(1.0, "completions", "Nucleus sampling: share of probability kept. 1: all.")
     vllm_gpu_memory_utilization: float = flag(0.9, "completions", "Share of the GPU's memory that vLLM takes, weights included.")
-    output_dir: str | None = flag(
-        None, "run", "Result folder. If it has a part of this evaluation, the rest is done. Default: runs/eval-...")
+    output_dir: str | None = flag(None, "run", "Result folder. What it lacks of this evaluation is done. Default: runs/eval-...")
 
     # flags that may change when an evaluation is continued
     resumable: ClassVar[Set[str]] = frozenset({"k", "max_problems", "num_samples", "second_opinion", "judge", "compare",
@@ -54,10 +54,11 @@ class Config(SamplingConfig):
 
     def check(self) -> None:
         """Raises UserError for values that cannot work."""
+        alone(self, compare=set(), judge={"k", "reward", "second_opinion", "output_dir"})
         if self.temperature == 0:
             raise UserError("--temperature 0: all samples would be the greedy completion; give --num_samples 0, which measures it alone")
         super().check()
-        if self.compare and len(self.compare) != 2:
+        if self.compare is not None and len(self.compare) != 2:
             raise UserError("--compare: give two result folders of eval.py")
         if min(self.num_samples, self.max_problems) < 0:
             raise UserError("--num_samples, --max_problems: give 0 or more")
@@ -65,14 +66,14 @@ class Config(SamplingConfig):
             raise UserError(f"--second_opinion {self.second_opinion}: give none, math_verify, or FILE.py:NAME of a function of your own")
         if self.second_opinion == "math_verify" and not importlib.util.find_spec("math_verify"):
             raise UserError("--second_opinion math_verify: it is not installed; pip install math-verify, or leave the flag out")
-        if self.k and not 1 <= min(self.k) <= max(self.k) <= self.num_samples:
-            raise UserError(f"--k {' '.join(map(str, self.k))}: give numbers from 1 to the {self.num_samples} of --num_samples")
+        if not self.judge:
+            within("k", self.k, self.num_samples, "samples of a problem")
 
 
 if __name__ == "__main__":  # the flags are read before torch is imported, so that --help and wrong flags are answered at once
     CONFIG = parse_command_line(Config, __file__)
 
-from common.files import read_file, write_file
+from common.files import write_file
 from common.policy.load import load_policy
 from common.policy.pretrained import context_length, load_tokenizer
 from common.problems.data import load_split
@@ -84,7 +85,7 @@ from common.run.compare import compare, table
 from common.run.evaluation import begin, claim_results, keep
 from common.run.folder import CONFIG as CONFIG_FILE
 from common.run.folder import append_rows, lines_of
-from common.run.judging import PROBLEMS, SUMMARY, add_verdicts, checker_version, judge, judge_again, judges_of
+from common.run.judging import PROBLEMS, SUMMARY, about, add_verdicts, checker_version, judge, judge_again, judges_of, read_rows
 from common.run.lock import Lock
 from common.run.saved_config import read_config, resolve
 from common.verify.answers import answer_matches
@@ -191,7 +192,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     """
     config.complete()
     if config.compare:
-        return compare(Path(config.compare[0]), Path(config.compare[1]))
+        return compare([Path(folder) for folder in config.compare], Config)
     if config.judge:
         return judge_saved(config, Path(config.judge))
     lock = claim_results(config)  # the result folder, which nothing else writes to (config.output_dir). None: process 0 has it
@@ -199,7 +200,8 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     tokenizer, model_config = load_tokenizer(config)
     template = load_template(config, tokenizer)
     config.derive(stop=config.stop or list(template.stop))
-    problems = make_eval_problems(rows, config, template, tokenizer, context_length(model_config), config.max_problems)
+    longest = context_length(model_config)
+    problems = make_eval_problems(rows, config, template, tokenizer, longest, config.max_problems)
     done = parallel.first(lambda: begin(lock.folder, config, problems), "rows")  # those of problems.jsonl that are already there
     judges = judges_of(config.second_opinion, config.reward)
     if judges:
@@ -209,7 +211,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
     left_out = len(rows) - len(problems) if not config.max_problems else 0
     summary = summarise(done, values_of_k(config, done), left_out) | {
         "checker": checker_version(), "prompt_template": template.name, "prompt_date": config.derived.get("prompt_date"),
-        "prompt_sha256": hashlib.sha256(template.render("?").encode("utf-8", "backslashreplace")).hexdigest()[:16]}
+        "context": longest, "prompt_sha256": hashlib.sha256(template.render("?").encode("utf-8", "backslashreplace")).hexdigest()[:16]}
     keep(lock, config, problems, done, lambda: write_file(lock.folder / SUMMARY, json.dumps(summary, indent=2) + "\n"))
     say(*table(summary, config), *([f"written to {lock.folder / SUMMARY}"] if lock else []))
     return summary
@@ -260,19 +262,17 @@ def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], d
 
 def judge_saved(config: Config, folder: Path) -> dict[str, Any]:
     """The content of summary.json of a saved evaluation, whose completions are judged anew in a new folder."""
+    rows = read_rows(folder)
+    within("k", config.k, len(rows[0]["samples"]), "samples of a problem")
     saved = resolve(Config, read_config(folder / CONFIG_FILE, Config).flags, {})
     problems: dict[str, Problem] = {}
     if config.reward or ":" in config.second_opinion:  # the function may read the row of the data
         found = load_split(saved, saved.split)
         problems = {row.id: Problem(row.id, "", (), row.answer or "", row.question or "", row.raw) for row in found}
-    names = {"second_opinion": config.second_opinion, "reward": config.reward}
-    place, rows = judge_again(folder, config.output_dir, names, problems)
-    config.temperature, config.max_completion_length = saved.temperature, saved.max_completion_length
-    before = json.loads(read_file(folder / SUMMARY)) if (folder / SUMMARY).exists() else {}
-    kept = {name: before[name] for name in ("prompt_template", "prompt_date", "prompt_sha256") if name in before}
-    summary = summarise(rows, values_of_k(config, rows), before.get("left_out", 0)) | {"checker": checker_version()} | kept
+    place = judge_again(folder, rows, config.output_dir, {"second_opinion": config.second_opinion, "reward": config.reward}, problems)
+    summary = summarise(rows, values_of_k(config, rows), 0) | {"checker": checker_version()} | about(folder)
     write_file(place / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    say(*table(summary, config), f"written to {place / SUMMARY}")
+    say(*table(summary, saved), f"written to {place / SUMMARY}")
     return summary
 
 

@@ -53,7 +53,8 @@ class Formatter(ArgumentDefaultsHelpFormatter):
         """The flag with underscores only. The spelling --with-hyphens is accepted too, but not shown."""
         if action.nargs == "?" or isinstance(action.default, bool):
             return action.option_strings[0]
-        return f"{action.option_strings[0]} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+        values = action.metavar or self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{action.option_strings[0]} {values}"
 
 
 class Parser(HfArgumentParser):

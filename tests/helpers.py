@@ -75,14 +75,16 @@ def run(script, folder, *flags, monkeypatch, quick=QUICK):
 
 
 def evaluate(folder, *flags, monkeypatch):
-    """eval.py as from the command line, on QUICK's task. Returns its summary, or its exit code or message."""
+    """eval.py as from the command line, on QUICK's task. Returns its summary (0: there is none), or its exit code or message."""
     module = importlib.import_module("eval")
-    monkeypatch.setattr(sys, "argv", ["eval.py", *QUICK[:2], "--num_samples", "4", "--output_dir", str(folder), *flags])
+    sampled = [] if {"--judge", "--compare"} & set(flags) else [*QUICK[:2], "--num_samples", "4"]
+    place = [] if "--compare" in flags else ["--output_dir", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *sampled, *place, *flags])
     try:
         run_script(module.evaluate_model, parse_command_line(module.Config, module.__file__))
     except SystemExit as end:
         return end.code
-    return json.loads((folder / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text()) if place else 0
 
 
 def launch(script, folder, *flags, quick=QUICK):

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 
@@ -218,7 +219,15 @@ def test_a_reward_judges_in_place_of_the_checker(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("eval.make_engine", lambda *_: pytest.fail("something is sampled"))
     judged = evaluate(tmp_path / "b", "--judge", str(tmp_path / "plain"), *flags, monkeypatch=monkeypatch)
     assert judged["mean"] == summary["mean"] and judged["greedy"] == summary["greedy"] and judged["reward"] == summary["reward"]
-    assert evaluate(tmp_path / "c", "--judge", str(tmp_path / "a"), monkeypatch=monkeypatch)["mean"] == summary["mean"]  # as saved
+    capsys.readouterr()
+    assert evaluate(tmp_path / "c", "--judge", str(tmp_path / "a"), monkeypatch=monkeypatch) == plain  # by the checker again
+    assert f"was judged by --reward {file}:long; without --reward the checker judges" in capsys.readouterr().out
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["flags"]["reward"] is None
+    for one, other in (("plain", "a"), ("a", "plain")):  # never by two judges
+        message = evaluate(tmp_path / "x", "--compare", str(tmp_path / one), str(tmp_path / other), monkeypatch=monkeypatch)
+        assert message.endswith(f"by python eval.py --judge {tmp_path / 'plain'} --reward {file}:long")
+    assert evaluate(tmp_path / "x", "--compare", str(tmp_path / "a"), str(tmp_path / "b"), monkeypatch=monkeypatch) == 0
+    assert "all completions of A and B are the same" in capsys.readouterr().out
     file.write_text(LONG.format(longest=20))
     check(evaluate(tmp_path / "a", *flags, monkeypatch=monkeypatch), tmp_path / "a", 20)
     assert "its --reward is" in evaluate(tmp_path / "a", monkeypatch=monkeypatch)
@@ -347,10 +356,115 @@ def test_judging_a_folder_needs_no_model_and_leaves_it_as_it_is(evaluated, tmp_p
     assert own["second_opinion"]["value"] == pytest.approx(np.mean(odd)) and 0 < np.mean(odd) < 1
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert "exists; name a new folder" in evaluate(tmp_path / "c", "--judge", str(folder), monkeypatch=monkeypatch)
-    assert "is not the config.json of a run" in evaluate(tmp_path / "d", "--judge", str(tmp_path), monkeypatch=monkeypatch)
     monkeypatch.setattr("common.run.judging.is_correct", lambda completion, reference: False)  # a stricter checker
     lost = evaluate(tmp_path / "e", "--judge", str(folder), monkeypatch=monkeypatch)
     assert lost["mean"]["value"] == lost["greedy"]["value"] == 0 and "0 that were wrong are right, and " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["--judge", "--compare"])
+def test_folders_that_are_no_evaluation_are_named_as_what_they_are(name, evaluated, tmp_path, monkeypatch):
+    folder, text = evaluated
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "problems.jsonl").unlink()
+    record = (tmp_path / "run" / "config.json").read_text()
+    (tmp_path / "run" / "config.json").write_text(record.replace('"script": "eval"', '"script": "train_ppo"'))
+    shutil.copytree(folder, tmp_path / "none")
+    (tmp_path / "none" / "problems.jsonl").write_text("")
+    shutil.copytree(folder, tmp_path / "cut")
+    (tmp_path / "cut" / "problems.jsonl").write_text(text[:-50])
+    for place, cause in {
+        "nowhere": "there is no such folder",
+        "empty": "it has no problems.jsonl",
+        "file": "it is a file",
+        "run": "it is of train_ppo.py and has no problems.jsonl",
+        "none": "problems.jsonl is empty: that evaluation was stopped early",
+        "cut": "1 of its 30 rows are damaged",
+    }.items():
+        others = [str(folder)] if name == "--compare" else []
+        message = evaluate(tmp_path / "new", name, str(tmp_path / place), *others, monkeypatch=monkeypatch)
+        assert cause in message and str(tmp_path / place) in message and "\n" not in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_flags_that_do_nothing_beside_saved_completions_are_refused(evaluated, tmp_path, monkeypatch):
+    folder, _ = evaluated
+
+    def refused(*flags):
+        message = evaluate(tmp_path / "new", *flags, monkeypatch=monkeypatch)
+        assert not (tmp_path / "new").exists()
+        return message
+
+    for flags in (["--num_samples", "2"], ["--adapter", "x"], ["--dataset", "gsm8k"], ["--temperature", "0"], ["--model", "tiny"]):
+        assert f"leave out {flags[0]}, which would do nothing" in refused("--judge", str(folder), *flags)
+        assert f"leave out {flags[0]}, which would do nothing" in refused("--compare", str(folder), str(tmp_path), *flags)
+    assert "--judge, --k, which" in refused("--compare", str(folder), str(tmp_path), "--judge", str(folder), "--k", "2")
+    assert "leave out --reward, which" in refused("--compare", str(folder), str(tmp_path), "--reward", "x.py:f")
+    assert "leave out --config, which" in refused("--judge", str(folder), "--config", str(folder / "config.json"))
+    assert "--k 9: give numbers from 1 to the 4 samples of a problem" in refused("--judge", str(folder), "--k", "9")
+    assert "--k 0 4: give numbers from 1 to the 4" in refused("--judge", str(folder), "--k", "0", "4")
+    assert "--k 1: there are no samples of a problem; leave it out" in refused("--num_samples", "0", "--k", "1")
+    assert "both are the same folder" in refused("--compare", str(folder), f"{folder}/../{folder.name}")
+    module = importlib.import_module("eval")
+    with pytest.raises(UserError, match="leave out --num_samples, which would do nothing"):
+        module.evaluate_model(module.Config(judge=str(folder), num_samples=4))
+    found = evaluate(tmp_path / "new", "--judge", str(folder), "--k", "2", "3", monkeypatch=monkeypatch)
+    assert {name for name in found if name.startswith("pass@")} == {"pass@2", "pass@3"}
+
+
+def test_what_cannot_be_judged_is_refused(evaluated, tmp_path, monkeypatch):
+    folder, text = evaluated
+    (tmp_path / "mine.py").write_text("def odd(completion, problem):\n    return len(completion) % 2\n")
+    own = ["--judge", str(folder), "--reward", f"{tmp_path / 'mine.py'}:odd"]
+    rows = [json.loads(line) for line in text.splitlines()]
+
+    def judged(flags, **changed):
+        lines = [json.dumps(row | (changed if row is rows[3] else {})) + "\n" for row in rows]
+        (folder / "problems.jsonl").write_text("".join(lines))
+        return evaluate(tmp_path / "new", *flags, monkeypatch=monkeypatch)
+
+    assert "some problems have more samples than others" in judged(own[:2], samples=rows[3]["samples"][:2])
+    assert f"{rows[3]['problem']} has no reference for the checker; give --reward" in judged(own[:2], reference="")
+    assert "its data have changed since, " in judged(own, reference="77")
+    assert "its data have changed since, elsewhere/7 is" in judged(own, problem="elsewhere/7")
+    assert not (tmp_path / "new").exists() and judged(own)["problems"] == 30
+
+
+def test_a_comparison_says_in_which_other_flags_the_two_differ(evaluated, tmp_path, monkeypatch, capsys):
+    folder, _ = evaluated
+    flags = ("--temperature", "0.3", "--max_completion_length", "20", "--num_samples", "2", "--stop", " ", "--max_problems", "20")
+    evaluate(tmp_path / "b", *flags, monkeypatch=monkeypatch)
+    record = json.loads((folder / "config.json").read_text())
+    path = tmp_path / "b" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"context": 128, "prompt_template": "chat"}))
+    capsys.readouterr()
+    evaluate(tmp_path / "x", "--compare", str(folder), str(tmp_path / "b"), monkeypatch=monkeypatch)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "differ in" in line]
+    longest, context = record["flags"]["max_completion_length"], json.loads((folder / "summary.json").read_text())["context"]
+    assert set(line.removeprefix("A and B differ in: ").split(", ")) == {
+        f"max_completion_length {longest} / 20",
+        "temperature 1 / 0.3",
+        "stop none / ' '",
+        f"context {context} / 128",
+        "prompt_template question / chat",
+        "num_samples 4 / 2",
+    }
+    for name in ("config.json", ".config.json"):
+        (tmp_path / "b" / name).unlink()
+    evaluate(tmp_path / "x", "--compare", str(folder), str(tmp_path / "b"), monkeypatch=monkeypatch)
+    said = capsys.readouterr().out
+    assert "A and B differ in: num_samples 4 / 2\n" in said and f"{tmp_path / 'b'} has no config.json" in said
+
+
+def test_a_damaged_config_is_told_once(evaluated, tmp_path, monkeypatch, capsys):
+    folder, _ = evaluated
+    (folder / "config.json").write_text("{")
+    for flags in (["--judge", str(folder)], ["--compare", str(folder), str(tmp_path / "judged")], []):
+        capsys.readouterr()
+        importlib.import_module("common.run.saved_config")._note.cache_clear()  # a new process
+        evaluate(folder if not flags else tmp_path / "judged", *flags, monkeypatch=monkeypatch)
+        assert capsys.readouterr().out.count("its copy .config.json is read instead") == 1
 
 
 def test_more_problems_and_more_samples_go_into_the_same_folder(evaluated, tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
 """Verdicts on the completions of an evaluation: of the answer checker, and of a second opinion. Saved completions can be judged again."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from common.verify.rewards import CustomReward
 
 Row = dict[str, Any]  # a line of problems.jsonl
 PROBLEMS, SUMMARY = "problems.jsonl", "summary.json"
+MADE_WITH = ("prompt_template", "prompt_date", "context")  # in summary.json: what was worked out at the start, and decides the numbers
 KINDS = {"completion": str, "finish_reason": str, "tokens": int}  # of what was sampled; a verdict is worked out anew
 
 
@@ -99,7 +100,7 @@ def add_verdicts(judges: dict[str, CustomReward], problems: list[Problem], rows:
                 entry["correct"] = entry["finish_reason"] == "stop" and score > SUCCESS_ABOVE
 
 
-def forget(verdicts: Iterable[str], rows: list[Row]) -> None:
+def forget(verdicts: list[str], rows: list[Row]) -> None:
     """Takes away what judges added to the completions, so that they judge anew."""
     for row in rows:
         for entry in (row["greedy"], *row["samples"]):
@@ -112,34 +113,60 @@ def forget(verdicts: Iterable[str], rows: list[Row]) -> None:
 def read_rows(folder: Path) -> list[Row]:
     """The rows of a saved evaluation, judged anew. Raises UserError if it is none, or if a row is damaged."""
     if not (folder / PROBLEMS).is_file():
-        raise UserError(f"{folder} has no {PROBLEMS}: it is no result folder of eval.py")
+        what = f"it has no {PROBLEMS}" if folder.is_dir() else "it is a file" if folder.exists() else "there is no such folder"
+        with contextlib.suppress(UserError):
+            what = f"it is of {read_record(folder / CONFIG).get('script')}.py and has no {PROBLEMS}"
+        raise UserError(f"{folder} is no result folder of eval.py: {what}")
     lines = [line for line in read_file(folder / PROBLEMS).split(b"\n") if line]
     rows = [row for line in lines if (row := whole_row(line))]
-    if not rows or len(rows) < len(lines):
+    if not lines:
+        raise UserError(f"{folder / PROBLEMS} is empty: that evaluation was stopped early; its command with --output_dir {folder} goes on")
+    if len(rows) < len(lines):
         raise UserError(f"{folder / PROBLEMS}: {len(lines) - len(rows)} of its {len(lines)} rows are damaged; the command of that "
                         "evaluation samples them again")
     return rows
 
 
-def judge_again(folder: Path, output_dir: str | None, names: dict[str, str | None], problems: dict[str, Problem]) -> tuple[Path, list[Row]]:
-    """(a new folder with the rows of `folder`, judged anew; the rows). Nothing is sampled, and `folder` stays as it is. Raises UserError.
+def about(folder: Path) -> Row:
+    """What summary.json says of how a saved evaluation was made. Empty if there is none, or if it is damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        saved = json.loads(read_file(folder / SUMMARY))
+        if isinstance(saved, dict):
+            return {name: saved[name] for name in ("left_out", *MADE_WITH, "prompt_sha256") if name in saved}
+    return {}
 
-    names: the flags "second_opinion" and "reward". problems: the problems by id, for a function that reads their row or question.
+
+def judge_again(folder: Path, rows: list[Row], output_dir: str | None, names: dict[str, str | None], problems: dict[str, Problem],
+                ) -> Path:
+    """Judges the `rows` of `folder` anew, and writes them to a new folder, which it returns. `folder` stays as it is. Raises UserError.
+
+    names: the flags "second_opinion" and "reward"; without a reward the checker judges. problems: the problems by id, for a function that
+    reads their row or question.
     """
     place = Path(output_dir or f"{folder}-judged-{time.strftime('%Y%m%d-%H%M%S')}")
     if place.exists():
         raise UserError(f"--output_dir {place} exists; name a new folder for the new verdicts")
-    record, rows, judges = read_record(folder / CONFIG), read_rows(folder), judges_of(**names)
+    if len({len(row["samples"]) for row in rows}) > 1:
+        raise UserError(f"{folder}: some problems have more samples than others, as it was stopped; its own command goes on")
+    for row in rows:
+        if not names["reward"] and not row["reference"]:
+            raise UserError(f"{folder}: {row['problem']} has no reference for the checker; give --reward FILE.py:function")
+        if problems and (row["problem"] not in problems or problems[row["problem"]].answer != row["reference"]):
+            raise UserError(f"{folder}: its data have changed since, {row['problem']} is not as it was; give it the old data back")
+    record, judges = read_record(folder / CONFIG), judges_of(**names)
+    before = verdicts([json.loads(line) for line in read_file(folder / PROBLEMS).split(b"\n") if line])
+    if not names["reward"] and "reward" in rows[0]["greedy"]:
+        say(f"note: {folder} was judged by --reward {record['flags'].get('reward')}; without --reward the checker judges")
+    forget(["second_opinion", "reward"], rows)
+    rows = [judged(row) for row in rows]
     asked = [problems.get(row["problem"]) or Problem(row["problem"], row["prompt"], (), row["reference"]) for row in rows]
-    forget(judges, rows)
     add_verdicts(judges, asked, rows)
-    saved = [json.loads(line) for line in read_file(folder / PROBLEMS).split(b"\n") if line]
-    before, now = verdicts(saved), verdicts(rows)
+    now = verdicts(rows)
     gained, lost = sum(n and not b for b, n in zip(before, now, strict=True)), sum(b and not n for b, n in zip(before, now, strict=True))
     say(f"{folder}: {len(now)} completions of {len(rows)} problems judged anew: {gained} that were wrong are right, and {lost} that were "
         "right are wrong")
     with new_folder(place) as unfinished:
         write_file(unfinished / PROBLEMS, lines_of(rows))
-        record["flags"] |= {name: value for name, value in names.items() if name in judges or name == "second_opinion"}
+        record["flags"] |= names
         write_config(unfinished, record | {"checker": checker_version(), "judged_from": str(folder.resolve())})
-    return place, rows
+    return place

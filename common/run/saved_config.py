@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Set
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -59,8 +60,11 @@ def read_record(path: Path) -> dict[str, Any]:
         if path.name != CONFIG or not os.path.lexists(copy):
             raise
         record = _read_record(copy)
-        say(f"note: {str(error).partition(';')[0]}; its copy {CONFIG_COPY} is read instead")
+        _note(f"note: {str(error).partition(';')[0]}; its copy {CONFIG_COPY} is read instead")
         return record
+
+
+_note = lru_cache(maxsize=64)(say)  # several places read the file of one run, and one note is enough
 
 
 def _read_record(path: Path) -> dict[str, Any]:
