@@ -48,7 +48,6 @@ _OPERATORS = word_set("""sin cos tan sec csc cot cosec arcsin arccos arctan tg c
 _UNIT_VECTORS = frozenset("ijk")
 _OTHER_CASE = {"GCD": "gcd", "LCM": "lcm", "MAX": "max", "MIN": "min"}
 _MACRO = re.compile(r"\\(q?quad|[A-Za-z]+|.)", re.DOTALL)  # in \quadx the space ends before the letter
-_OLD_FONT = re.compile(r"\{\s*\\(?:bf|rm|it|sf|tt|bfseries)\b\s*([^{}]*)\}")
 _VALUE_AHEAD = re.compile(r"\s*\\?[A-Za-z]+(?:_\{?\w\}?)?\s*=")
 _ARGUMENT_AHEAD = re.compile(r"\s*\{?\s*(\w+)\s*\}?")
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_](?:[^\W\d_]|['.,/-](?=[^\W\d_])|\.| (?=[^\W\d_]))*")
@@ -59,7 +58,6 @@ def spell_macros(text: str) -> str:
     if "\\" not in text:
         return text
     done, position = [], 0
-    text = _OLD_FONT.sub(r"{\1}", text)
     while found := _MACRO.search(text, position):
         done.append(text[position:found.start()])
         name, position = found[1], found.end()

@@ -55,7 +55,6 @@ _SIGNS_OF_QUALIFIERS = ("\\in", "\\forall", "for", "where", "with", "is", "are")
 _SAID_OF_LETTERS = word_set(r"\in is an any are")
 _DENYING_SIGNS = frozenset("不非无没负除至")
 
-_ANSWER = re.compile(r"(?:the )?(?:final )?answers?\b:?\s+(?=\S)", re.IGNORECASE)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # the letter of a multiple choice: "Option B", "(D)", "B)", "\text{B}"
 _CHOICE = re.compile(r'["\s]*+(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)["\s]++|故?应?选项?["\s]*+|答案[是为]?["\s]*+)?+'
@@ -159,8 +158,10 @@ def _without_lead_in(text: str) -> str:
         are_words = all(c.isascii() and (c.isalpha() or c in "() '") for c in before)
         if behind[:1].isspace() and are_words and not changes(unquoted.lower()):
             return behind.strip() or text
-    answer = _ANSWER.match(unquoted)
-    return unquoted[answer.end():] if answer else text
+    words = unquoted.lower().replace(":", " ").split()
+    place = next((place for place, word in enumerate(words) if word not in ("the", "final")), 0)
+    is_answer = words[place + 1:] and words[place] in ("answer", "answers")
+    return unquoted.split(maxsplit=place + 1)[-1].lstrip(": ") if is_answer else text
 
 
 def _without_remarks(text: str) -> str:

@@ -10,14 +10,13 @@ from common.verify.phrases import integer_letter
 from common.verify.spelling import bracket_depths, split_outside_brackets
 from common.verify.units import known_unit
 from common.verify.wording import NUMBERS
-from common.verify.words import changes, changes_name, changes_number, phrase_set, word_set
+from common.verify.words import PIECE, changes, changes_name, changes_number, phrase_set, pieces, word_set, words_of
 
 # a label with such a word names no answer
 _NO_LABELS = word_set("step case part bound guess attempt error check note hint estimate option choice assumption hypothesis given problem")
 _NO_WORDS_OF_LABELS = word_set("sin cos tan cot sec csc log exp ln lim gcd lcm if for when where otherwise such that")
 _DENYING_SIGNS = frozenset("不非没无负倍半多少至")
-_NUMBER = re.compile(r"\(\s*-?\s*(?:\d|\\(?:frac|sqrt|pi|infty))")
-_TOKEN = re.compile(r"\\?[^\W\d_]+|\S")
+_BEGIN_NUMBERS = word_set(r"\frac \sqrt \pi \infty")
 _EMPTY_WORDS = word_set("the a an of is are so thus hence therefore final answer solution result value total our this it its and")
 # quantities that stand before their value without a colon
 _QUANTITIES = word_set("""remainder degree slope area perimeter radius diameter length width height distance volume speed probability sum
@@ -42,7 +41,7 @@ _HAS = word_set("""has have had needs need needed gets got costs cost takes took
     saves saved weighs weighed travels traveled gives gave buys bought ate eats wins won reads read lasts uses used received receives
     lies occurs ends lands stops stands take need save cost earn pay spend travel make get buy""")
 _NO_SUBJECTS = word_set("yes no true false because since")
-_BEHIND_VERBS = re.compile(r'(?:[\s":]|(?:equal to|given by|located|exactly|only|at)\b)*', re.IGNORECASE)
+_BEHIND_VERBS = word_set(': " equal to given by located exactly only at')
 _VERDICTS = {"correct": "true", "right": "true", "incorrect": "false", "wrong": "false", "true": "true", "false": "false"}
 _WINNERS = frozenset({"correct", "right", "the winner", "the champion", "the answer"})
 _STATEMENTS = word_set("statement claim proposition assertion conjecture it this that")
@@ -58,16 +57,13 @@ _CONDITION_WORDS = word_set("""for all any every each where with and such that r
 _SET = r"\\mathbb\{?[A-Z]\}?(?:[\^_]\{?[*+\d>\\ge]+\}?)?"
 _CONDITION = re.compile(rf"([A-Za-z](?:_\w)?(?:,[A-Za-z](?:_\w)?)*)(?:\\in{_SET}|(?:\\[gl]e|\\neq|[<>])-?[\w/]+(?:,-?\d+)*)?")
 _PLACE = re.compile(r"[a-z](?:_\w)?\s*=[^=<>,;]+|\([^()=<>]+\)")
-_SIGN = re.compile(r"\\(?:[gl]e|neq|in|approx|equiv|to)(?![a-z])|[=<>]")
+_SIGNS = word_set(r"\ge \le \neq \in \approx \equiv \to = < >")
 _FOR = re.compile(r'[\s,]*"\s*(?:,\s*)?(?:for (?:all|every|any|each)|whenever|for|where|with|when|provided|at|attained'
                   r'|occurring|achieved)\b|\s\\forall(?![a-z])')
 _NO_FAMILY = ("\\mathbb{Z}^", "\\mathbb{Z}_", "positive", "natural", "nonnegative", "non-negative")
 _FOR_ALL_INSIDE = re.compile(r'"\s*for (?:all|every|any|each)[a-z -]*"\s*[a-z]\s*(?=,)')
-_WITHOUT_OR = re.compile(r'^[\s"=]*(?:or|i\.e\.|equals)?[\s"=,]*')
 _THAT_IS = re.compile(r'\b(?:or equivalently|or|i\.e\.|that is|which is)(?=[\s",])')
 _LETTER = re.compile(r"\\[a-z]+|([A-Za-z](?:_\w)?)")
-_WORD = re.compile(r"[^\W\d_]+")
-
 _COUNTED = re.compile(r'((?:\d|[\^{}.])+\s*"[a-z -]*+)"?\s*+(?:[A-Za-z](?:_\w)?|\([a-z](?:,\s*[a-z])*\))"?')
 
 
@@ -105,7 +101,7 @@ def _opened(text: str) -> str:
 
 def _said(text: str) -> list[str]:
     """The words with content."""
-    return [word for word in _WORD.findall(text.lower()) if word not in _EMPTY_WORDS]
+    return [word for word in words_of(text.lower()) if word not in _EMPTY_WORDS]
 
 
 def _without_label(text: str) -> tuple[str, list[str]]:
@@ -120,7 +116,7 @@ def _without_words_in_front(text: str) -> tuple[str, list[str]]:
     """Remainder 2; a profit of 45; therefore x = 6; the line y = 2x + 1."""
     unquoted = text.replace('"', " ")
     words = []
-    for found in _TOKEN.finditer(unquoted):
+    for found in PIECE.finditer(unquoted):
         word = found[0].lower()
         if (word == "a" and unquoted[found.end():found.end() + 3].strip().isalpha()) or (word == "," and words):
             continue
@@ -134,9 +130,15 @@ def _without_words_in_front(text: str) -> tuple[str, list[str]]:
     start = found.start()
     is_time = words == ["at"] and ":" in text
     if not words or words[-1] in ("the", "an") or not (_HAVE_CONTENT & {*words} or is_time) or found[0] in _NO_BEGINNING \
-            or (found[0] == "(" and not _NUMBER.match(unquoted, start)):
+            or (found[0] == "(" and not _begins_number(unquoted[start + 1:])):
         return text, []
     return _opened(text[start:]), _said(unquoted[:start])
+
+
+def _begins_number(text: str) -> bool:
+    """Whether a number is in front, perhaps with a minus sign."""
+    first = next((piece for piece in pieces(text[:20]) if piece != "-"), "x")
+    return first[0].isdecimal() or first in _BEGIN_NUMBERS
 
 
 def _is_label(label: str) -> bool:
@@ -153,14 +155,14 @@ def _is_label(label: str) -> bool:
 def _without_sentence(text: str) -> tuple[str, list[str]]:
     """The goat is at (6, 5). Tom has 5 apples. The function is odd."""
     unquoted = text.replace('"', " ")
-    found = [(match, match[0].lower()) for match in _WORD.finditer(unquoted)]
+    found = [(match, match[0].lower()) for match in PIECE.finditer(unquoted) if match[0].isalpha()]
     verbs = [match for match, word in found if word in _IS] or [match for match, word in found if word in _HAS]
     if len(verbs) != 1 or found[0][0] is verbs[0]:
         return text, []
     subject, start = unquoted[:verbs[0].start()], verbs[0].end()
-    start = _BEHIND_VERBS.match(unquoted, start).end()
+    start = next((match.start() for match in PIECE.finditer(text, start) if match[0].lower() not in _BEHIND_VERBS), len(text))
     rest = text[start:]
-    words = _WORD.findall(subject.lower())
+    words = words_of(subject.lower())
     if not rest.strip(' "') or any(c in "0123456789=<>,:" for c in subject) or len(words[0]) < 2 \
             or not subject.strip()[0].isalpha() or not _NO_SUBJECTS.isdisjoint(words):
         return text, []
@@ -200,19 +202,20 @@ def _without_remark_behind(text: str) -> tuple[str, list[str]]:
         depths = bracket_depths(stripped)
         start = max((place for place, c in enumerate(stripped) if c == "(" and depths[place] == depths[-1]), default=0)
         head, remark = text[:start], stripped[start + 1:-1].replace('"', " ").strip()
-        if head.strip(' "') and head[-1] in ' "' and _is_remark(remark) and (re.search(r"\d|[A-Za-z]{3}|\\", head)):
+        has_content = any(piece[0].isdecimal() or len(piece) > 2 for piece in pieces(head))
+        if has_content and head[-1] in ' "' and _is_remark(remark):
             return part_with_quotes(head), _said(remark)
-    pieces = split_outside_brackets(text, ",")
-    remark = pieces[-1].replace('"', " ").strip().lower()
-    if len(pieces) > 1 and remark.startswith(_STARTS_OF_REMARKS) and _is_remark(remark):
-        return part_with_quotes(",".join(pieces[:-1])), _said(remark) if remark.startswith("the ") else []
+    parts = split_outside_brackets(text, ",")
+    remark = parts[-1].replace('"', " ").strip().lower()
+    if len(parts) > 1 and remark.startswith(_STARTS_OF_REMARKS) and _is_remark(remark):
+        return part_with_quotes(",".join(parts[:-1])), _said(remark) if remark.startswith("the ") else []
     return text, []
 
 
 def _is_remark(remark: str) -> bool:
     """Whether words behind an answer leave it as it is. A unit in brackets is no remark."""
     lower = remark.lower()
-    words = _WORD.findall(lower)
+    words = words_of(lower)
     if " ".join(words) in _ROOTS or (words[:1] in (["discard"], ["reject"]) and any(map(str.isdecimal, remark))):
         return True
     if not words or not any(len(word) > 3 for word in words) or any(map(str.isdecimal, remark)) or "\\" in remark or "=" in remark:
@@ -228,9 +231,9 @@ def _without_condition(text: str) -> tuple[str, list[str]]:
     letter = integer_letter(text)
     if letter and f"({letter})" not in text and not any(sign in text for sign in _NO_FAMILY):
         return text, []  # a family of solutions
-    pieces = split_outside_brackets(text, ",")
-    for place in range(max(1, len(pieces) - 4), len(pieces)):
-        found = _split_condition(",".join(pieces[:place]), ",".join(pieces[place:]))
+    parts = split_outside_brackets(text, ",")
+    for place in range(max(1, len(parts) - 4), len(parts)):
+        found = _split_condition(",".join(parts[:place]), ",".join(parts[place:]))
         if found:
             return found
     for match in _FOR.finditer(text):
@@ -249,7 +252,7 @@ def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
     letters |= {letter[0] for letter in letters}
     if tail.count(")") > tail.count("("):  # (at x = 2)
         head = head.rstrip(' "').removesuffix("(")
-    operators = _SIGN.findall(head)
+    operators = [piece for piece in pieces(head) if piece in _SIGNS]
     name = head.partition("=")[0].strip(' "') if operators else ""
     if operators not in ([], ["="]) or '"' in head.strip(' "'):
         return None
@@ -257,7 +260,7 @@ def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
     meaning = re.fullmatch(r"[, ]*where ([A-Za-z](?:_\w)?) (?:is|are|denotes|represents|stands for) ([a-z -]+)", unquoted)
     if meaning and meaning[1] in letters and not changes(meaning[2]) and meaning[2] not in NUMBERS and len(name) != 1:
         return part_with_quotes(head), []
-    words = _WORD.findall(re.sub(r"\\[a-z]+(?:\{[A-Z]\})?|(?<![A-Za-z])[A-Za-z](?![A-Za-z])", " ", unquoted.lower()))
+    words = words_of(re.sub(r"\\[a-z]+(?:\{[A-Z]\})?|(?<![A-Za-z])[A-Za-z](?![A-Za-z])", " ", unquoted.lower()))
     if words and set(words) <= _PLACES and not operators and {"at", "when"} & set(words):
         place = unquoted[max(unquoted.rfind(word) + len(word) for word in words):].strip(" ()")
         is_place = _PLACE.fullmatch(place) and place[0] not in letters
@@ -273,7 +276,12 @@ def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
     names = set(condition[1].split(","))
     if not names <= letters or is_plain_name or (not operators and head.strip(' "') in names):
         return None
-    return part_with_quotes(head), [signs] if _SIGN.search(signs) and "\\in" not in signs else []
+    return part_with_quotes(head), [signs] if not _SIGNS.isdisjoint(pieces(signs)) and "\\in" not in signs else []
+
+
+def _without_or(text: str) -> str:
+    """The text without "or", "i.e." or an equals sign in front."""
+    return text.lstrip(' "=').removeprefix("or").removeprefix("i.e.").removeprefix("equals").lstrip(' "=,')
 
 
 def said_in_two_ways(text: str) -> list[tuple[str, str, str]]:
@@ -281,15 +289,15 @@ def said_in_two_ways(text: str) -> list[tuple[str, str, str]]:
     halves = []
     may_differ = {":": True, "=": any(sign in text for sign in ('"', "%", "\\circ")), ",": "(" in text or "[" in text}
     for separator in (sign for sign, found in may_differ.items() if found):
-        pieces = split_outside_brackets(text, separator)
-        halves += [(separator, pieces[0], pieces[1])] if len(pieces) == 2 else []
-    pieces = _THAT_IS.split(text)
-    halves += [("or", pieces[0].rstrip(" ,;"), pieces[1].lstrip(" ,"))] if len(pieces) == 2 else []
+        parts = split_outside_brackets(text, separator)
+        halves += [(separator, parts[0], parts[1])] if len(parts) == 2 else []
+    parts = _THAT_IS.split(text)
+    halves += [("or", parts[0].rstrip(" ,;"), parts[1].lstrip(" ,"))] if len(parts) == 2 else []
     stripped = text.rstrip(' "')
     if stripped.endswith(")"):
         depths = bracket_depths(stripped)
         start = max((place for place, c in enumerate(stripped) if c == "(" and depths[place] == depths[-1]), default=0)
-        halves += [("(", text[:start], _WITHOUT_OR.sub("", stripped[start + 1:-1]))] if text[:start].strip(' "') else []
+        halves += [("(", text[:start], _without_or(stripped[start + 1:-1]))] if text[:start].strip(' "') else []
     halves = [(separator, one, other) for separator, one, other in halves if one.strip(' "') and other.strip(' "')]
     return [(separator, part_with_quotes(one).strip(" ,;"), other[:-1] if other.count('"') == 1 and other[-1] == '"' else _opened(other))
             for separator, one, other in halves]

@@ -84,13 +84,13 @@ def _money(match: re.Match[str]) -> str:
 
 
 _POWERS_OF_TEN = {"thousand": "\\cdot 10^{3} ", "million": "\\cdot 10^{6} ", "billion": "\\cdot 10^{9} ", "trillion": "\\cdot 10^{12} "}
+_ENDS_OF_TURNS = ("<|im_", "<|end", "<|eot", "<|start")
 _SIGNS = {"<=": "\\le ", ">=": "\\ge ", "!=": "\\neq ", "<>": "\\neq ", "{:}": ":", "$": " ", "~": " "}
 # 1\,000 and 1{,}000
 _THOUSANDS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:(?:\\[,;:! ]|~)\s*\d{3}(?!\d))+|(?<=\d)\s*(?:\{\s*,\s*\}|,\\!\s*)(?=\d{3}(?!\d))")
 # The rules apply in this order. A rule is (needed, pattern, replacement). It applies to texts that contain `needed`: "" is in every
 # text, and None means every text that is not ASCII. Looking for `needed` first saves time, because a text seldom contains it.
 _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
-    ("<|", r"<\|(?:im_|end|eot|start)[a-z_]*\|>.*$", ""),  # an end-of-turn token
     # roots of numbers, as unicode signs have them
     (None, "\u221a(?:\\s*(\\d+(?:\\.\\d+)?))?", lambda m: f"\\sqrt{{{m[1]}}}" if m[1] else "\\sqrt "),
     ("\\sqrt[", r"(\\sqrt\[\d\])\s*(\d+(?:\.\d+)?)", r"\1{\2}"),
@@ -138,6 +138,8 @@ def normalize(text: str) -> str:
 def _respelled(text: str) -> str:
     """The text by all rules."""
     text = text.replace('"', " ").replace("`", " ")
+    for mark in _ENDS_OF_TURNS if "<|" in text else ():
+        text = text.partition(mark)[0]
     if not text.isascii():
         text = text.translate(_UNICODE_TABLE)
         for mark, plain in _SCRIPTS:

@@ -49,7 +49,7 @@ _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
 # a word of a unit, perhaps with an exponent: in quotes, in Chinese, of two letters or more, or one letter behind a digit, / or \cdot
 _WORD = re.compile(rf'(?:"(?=[^"]*(?:[^\W\d_]|[%$]))[^"]*+"|{_CJK}++|(?<![A-Za-z\\])[A-Za-z]{{2,}}\.?|(?<=\d )[msghlLNJWVKACF](?![A-Za-z])'
                    r'|(?<=/)[A-Za-z]+|(?<=\\cdot )[A-Za-z]{1,3}(?![A-Za-z]))(?:\s*\^\s*\{?\s*-?[123]\s*\}?|(?<=[a-z])[23])?')
-_COMPARISON = re.compile(r"\b(?:more|fewer|less)\b")
+_COMPARED = word_set("more fewer less")
 _TOKEN = re.compile(rf"[A-Za-z]+(?:-[A-Za-z]+)*|{_CJK}+|[%$¢Ω]|-?\d|[/()]")
 _SEXAGESIMAL = re.compile(r"(-?\d+)\s*(?:\^\{?\s*\\circ\s*\}?)\s*(\d+)\s*'(?!')\s*(?:(\d+(?:\.\d+)?)\s*(?:''|'\s*'))?$")
 _OF_ANGLES = word_set(r"sin cos tan sec csc cot cis \sin \cos \tan \sec \csc \cot \cis")
@@ -77,7 +77,7 @@ def split_unit(text: str) -> tuple[str, str]:
     before, words = text[-len(words) - 1], _DENOMINATION.sub("", words).replace("left over", "left").replace("ordered pairs", "solutions")
     ways, to, rest = words.partition("ways to ")
     words = f'{ways}ways"' if to and not changes_number(rest.replace("the ", "")) else words
-    if changes_number(words if "than" in words else _COMPARISON.sub("", words)):
+    if changes_number(words if "than" in words else " ".join(piece for piece in pieces(words) if piece not in _COMPARED)):
         return text, ""
     unit = _read_unit(words, number, before)
     return (number, unit) if unit else (text, "")

@@ -4,12 +4,17 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-PIECE = re.compile(r"\\?[A-Za-z]+|\d+(?:\.\d+)?|\\?\S")
+PIECE = re.compile(r"\\?[A-Za-z]+|\d+(?:\.\d+)?|[^\W\d_A-Za-z]+|\\?\S")  # words in other scripts are not split
 
 
 def pieces(text: str) -> list[str]:
     """The words, numbers, commands and signs of a text, without the spaces between them."""
     return PIECE.findall(text)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, and the names of its commands."""
+    return [piece.removeprefix("\\") for piece in PIECE.findall(text) if piece[-1].isalpha()]
 
 
 def word_set(text: str) -> frozenset[str]:
