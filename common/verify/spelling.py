@@ -124,7 +124,7 @@ SYMBOLS = re.compile(r"(?:\d+(?:\.\d+(?!\())?|[A-Za-z](?! *[A-Za-z]| +\d)|[-+/^(
                      r"\\(?:frac|sqrt(?!\[)|pi|cdot|times|infty|cup|sin|cos|tan|ln|log)(?![A-Za-z]))++")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def normalize(text: str) -> str:
     """The text in one spelling. `\\text{...}` becomes "..." in double quotes, so quotes of the text itself become spaces."""
     text = without_punctuation_at_end(" ".join(text.split())) if SYMBOLS.fullmatch(text) else _respelled(text)
@@ -198,10 +198,13 @@ def is_builder(text: str) -> bool:
     return len(ahead) > 2 and ahead[0] == "{" and len(ahead[1]) == 1 and ahead[1].isalpha() and ahead[2] in ("|", ":", "\\mid", "\\vert")
 
 
+_BRACKET_OR_MACRO = re.compile(r"[()\[\]{}\\]")
+
+
 def split_outside_brackets(text: str, separators: str) -> list[str]:
     """The pieces between separators. A separator inside brackets or an environment does not separate."""
-    if len(separators) == 1 and separators not in text:
-        return [text]
+    if len(separators) == 1 and (separators not in text or not _BRACKET_OR_MACRO.search(text)):
+        return text.split(separators)
     pieces, depth, start = [], 0, 0
     for i, c in enumerate(text):
         if c in "([{":

@@ -22,10 +22,13 @@ def variables(tree: Node) -> set[str]:
     found, nodes = set(), [tree]
     while nodes:
         node = nodes.pop()
-        if node[0] == "sym":
+        kind = node[0]
+        if kind == "sym":
             found.add(node[1])
-        else:
-            nodes += node[1] if node[0] == "add" else [part for part in node[1:] if isinstance(part, tuple)]
+        elif kind == "add":
+            nodes += node[1]
+        elif kind != "num":
+            nodes += node[2:] if kind == "call" else node[1:]
     return found
 
 
@@ -77,9 +80,11 @@ def arbitrary_constants(tree: Node) -> list[str]:
     The tree is linear in them, and depends on one other letter, x or t, by a function or an exponent.
     """
     names = variables(tree)
+    if names.isdisjoint(_ARBITRARY):
+        return []
     constants = sorted(name for name in names if name in _ARBITRARY)
     others = names - set(constants)
-    if not constants or len(constants) > 3 or others not in ({"x"}, {"t"}) or not (degrees(tree, set(constants)) or {2}) <= {0, 1}:
+    if len(constants) > 3 or others not in ({"x"}, {"t"}) or not (degrees(tree, set(constants)) or {2}) <= {0, 1}:
         return []
     return constants if _grows(tree, others) else []
 
@@ -92,7 +97,8 @@ def _grows(tree: Node, names: set[str]) -> bool:
 
 def with_constants_of(x: Node, y: Node) -> list[Node]:
     """The tree y with the arbitrary constants of x, in each order: c_1 e^x + c_2 e^{-x} for C_2 e^x + C_1 e^{-x}."""
-    mine, others = arbitrary_constants(x), arbitrary_constants(y)
+    mine = arbitrary_constants(x)
+    others = arbitrary_constants(y) if mine else []
     if not mine or len(mine) != len(others):
         return []
     found = []
@@ -126,11 +132,13 @@ def _marks_of_whole_numbers(tree: Node) -> set[str]:
     found, nodes = set(), [tree]
     while nodes:
         node = nodes.pop()
-        if node[0] == "call" and node[1] in ("lfloor", "lceil", "!!", "gcd", "lcm"):
+        kind = node[0]
+        if kind == "call" and node[1] in ("lfloor", "lceil", "!!", "gcd", "lcm"):
             found.add(node[1])
-        elif node[0] == "pow" and node[1][0] == "neg" and node[1][1][0] == "num":
+        elif kind == "pow" and node[1][0] == "neg" and node[1][1][0] == "num":
             found.add("power")
-        nodes += node[1] if node[0] == "add" else [part for part in node[1:] if isinstance(part, tuple)]
+        if kind not in ("num", "sym"):
+            nodes += node[1] if kind == "add" else node[2:] if kind == "call" else node[1:]
     return found
 
 
