@@ -113,7 +113,7 @@ _RULES: list[tuple[str | None, str, str | Callable[[re.Match[str]], str]]] = [
     ("\\over", r"\{?([^{}\\]+)\\over(?![a-z])\s*([^{}\\]+)\}?$", r"\\frac{\1}{\2}"),
     ("\\begin", r"(?:\\\{\s*)?\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", _join_rows),
     ("", r'(?i)(?<=\d)\s*(?:" ?dollar")?[\s"]*(thousand|million|billion|trillion)\b(?: *("))?', _power_of_ten),
-    (".", r"(\d*\.)(\d{2,40})\s*(?:\\cdots(?![A-Za-z])|\.\.\.)(?!\s*[\w,+*\\-])", _repeating),
+    (".", r"(\d*\.)(\d{2,40})\s*(?:\\cdots(?![A-Za-z])|\.\.\.)(?!\s*(?:[\w,+*-]|\\(?!%)))", _repeating),
     ("mod", r"\(\s*(?:\"?\s*|\\b)mod\b\s*\"?\s*(\w+)\s*\)", r'"mod" (\1)'),
     ("prime", r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
     ("", r"(?i)(?<=\d) *\"? *\b([ap])\.? ?m\b\.?( *\")?", lambda m: f'"{m[1].lower()}m"'),  # a time of day

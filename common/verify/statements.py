@@ -145,10 +145,12 @@ def _values_of_chain(parts: tuple[Form, ...], is_named: bool, right: Form) -> li
 
 def _is_same(part: Form, last: Form) -> bool:
     """Whether two parts are one expression."""
+    if part[0] == "dots":  # 1 + 2 + ... + n, which is not computed
+        return is_expression(last)
     try:
         return is_expression(part) and is_expression(last) and same_values(part[1], last[1], Work())
     except Unsupported:
-        return part[0] == "dots" and is_expression(last)
+        return False
 
 
 def _agrees(x: Form, y: Form) -> bool:
