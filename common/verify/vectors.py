@@ -156,9 +156,9 @@ def _read_scaled_matrix(text: str, depth: int, read: Reader) -> Form | None:
 def read_vector(text: str, depth: int, read: Reader) -> Form | None:
     """A sum of multiples of i, j and k, of tuples or of matrices; a tuple with a number in front."""
     if "\\vec" in text or "\\hat" in text:
-        text = canonical_unit_vectors(text)
+        spelled = canonical_unit_vectors(text)
         try:
-            return components(parse(text)) if "\\vec{" in text else read(text, depth + 1)
+            return components(parse(spelled)) if "\\vec{" in spelled else read(spelled, depth + 1) if spelled != text else None
         except Unsupported:
             return None
     if (not text.endswith(")") or "," not in text) and "\\end" not in text:

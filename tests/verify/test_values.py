@@ -3,6 +3,7 @@
 import pytest
 
 from common.verify.answers import answers_equal
+from common.verify.vectors import read_vector
 
 EQUAL = [
     ("2^{-n}", r"\frac{1}{2^n}"),
@@ -63,3 +64,11 @@ def test_the_same_value(a, b):
 @pytest.mark.parametrize("a, b", DIFFERENT)
 def test_another_value(a, b):
     assert not answers_equal(a, b) and not answers_equal(b, a)
+
+
+def test_a_text_is_not_read_again_as_it_is():
+    """Each level of a list of such texts was read eight times: 125 ms for an answer of 500 characters."""
+    texts = []
+    for text in ("\\vec", "a=\\vec", "\\hat{x}+1", "2\\hat{i}"):
+        read_vector(text, 0, lambda text, depth: texts.append(text) or ("text", text))
+    assert texts == ["2 i "]
