@@ -90,8 +90,9 @@ def read_config(path: Path, config_class: type[SamplingConfig]) -> Saved:
     hints = {name: types[name] for name in specs}
     unknown = sorted(set(record["flags"]) - set(hints))
     if unknown:
-        raise UserError(f"{path} has flags that this script does not have ({', '.join(unknown)[:200]}): it belongs to another script, or "
-                        "to a newer version of this one")
+        named = ", ".join(unknown[:5])[:200] + ", ..." * (len(unknown) > 5)
+        raise UserError(f"{path} has flags that this script does not have ({named}): it belongs to another script, or to a newer version "
+                        "of this one")
     flags = {name: _checked(path, name, as_now(specs[name], value), hints[name])
              for name, value in record["flags"].items() if name not in START_FLAGS}
     derived = record.get("derived", {} if "given" in record else _worked_out_by_older_version(record, flags))
