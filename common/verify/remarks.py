@@ -34,6 +34,7 @@ _NO_BEGINNING = word_set(r"""+ . * / ^ _ = < > , ; : ! ) ] } | ' \triangle \angl
 _FORMS_OF_NUMBERS = word_set("""a an the simplest simplified lowest reduced factored expanded standard form terms decimal fraction
     percentage percent scientific notation mixed improper number""")
 _ROOTS = phrase_set("double root; repeated root; triple root; a double root; a repeated root; with multiplicity; multiplicity")
+_CONCLUDING = word_set("so thus therefore hence then")
 _PLACES = word_set("at when attained achieved occurring occurs reached only if")
 _WHAT_IT_IS = word_set("the our only final required desired correct unique solution answer value root result number possible")
 _IS = word_set("is are equals was were")
@@ -122,12 +123,16 @@ def _without_words_in_front(text: str) -> tuple[str, list[str]]:
             continue
         if not word[0].isalpha() or len(word) == 1 or word in NUMBERS or set(word) <= {"i", "v"}:
             break
-        if word not in _WORDS_IN_FRONT:
+        if word not in _WORDS_IN_FRONT and words and _CONCLUDING.issuperset(words):
+            break
+        if word not in _WORDS_IN_FRONT or (words[-1:] == ["at"] and word == "least"):
             return text, []
         words.append(word)
     else:
         return text, []
     start = found.start()
+    if _CONCLUDING.issuperset(words) and (found[0] in ("|", "(") or found[0][0] == "\\") and words:
+        return _opened(text[start:]), []
     is_time = words == ["at"] and ":" in text
     if not words or words[-1] in ("the", "an") or not (_HAVE_CONTENT & {*words} or is_time) or found[0] in _NO_BEGINNING \
             or (found[0] == "(" and not _begins_number(unquoted[start + 1:])):
