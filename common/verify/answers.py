@@ -213,6 +213,8 @@ def _equal_across_kinds(x: Form, y: Form, work: Work) -> bool:
         return same_functions(x, y, partial(_equal, work=work))
     if kinds == {"thousands", "list"}:  # 1,234 may mean 1, 234
         return _equal_in_order(x[1], y[1], work)
+    if kinds == {"ratio", "value"}:
+        return _is_quotient(x, y) or _is_quotient(y, x)
     if kinds == {"value", "text"}:  # as texts
         return (x[2] if x[0] == "value" else x[1]) == (y[2] if y[0] == "value" else y[1])
     return False
@@ -224,6 +226,14 @@ def _differ_by_multiple(x: Form, y: Form, modulus: Form) -> bool:
     if any(value is None or not value.is_integer() or abs(value) > 2**53 for value in values) or values[2] == 0:
         return False
     return (values[0] - values[1]) % values[2] == 0
+
+
+def _is_quotient(ratio: Form, value: Form) -> bool:
+    """Whether a ratio and a fraction have the same two whole numbers: 64:225 and 64/225. 10:4 is not 5/2, and 1:03 is a time."""
+    if ratio[0] != "ratio" or len(ratio[1]) != 2 or ratio[2] != (False,) or not is_expression(value) or value[3]:
+        return False
+    parts = [part[1] for part in ratio[1] if is_expression(part) and part[1][0] == "num" and part[1][1].denominator == 1 and not part[3]]
+    return len(parts) == 2 and value[1] == ("div", *parts)
 
 
 def _equal_values(x: Form, y: Form, work: Work) -> bool:

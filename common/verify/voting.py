@@ -74,6 +74,8 @@ def _buckets_of_form(form: Form) -> set[Hashable]:
         return {_bucket_of_items(form[2], in_order=False), *_buckets_of_form(form[3])}
     if is_column(form):  # a tuple
         return {("matrix",), _bucket_of_items(tuple(row[0] for row in form[2]), in_order=True)}
+    if kind == "ratio" and len(content) == 2 and all(map(is_expression, content)):  # 1:3 may be 1/3
+        return {("ratio",), *_rounded_values(("div", content[0][1], content[1][1]))}
     if kind == "dots" or form[:2] == ("matrix", "cases"):
         return {None}  # may be a sum with its sign, or one expression
     return {("text", content) if kind == "text" else (kind,)}
