@@ -23,7 +23,7 @@ import re
 
 from common.verify.latex import parse
 from common.verify.names import is_name, is_name_of_matrix, is_symbol
-from common.verify.phrases import without_qualifier
+from common.verify.phrases import named_point, without_qualifier
 from common.verify.real_sets import HIGHEST, LOWEST, real_set, without
 from common.verify.relations import MAX_ITEMS, Form, as_interval, flattened, is_choice, is_variable, join_relations, labelled_values
 from common.verify.spelling import bracket_depths, closing_bracket, is_builder, split_outside_brackets, without_punctuation_at_end
@@ -40,7 +40,6 @@ MAX_DEPTH = 8  # of lists in lists
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*+)?(.+?)\s*+,?+\s*+"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
-_POINT = re.compile(r"\s*([A-Z]'?)\s*(\([^()]*,[^()]*\))\s*")
 _SIGNS_OF_UNIONS = ("\\cup", "\\setminus", "\\backslash", "\\{")
 _AND_OR = re.compile(r"\b(?:and|or)\b")
 _CONJUNCTION = re.compile(r'\s*+,?+\s*+"?+\s*+(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*+"?+\s*+', re.IGNORECASE)
@@ -156,8 +155,8 @@ def _read_items(text: str, with_thousands: bool, depth: int) -> tuple[Form, ...]
     pieces: list[str] = []
     for part in split_outside_brackets(text, ";"):
         pieces += split_at_commas(part) if with_thousands else split_outside_brackets(part, ",")
-    if len(pieces) > 1 and all(map(_POINT.fullmatch, pieces)):  # A(1, 2), B(4, 6)
-        pieces = [_POINT.sub(r"\1=\2", piece) for piece in pieces]
+    if len(pieces) > 1 and None not in (points := [named_point(piece.strip()) for piece in pieces]):  # A(1, 2), B(4, 6)
+        pieces = ["=".join(point) for point in points if point]
     return _read_each(pieces, depth)
 
 

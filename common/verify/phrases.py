@@ -138,15 +138,22 @@ def integer_letter(text: str) -> str | None:
 def without_words_around(text: str) -> str:
     """The text without words that say nothing about its value: "The answer is", "approximately", "for all x", "(base 2)" as _2."""
     text = _without_lead_in(text)
-    point = text[1:].lstrip("' ")
-    if point[:1] == "(" and point[-1] == ")" and "A" <= text[0] <= "Z" and "," in point and point.count("(") == point.count(")") == 1:
-        text = point  # P(1, 2)
+    if point := named_point(text):
+        text = point[1]
     if text.isascii() and not any(map(str.isalpha, text)):
         return text
     text = without_qualifier(_without_remarks(text))
     for read in (_without_domain, _with_base, _ratio_in_words, _condition_on_reals, _mapping):
         text = read(text) or text
     return text.replace("\\equiv", "=") if "\\equiv" in text and "mod" not in text else text
+
+
+def named_point(text: str) -> tuple[str, str] | None:
+    """The name and the coordinates of P(1, 2). None for another text."""
+    name, bracket, rest = text.partition("(")
+    name = name.strip()
+    is_named = name in tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ") or (len(name) == 2 and name[0].isupper() and name[1] == "'")
+    return (name, bracket + rest) if is_named and "," in rest and rest.endswith(")") and rest.count(")") == 1 and "(" not in rest else None
 
 
 def _without_lead_in(text: str) -> str:

@@ -1,18 +1,17 @@
 """What several equations or inequalities say together: intervals, unions, values with names. All functions work on forms: forms.py."""
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from typing import Any
 
 from common.verify.real_sets import HIGHEST, LOWEST, real_set
 from common.verify.tokens import Unsupported
 from common.verify.trees import degrees, substituted, variables
+from common.verify.words import pieces, word_set
 
+_NO_PARTS = word_set(r"\vec \overrightarrow \mathbb \mathcal \mathfrak \mathscr { }")  # marks and fonts of names
 MAX_ITEMS = 64  # of a list, a set or a matrix; comparing two unordered lists takes up to the square of it
 Form = tuple[Any, ...]
-_ARGUMENT_OR_EXTREME = re.compile(r"(?:_\{?\\?(?:max|min)\}?|\((?:[A-Za-z]|\\[a-z]+(?:\{[A-Z]\})?)\))$")
-_VECTOR = re.compile(r"\\(?:vec|overrightarrow)\{(\w)\}")
 FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}  # the operator when the sides change places
 
 
@@ -47,8 +46,12 @@ def as_congruence(form: Form) -> Form | None:
 
 def bare_name(x: Form, y: Form) -> bool:
     """Whether one name is the other one without its argument or its index: r and r(t), m and m_{\\max}."""
-    names = [_VECTOR.sub(r"\1", form[2]) if form[0] == "value" else "" for form in (x, y)]
-    bare = [_ARGUMENT_OR_EXTREME.sub("", name) for name in names]
+    names = [[part for part in pieces(form[2] if form[0] == "value" else "") if part not in _NO_PARTS] for form in (x, y)]
+    bare = []
+    for name in names:
+        is_extreme = name[-2:-1] == ["_"] and name[-1].removeprefix("\\") in ("max", "min")
+        has_argument = name[-1:] == [")"] and name[-3:-2] == ["("] and (name[-2][0] == "\\" or (len(name[-2]) == 1 and name[-2].isalpha()))
+        bare.append(name[:-2] if is_extreme else name[:-3] if has_argument else name)
     return names[0] != names[1] and bare[0] == bare[1] and bare[0] in names
 
 

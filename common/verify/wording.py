@@ -131,7 +131,8 @@ def _ordinal(unquoted: str) -> str | None:
 
 def _figure(unquoted: str) -> str | None:
     """Segment AB as AB, \\triangle ABC as words: its letters have an order."""
-    kind, *letters = [part for part in pieces(unquoted.removeprefix("line " if "segment" in unquoted else "")) if part not in ("{", "}")]
+    unquoted = unquoted.removeprefix("line ") if "segment" in unquoted else unquoted
+    kind, *letters = [part for part in pieces(unquoted) if part not in ("{", "}")] or [""]
     name, kind = "".join(letters), kind.lstrip("\\").lower()
     if not name.isalpha() or not name.isupper():
         return None

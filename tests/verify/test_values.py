@@ -66,6 +66,11 @@ def test_another_value(a, b):
     assert not answers_equal(a, b) and not answers_equal(b, a)
 
 
+@pytest.mark.parametrize("text", (r"\text{it is a circle}{", r"\text{ at } x=3", r"\text{Triangle won . }", "\u6708", "g(x)=1, "))
+def test_words_around_nothing_are_no_exception(text):
+    assert answers_equal(text, text) in (True, False) and not answers_equal(text, "5")
+
+
 def test_a_text_is_not_read_again_as_it_is():
     """Each level of a list of such texts was read eight times: 125 ms for an answer of 500 characters."""
     texts = []
