@@ -5,7 +5,7 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
-from common.verify.words import denies, pieces, word_set
+from common.verify.words import HAS, IS, changes, denies, pieces, word_set
 
 MAX_ANSWER_LENGTH = 500  # characters; a longer text is no final answer, and the limit bounds the work of a comparison
 MAX_BOXES = 12  # that are read together
@@ -31,22 +31,27 @@ _ANSWER_IS = re.compile(r"(?:(?:answers?|correct (?:option|choice))\b[*_\"]*+\s*
 _MARKS_OF_ANSWERS = ("nswer", "NSWER", "####", "correct ", "\u7b54\u6848")  # a text without any of them states no answer outside a box
 # the end of the text before "answer": a word that denies or doubts what follows, or a letter of a longer word
 _DENIAL_BEFORE = re.compile(r"(?:[A-Za-z0-9_]|\b(?:wrong|incorrect|false|if (?:the|our|my)|"
-                            r"(?:not|cannot|whether|suppose|assume|nobody|doubt)\b[^.\n]{0,30}) |n't\b[^.\n]{0,30} )$", re.IGNORECASE)
+                            r"(?:twice|half|double|square|opposite|negative|reciprocal)(?: of)? (?:the|our|my|this)(?: final)?|"
+                            r"(?:not|cannot|whether|suppose|assume|nobody|doubt)\b[^.\n]{0,30}) |n't\b[^.\n]{0,30} )$(?!\n)", re.IGNORECASE)
 _FILLER_WORDS = word_set("therefore thus simply just then hence clearly exactly")  # in front of an answer
 _END_OF_SENTENCE = re.compile(r"(?<=[^\s.])\.(?=\s|$)|\n(?=.*\S)|<\||,?\s(?:because|since)\b|"
-                              r",\s+(?:which|so|as|thus|hence|therefore|giving|making|not|obtained|and (?:we|this|it|that|the|so|thus))\b",
+                              r",\s+(?:which(?! is (?:wrong|incorrect|false|impossible|not|too)\b)|"
+                              r"so|as|thus|hence|therefore|giving|making|not|obtained|and (?:we|this|it|that|the|so|thus))\b",
                               re.IGNORECASE)
 
 # a mark at the start of a line or within it: ####, or a heading that says "answer"
 _MARK = re.compile(r"#{4,}|(?:^|(?<=\n))[ \t]*(?:#{1,3}|\*\*|__)[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b", re.IGNORECASE)
 _HASHES = re.compile(r"#{4,}")
 _ANSWER_HEADING = re.compile(r"[ \t*_]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b[ \t]*(?:is\b)?[ \t]*:?[ \t*_]*:?[ \t]*", re.IGNORECASE)
-_DOUBTS = word_set("probably might could guess think likely unsure uncertain assuming suppose would whether approximately")
+_DOUBTS = word_set("""probably might could guess guessing think likely unsure uncertain assuming suppose would whether approximately let
+    than""")
+# the end of the text in front of a bold value, if it is no label: they have **18**, 20 + 40 = **60**
+_VERB_OR_EQUALS = re.compile(rf"(?:\b(?:{'|'.join(sorted(HAS | IS))}|be|exactly|only)[:,]?|(?<![!<>:~])=)[\s$]*$", re.IGNORECASE)
 # the words that other headings begin with, and the beginnings of such words
 _OTHER_HEADINGS = word_set("use using let why how")
-_OTHER_HEADINGS_BEGIN = tuple(word_set("""step part case solution explanation conclusion summary verif check note problem question approach
-    method analysis introduction example proof calculat given find comput understand set solv substitut simplif apply determin identif
-    combin"""))
+_OTHER_HEADINGS_BEGIN = tuple(word_set("""step part case solution explanation conclusion summary verif check note hint bound upper lower
+    estimat attempt problem question approach method analysis introduction example proof calculat given find comput understand set solv
+    substitut simplif apply determin identif combin"""))
 
 
 def find_answer(completion: str) -> tuple[str | None, str | None]:
@@ -225,14 +230,20 @@ def _in_bold_at_the_end(text: str) -> str | None:
     words = line.lower()
     if len(parts) not in (3, 5) or "?" in line or denies(words) or not _DOUBTS.isdisjoint(pieces(words)):
         return None
-    label, behind = parts[1].strip(), parts[2].lstrip()
+    before, label, behind = parts[0].strip(" \t-#>"), parts[1].strip(), parts[2].strip()
     is_label = label.endswith(":") or behind.startswith(":")
     if len(parts) == 5:
-        return _stated(parts[3]) if is_label and behind.strip(" :") == "" and not _is_other_heading(label) else None
+        is_alone = behind.strip(" :") == "" and not any(map(str.isalnum, before + parts[4]))
+        return _stated(parts[3]) if is_label and is_alone and not _is_other_heading(label) else None
     if is_label:
         is_answer = not _is_other_heading(label) or label.lower().startswith(("solution", "conclusion", "final"))
         return _stated(behind.lstrip(": ")) if is_answer else None
-    return None if _is_other_heading(label) else _stated(label)
+    if _is_other_heading(before or label):
+        return None
+    if not before:
+        return _stated(f"{label.rstrip('.')} {behind}")
+    says_nothing = all(c.isalpha() or c in " .!-'$" for c in behind) and not changes(behind.lower())
+    return _stated(label) if says_nothing and _VERB_OR_EQUALS.search(before) else None
 
 
 def _text_after_answer_is(text: str) -> str | None:

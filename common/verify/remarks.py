@@ -10,7 +10,7 @@ from common.verify.phrases import integer_letter
 from common.verify.spelling import bracket_depths, split_outside_brackets
 from common.verify.units import known_unit
 from common.verify.wording import NUMBERS
-from common.verify.words import PIECE, changes, changes_name, changes_number, phrase_set, pieces, word_set, words_of
+from common.verify.words import COMPARISONS, HAS, IS, PIECE, changes, changes_name, changes_number, phrase_set, pieces, word_set, words_of
 
 # a label with such a word names no answer
 _NO_LABELS = word_set("step case part bound guess attempt error check note hint estimate option choice assumption hypothesis given problem")
@@ -37,21 +37,19 @@ _ROOTS = phrase_set("double root; repeated root; triple root; a double root; a r
 _CONCLUDING = word_set("so thus therefore hence then")
 _PLACES = word_set("at when attained achieved occurring occurs reached only if")
 _WHAT_IT_IS = word_set("the our only final required desired correct unique solution answer value root result number possible")
-_IS = word_set("is are equals was were")
-_HAS = word_set("""has have had needs need needed gets got costs cost takes took makes made earns earned pays paid sells sold spends spent
-    saves saved weighs weighed travels traveled gives gave buys bought ate eats wins won reads read lasts uses used received receives
-    lies occurs ends lands stops stands take need save cost earn pay spend travel make get buy""")
-_NO_SUBJECTS = word_set("yes no true false because since")
+_NO_SUBJECTS = word_set("yes no true false because since nobody nothing everybody guess guesses attempt estimate")
 _BEHIND_VERBS = word_set(': " equal to given by located exactly only at')
 _VERDICTS = {"correct": "true", "right": "true", "incorrect": "false", "wrong": "false", "true": "true", "false": "false"}
 _WINNERS = frozenset({"correct", "right", "the winner", "the champion", "the answer"})
 _STATEMENTS = word_set("statement claim proposition assertion conjecture it this that")
+_NO_STATEMENTS = word_set("negation converse inverse opposite")
 
-# words of a remark behind that say nothing about the value
-_PLAIN_WORDS = word_set("""the is to at by with from for only value where over which that as of in this it minimum maximum nearest tens ones
-    times always root roots""")
-_REFUSING = word_set("""extraneous rejected invalid discarded inadmissible guess guessing estimate estimated unsure wrong probably might
-    could likely approximation approximate rather million dozen base""")
+# words of a remark behind that say nothing about the value, and words of a reason that says something
+_PLAIN_WORDS = word_set("""the a an is are to at by with from for only in of that as exact value values nearest tens ones tenth tenths
+    hundredth hundredths thousandth cent cents dollar whole integer number minimum maximum root rounded correct simplest simplified lowest
+    reduced form terms improper mixed proper decimal fraction total together altogether unique single solution answer final units
+    longest shortest largest smallest greatest least side leg hypotenuse approximately which""")
+_REFUSING = word_set("wrong incorrect false guess guessed guessing unsure mistake mistaken")
 _STARTS_OF_REMARKS = ("as ", "since ", "because ", "rounded", "correct to", "the only ", "which is ", "by ")
 _CONDITION_WORDS = word_set("""for all any every each where with and such that real positive negative nonnegative natural integer integers
     number numbers rational nonzero value values of is are a an the given whenever constants constant arbitrary provided non""")
@@ -161,7 +159,7 @@ def _without_sentence(text: str) -> tuple[str, list[str]]:
     """The goat is at (6, 5). Tom has 5 apples. The function is odd."""
     unquoted = text.replace('"', " ")
     found = [(match, match[0].lower()) for match in PIECE.finditer(unquoted) if match[0].isalpha()]
-    verbs = [match for match, word in found if word in _IS] or [match for match, word in found if word in _HAS]
+    verbs = [match for match, word in found if word in IS] or [match for match, word in found if word in HAS]
     if len(verbs) != 1 or found[0][0] is verbs[0]:
         return text, []
     subject, start = unquoted[:verbs[0].start()], verbs[0].end()
@@ -172,12 +170,12 @@ def _without_sentence(text: str) -> tuple[str, list[str]]:
             or not subject.strip()[0].isalpha() or not _NO_SUBJECTS.isdisjoint(words):
         return text, []
     said = rest.replace('"', " ").strip(" .").lower()
-    if said in _VERDICTS and not _STATEMENTS.isdisjoint(words) and not changes(subject.lower()):
+    if said in _VERDICTS and not _STATEMENTS.isdisjoint(words) and _NO_STATEMENTS.isdisjoint(words) and not changes(subject.lower()):
         return _VERDICTS[said], []
     if said in _WINNERS or (len(words) == 1 and subject.strip().istitle() and said.startswith(("the ", "first")) and said.endswith("st")):
         return text, []  # Alice is the tallest
     is_number = rest.strip(' "')[:1] in tuple("0123456789-$\\([") or said.partition(" ")[0] in NUMBERS
-    if changes(unquoted.lower()) or not (is_number or verbs[0][0].lower() in _IS):
+    if changes(unquoted.lower()) or not (is_number or verbs[0][0].lower() in IS):
         return text, []
     return _opened(rest), [word for word in _said(subject) if word in ("minimum", "maximum", "smallest", "largest", "least", "greatest")]
 
@@ -192,8 +190,8 @@ def _without_remark_behind(text: str) -> tuple[str, list[str]]:
     if unquoted.endswith(" only") and len(unquoted) > 6:
         return part_with_quotes(text[:len(unquoted) - 5]), []
     for word in (" since ", " because "):  # "(since" too
-        head, found, _ = unquoted.replace("(since", " since").replace("(because", " because").partition(word)
-        if found and any(map(str.isdecimal, head)):
+        head, found, reason = unquoted.replace("(since", " since").replace("(because", " because").partition(word)
+        if found and any(map(str.isdecimal, head)) and _REFUSING.isdisjoint(words_of(reason.lower())):
             return part_with_quotes(text[:len(head)]).rstrip(' ,"('), []
     for word in (" in ", " as "):
         head, found, said = unquoted.rpartition(word)
@@ -208,26 +206,26 @@ def _without_remark_behind(text: str) -> tuple[str, list[str]]:
         start = max((place for place, c in enumerate(stripped) if c == "(" and depths[place] == depths[-1]), default=0)
         head, remark = text[:start], stripped[start + 1:-1].replace('"', " ").strip()
         has_content = any(piece[0].isdecimal() or len(piece) > 2 for piece in pieces(head))
-        if has_content and head[-1] in ' "' and _is_remark(remark):
+        if has_content and head[-1] in ' "' and _is_remark(remark, head):
             return part_with_quotes(head), _said(remark)
     parts = split_outside_brackets(text, ",")
     remark = parts[-1].replace('"', " ").strip().lower()
-    if len(parts) > 1 and remark.startswith(_STARTS_OF_REMARKS) and _is_remark(remark):
+    if len(parts) > 1 and remark.startswith(_STARTS_OF_REMARKS) and _is_remark(remark, ",".join(parts[:-1])):
         return part_with_quotes(",".join(parts[:-1])), _said(remark) if remark.startswith("the ") else []
     return text, []
 
 
-def _is_remark(remark: str) -> bool:
-    """Whether words behind an answer leave it as it is. A unit in brackets is no remark."""
-    lower = remark.lower()
-    words = words_of(lower)
-    if " ".join(words) in _ROOTS or (words[:1] in (["discard"], ["reject"]) and any(map(str.isdecimal, remark))):
+def _is_remark(remark: str, head: str) -> bool:
+    """Whether words behind an answer, the head, leave it as it is. A unit in brackets is no remark."""
+    words = words_of(remark.lower())
+    if words[:1] in (["discard"], ["reject"]) and any(map(str.isdecimal, remark)):  # 2 (reject x = -2)
+        return remark.rpartition(" ")[2].rpartition("=")[2] != head.replace('"', " ").rpartition("=")[2].strip()
+    if words[:1] in (["since"], ["because"]):
+        return remark.isascii() and not changes(remark.lower()) and _REFUSING.isdisjoint(words)
+    if " ".join(words) in _ROOTS:
         return True
-    if not words or not any(len(word) > 3 for word in words) or any(map(str.isdecimal, remark)) or "\\" in remark or "=" in remark:
-        return False
-    if not remark.isascii() or changes(lower) or not _REFUSING.isdisjoint(words) or all(map(known_unit, words)):
-        return False
-    return not changes_number(" ".join(set(words) - _PLAIN_WORDS))
+    is_plain = any(len(word) > 3 for word in words) and _PLAIN_WORDS.issuperset(words) and not all(map(known_unit, words))
+    return is_plain and not any(c.isdecimal() or c in "\\=" for c in remark)
 
 
 def _without_condition(text: str) -> tuple[str, list[str]]:
@@ -263,7 +261,8 @@ def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
         return None
     unquoted = " ".join(tail.replace('"', " ").split()).replace(" a ", " ")
     meaning = re.fullmatch(r"[, ]*where ([A-Za-z](?:_\w)?) (?:is|are|denotes|represents|stands for) ([a-z -]+)", unquoted)
-    if meaning and meaning[1] in letters and not changes(meaning[2]) and meaning[2] not in NUMBERS and len(name) != 1:
+    are_numbers = meaning and not (COMPARISONS | {*NUMBERS}).isdisjoint(meaning[2].split())
+    if meaning and meaning[1] in letters and not changes(meaning[2]) and not are_numbers and len(name) != 1:
         return part_with_quotes(head), []
     words = words_of(re.sub(r"\\[a-z]+(?:\{[A-Z]\})?|(?<![A-Za-z])[A-Za-z](?![A-Za-z])", " ", unquoted.lower()))
     if words and set(words) <= _PLACES and not operators and {"at", "when"} & set(words):

@@ -48,6 +48,11 @@ _BEHIND_A_NUMBER = word_set("""
 MEASURES = word_set("old long wide tall high deep thick apart away left remaining each together altogether total overall only all leftover")
 COMPARISONS = word_set("""more fewer less ago later earlier older younger faster slower higher lower cheaper
     taller longer shorter heavier farther further""")
+# verbs between a subject and its value
+IS = word_set("is are equals was were")
+HAS = word_set("""has have had needs need needed gets got costs cost takes took makes made earns earned pays paid sells sold spends spent
+    saves saved weighs weighed travels traveled gives gave buys bought ate eats wins won reads read lasts uses used received receives
+    lies occurs ends lands stops stands take save earn pay spend travel make get buy give last""")
 _NUMERALS = tuple(word_set("""
     illion illions teen enty irty orty ifty ixty ghty nety fth fths xth xths nth nths hth hths dth dths less ward wards"""))
 _NO_NUMERALS = word_set("month months ward wards width widths depth depths")
