@@ -6,6 +6,7 @@ limited by construction, so there is no timeout. docs/verifier.md has the conven
 """
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -18,7 +19,7 @@ from common.verify.readings import read_answer, read_forms
 from common.verify.real_sets import number, same_sets
 from common.verify.relations import FLIPPED, Form, as_congruence, bare_name, is_choice, is_column, is_expression
 from common.verify.remarks import say_different
-from common.verify.statements import stated_forms
+from common.verify.statements import calls_unknown, stated_forms
 from common.verify.sums import dots_are_sum, same_with_dots
 from common.verify.tokens import Unsupported
 from common.verify.trees import Node, substituted, variables, with_constant_of, with_constants_of
@@ -281,14 +282,24 @@ def _relation_states(relation: Form, value: Form, work: Work) -> bool:
     values = parts[1:] if is_named else parts
     if not is_named and any(is_expression(part) and variables(part[1]) for part in values):
         return False
-    return _is_true_chain(operators, values, work) and _equal(values[0], value, work)
+    is_false = is_named and is_expression(parts[0]) and parts[0][1][0] == "call" and not calls_unknown(parts[0][1]) \
+        and not _may_be_near(parts[0], parts[1], 1e-9)  # \gcd(12, 18) = 3
+    return not is_false and _is_true_chain(operators, values, work) and _equal(values[0], value, work)
 
 
 def _is_true_chain(operators: tuple[str, ...], values: tuple[Form, ...], work: Work) -> bool:
-    """Whether the values of a chain are equal, as in 6/4 = 3/2. A value behind \\approx is a comment and need not be equal."""
+    """Whether the values of a chain are equal, as in 6/4 = 3/2. A value behind \\approx is a comment that has to be right to 5 %."""
     between = operators[len(operators) - len(values) + 1:]  # the operators between two values, without the one behind a name
     exact = [value for value, operator in zip(values[1:], between, strict=True) if operator == "="]
+    if "\\approx" in operators and not all(_may_be_near(values[0], value, 0.05) for value in values[1:]):
+        return False
     return set(operators) <= {"=", "\\approx"} and all(_equal(values[0], value, work) for value in exact)
+
+
+def _may_be_near(x: Form, y: Form, tolerance: float) -> bool:
+    """Whether two numbers differ by at most this fraction of the larger one. True for other forms, and for two units."""
+    values = number(x), number(y)
+    return None in values or x[3] != y[3] or math.isclose(*values, rel_tol=tolerance)
 
 
 def _equal_relations(x: Form, y: Form, work: Work) -> bool:

@@ -128,7 +128,7 @@ def _values_of_chain(parts: tuple[Form, ...], is_named: bool, right: Form) -> li
     """The value of a = b = ... = v, if nothing in the chain is false or an equation that is not yet solved."""
     if any(name != "infty" for name in variables(right[1] if is_expression(right) else _ONE)):
         return [parts[-1]] if all(_is_same(part, parts[-1]) for part in parts[is_named:-1]) else []
-    is_value = [is_expression(part) and not variables(part[1]) and not _calls_unknown(part[1]) for part in parts]
+    is_value = [is_expression(part) and not variables(part[1]) and not calls_unknown(part[1]) for part in parts]
     values = [part for part, known in zip(parts, is_value, strict=True) if known]
     others = [part for part, known in zip(parts, is_value, strict=True) if not known]
     if not is_expression(right):
@@ -202,9 +202,9 @@ def _states(form: Form) -> bool:
         return False
 
 
-def _calls_unknown(tree: Node) -> bool:
+def calls_unknown(tree: Node) -> bool:
     """Whether a tree calls f, g or h."""
-    return (tree[0] == "call" and tree[1].endswith("()")) or any(map(_calls_unknown, operands(tree)))
+    return (tree[0] == "call" and tree[1].endswith("()")) or any(map(calls_unknown, operands(tree)))
 
 
 def _num_calls(tree: Node) -> int:

@@ -12,6 +12,9 @@ _NUMBER_WORDS = """zero one two three four five six seven eight nine ten eleven 
 NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS.split())}
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
 _MONTH_OF = {name: month for month in _MONTHS for name in (month, month[:3])} | {"sept": "september"}
+_VERDICTS = word_set("yes no true false")
+_RESTRICTING = word_set("if when only whenever sometimes")
+_FAILING = word_set("wrong fails fail never not incorrect")
 _VERBS_OF_REASONS = word_set("is are does do was were can has have will")
 _VERBS_OF_PHRASES = word_set("has have does converges diverges")
 _NO_SUCH = phrase_set("""no such exists; no such exist; no such value exists; no such values exist; no such; no values of; no value of;
@@ -66,10 +69,16 @@ def _verdict(unquoted: str) -> str | None:
     word, rest = unquoted[:end].lower(), unquoted[end:].strip().lower()
     is_apart, reason = rest[:1] in tuple(",.;:-("), rest.strip(" ,.;:-()")
     has_reason = reason.startswith(("because", "since"))
-    if word not in ("yes", "no", "true", "false") or not reason or (any(map(str.isdecimal, reason)) and not has_reason):
+    if word not in _VERDICTS or not reason or (any(map(str.isdecimal, reason)) and not has_reason):
         return None
     words = pieces(reason.replace("n't", " not").replace("cannot", "can not"))
-    if {"but", "unless", "or"} & {*words} or (not has_reason and {"and", "yes", "no", "true", "false"} & {*words}):
+    if {"but", "unless", "or"} & {*words} or (not has_reason and ({"and"} | _VERDICTS) & {*words}):
+        return None
+    if not _VERDICTS.isdisjoint(words[-1:]) or not {"guess", "guessed", "say"}.isdisjoint(words):
+        return None
+    if not has_reason and (not _RESTRICTING.isdisjoint(words) or (words[0] == "for" and words[1:2] not in (["all"], ["any"], ["every"]))):
+        return None
+    if word in ("yes", "true") and not has_reason and not _FAILING.isdisjoint(words):
         return None
     verb = 2 if words[0] == "the" else 1
     if word in ("yes", "no") and words[verb:] and words[verb] in _VERBS_OF_REASONS and is_apart \
