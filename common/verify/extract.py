@@ -17,7 +17,9 @@ _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?!\s*[\w/^!+*\\(-]|[.,]\d)")
 # between two boxes: "or" leaves the choice to the reader, the others only list
 _ALTERNATIVE = re.compile(r"[\s$,;]*+(?:\\[()\[\]]|\\text\{)?\s*+\b(?:or"
-                          r"|either)\b\s*+\}?[\s$]*+(?:[A-Za-z]\s*=\s*+)?(?:\\[(\[])?[\s$]*+", re.IGNORECASE)
+                          r"|either|alternatively|maybe|perhaps|possibly|versus|vs\.?)\b\s*+\}?[\s$]*+"
+                          r"(?:[A-Za-z]\s*=\s*+)?(?:\\[(\[])?[\s$]*+", re.IGNORECASE)
+_DENIAL_OF_BOX = re.compile(r"(?:\bnot|\\neq?|\u2260)[\s$]*(?:\\[(\[]\s*)?\\f?box(?:ed)?\s*\{$", re.IGNORECASE)
 _LETTER_BEFORE = re.compile(r"(?<![A-Za-z\\])([A-Za-z](?:_\{?\w\}?)?)\s*=\s*[\s$]*\\f?box(?:ed)?\s*\{$")
 _LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*and\s*\}|\band\b|\([a-h0-9]\)|\b(?:part"
                       r"|answer)\s+[a-h0-9]\b|"
@@ -68,13 +70,15 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
     if text.count("box") == 1 and (place := text.find("\\boxed{")) >= 0 and (end := text.find("}", place)) >= 0:
         content = text[place + 7:end].strip()
         if "{" not in content and "\\" not in content:
+            if _is_denied(text, place + 7):
+                return None, None
             return content if 0 < len(content) <= MAX_ANSWER_LENGTH else None, None
     if "\\boxed" in text or "\\fbox" in text:
         boxes = _boxes(text)
         offered = text[slice(*boxes[-2])] if len(boxes) > 1 and _ALTERNATIVE.fullmatch(_between(text, *boxes[-2:])) else None
         answer = text[slice(*boxes[-1])] if boxes else _box_without_braces(text)
         if answer is not None:
-            return _bounded(answer), offered
+            return (None, None) if boxes and _is_denied(text, boxes[-1][0]) else (_bounded(answer), offered)
     answer = None
     if any([mark in text for mark in _MARKS_OF_ANSWERS]):  # noqa: C419 (twice as fast as a generator)
         answer = _marked(text)
@@ -145,6 +149,11 @@ def _boxes(text: str) -> list[tuple[int, int]]:
         elif sign[-1] == "{" and sign != "\\{":
             opened.append((sign, match))
     return spans[-MAX_BOXES:]
+
+
+def _is_denied(text: str, start: int) -> bool:
+    """Whether a denial stands in front of the box whose content starts there: it is not \\boxed{9}."""
+    return bool(_DENIAL_OF_BOX.search(text, max(0, start - 30), start))
 
 
 def _between(text: str, box: tuple[int, int], next_box: tuple[int, int]) -> str:

@@ -33,7 +33,8 @@ _DENYING = word_set("""
     perhaps possibly alternatively instead versus vs xor alias through until rather otherwise other anything""")
 # words that compute something from the value beside them, or join it with another one
 _COMPUTING = word_set("""
-    or plus minus mod double doubled triple tripled half twice reciprocal opposite negative fail fails eliminated untrue union also""")
+    or plus minus mod double doubled triple tripled half twice reciprocal opposite negative fail fails eliminated untrue union also
+    negation converse""")
 _POWERS = word_set("square squared cube cubed")
 # words that change the number in front of them, where a unit would stand
 _BEHIND_A_NUMBER = word_set("""
@@ -74,7 +75,7 @@ def changes(text: str) -> bool:
 
 def changes_name(text: str) -> bool:
     """Whether a name with such words is none: "twice x", "lower bound"."""
-    return denies(text) or not (_COMPUTING | _POWERS | {"times", "bound", "fake"}).isdisjoint(pieces(text.lower()))
+    return denies(text) or not (_COMPUTING | _POWERS | {"times", "bound", "fake", "guess"}).isdisjoint(pieces(text.lower()))
 
 
 def changes_number(text: str) -> bool:
