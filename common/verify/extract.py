@@ -11,8 +11,8 @@ MAX_ANSWER_LENGTH = 500  # characters; a longer text is no final answer, and the
 MAX_BOXES = 12  # that are read together
 MAX_MARKS = 20  # headings that are looked at, from the last one on
 
-# a box that opens, a brace, or a backslash with the character behind it
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|\{|\}", re.DOTALL)
+# a box that opens, a brace, or a backslash with the brace or backslash behind it
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[\\{}]|[{}]")
 # \boxed 9 or \boxed x, but not the first digit of \boxed 9/2
 _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?!\s*[\w/^!+*\\(-]|[.,]\d)")
 # between two boxes: "or" leaves the choice to the reader, the others only list
