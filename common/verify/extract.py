@@ -70,7 +70,7 @@ def find_answer(completion: str) -> tuple[str | None, str | None]:
     if text.count("box") == 1 and (place := text.find("\\boxed{")) >= 0 and (end := text.find("}", place)) >= 0:
         content = text[place + 7:end].strip()
         if "{" not in content and "\\" not in content:
-            if _is_denied(text, place + 7):
+            if place > 0 and _is_denied(text, place + 7):
                 return None, None
             return content if 0 < len(content) <= MAX_ANSWER_LENGTH else None, None
     if "\\boxed" in text or "\\fbox" in text:
@@ -153,7 +153,9 @@ def _boxes(text: str) -> list[tuple[int, int]]:
 
 def _is_denied(text: str, start: int) -> bool:
     """Whether a denial stands in front of the box whose content starts there: it is not \\boxed{9}."""
-    return bool(_DENIAL_OF_BOX.search(text, max(0, start - 30), start))
+    before = text[max(0, start - 30):start].lower()
+    may_deny = "not" in before or "\\ne" in before or "\u2260" in before
+    return may_deny and bool(_DENIAL_OF_BOX.search(text, max(0, start - 30), start))
 
 
 def _between(text: str, box: tuple[int, int], next_box: tuple[int, int]) -> str:
