@@ -48,7 +48,7 @@ _ANSWER_HEADING = re.compile(r"[ \t*_]*(?:the[ \t]+)?(?:final[ \t]+)?answers?\b[
 _DOUBTS = word_set("""probably might could guess guessing think likely unsure uncertain assuming suppose would whether approximately let
     than""")
 # the end of the text in front of a bold value, if it is no label: they have **18**, 20 + 40 = **60**
-_VERB_OR_EQUALS = re.compile(rf"(?:\b(?:{'|'.join(sorted(HAS | IS))}|be|exactly|only)[:,]?|(?<![!<>:~])=)[\s$]*$", re.IGNORECASE)
+_VERBS = HAS | IS | word_set("be exactly only")
 # the words that other headings begin with, and the beginnings of such words
 _OTHER_HEADINGS = word_set("use using let why how")
 _OTHER_HEADINGS_BEGIN = tuple(word_set("""step part case solution explanation conclusion summary verif check note hint bound upper lower
@@ -254,7 +254,17 @@ def _in_bold_at_the_end(text: str) -> str | None:
     if not before:
         return _stated(f"{label.rstrip('.')} {behind}")
     says_nothing = all(c.isalpha() or c in " .!-'$" for c in behind) and not changes(behind.lower())
-    return _stated(label) if says_nothing and _VERB_OR_EQUALS.search(before) else None
+    return _stated(label) if says_nothing and _ends_in_verb(before) else None
+
+
+def _ends_in_verb(text: str) -> bool:
+    """Whether a text ends in a verb or an equals sign, so that its object follows."""
+    text = text.rstrip(" \t\n$")
+    if text.endswith("="):
+        return not text.endswith(("!=", "<=", ">=", ":=", "~="))
+    words = pieces(text[-60:].lower())
+    words = words[:-1] if words[-1:] in ([":"], [","]) else words
+    return bool(words) and words[-1] in _VERBS
 
 
 def _text_after_answer_is(text: str) -> str | None:
