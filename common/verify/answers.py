@@ -197,7 +197,11 @@ def _equal_across_kinds(x: Form, y: Form, work: Work) -> bool:
             return _equal(labelled[3], other, work)
         # x_1 = 2, x_2 = 3 has no order
         same = _equal_in_any_order if len({name[0] + name[1:2] for name in labelled[1]}) == 1 else _equal_in_order
-        return other[0] in ("list", "set") and same(labelled[3][2], other[1], work)
+        if other[0] not in ("list", "set"):
+            return False
+        fits = all(item[0] != "relation" or item[2][0][2] in (name, name.partition("_")[0])  # y = 3, y = 4 is not x = 3, y = 4
+                   for item, name in zip(other[1], labelled[1], strict=False))
+        return fits and same(labelled[3][2], other[1], work)
     if kinds == {"bracketed", "matrix"}:  # [[1, 2], [3, 4]]
         rows, matrix = (x, y) if x[0] == "bracketed" else (y, x)
         if rows[1] == "()":  # a column is a tuple
@@ -283,7 +287,7 @@ def _relation_states(relation: Form, value: Form, work: Work) -> bool:
     if not is_named and any(is_expression(part) and variables(part[1]) for part in values):
         return False
     is_false = is_named and is_expression(parts[0]) and parts[0][1][0] == "call" and not calls_unknown(parts[0][1]) \
-        and not _may_be_near(parts[0], parts[1], 1e-9)  # \gcd(12, 18) = 3
+        and number(parts[1]) is not None and not _may_be_near(parts[0], parts[1], 1e-9)  # \gcd(12, 18) = 3
     return not is_false and _is_true_chain(operators, values, work) and _equal(values[0], value, work)
 
 
@@ -297,9 +301,9 @@ def _is_true_chain(operators: tuple[str, ...], values: tuple[Form, ...], work: W
 
 
 def _may_be_near(x: Form, y: Form, tolerance: float) -> bool:
-    """Whether two numbers differ by at most this fraction of the larger one. True for other forms, and for two units."""
+    """Whether two numbers differ by at most this fraction of the larger one. True if the first is no number, and for two units."""
     values = number(x), number(y)
-    return None in values or x[3] != y[3] or math.isclose(*values, rel_tol=tolerance)
+    return values[0] is None or x[3] != y[3] or (values[1] is not None and math.isclose(*values, rel_tol=tolerance))
 
 
 def _equal_relations(x: Form, y: Form, work: Work) -> bool:

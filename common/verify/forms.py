@@ -176,7 +176,8 @@ def _read_list(text: str, depth: int) -> Form | None:
         if all(form and form[0] == "labelled" for form in read):
             return ("list", tuple(form for form in read if form))
     items = _read_items(separated, True, depth)
-    if items[-1][0] == "congruence" and all(item[0] == "value" or item[:2] == ("relation", ("\\equiv",)) for item in items[:-1]):
+    if items[-1][0] == "congruence" and all(
+            item[0] == "value" or (item[:2] == ("relation", ("\\equiv",)) and is_variable(item[2][0])) for item in items[:-1]):
         values = [item[2][1] if item[0] == "relation" else item for item in items[:-1]]  # x \equiv 1 or x \equiv 4 mod 5
         return ("list", (*(("congruence", value, items[-1][2]) for value in values), items[-1]))
     if words == {"or"} and all(is_choice(item) or item[0] == "text" for item in items):

@@ -46,7 +46,7 @@ def is_name(text: str) -> bool:
 def is_name_of_matrix(text: str) -> bool:
     """Whether the text names a matrix, if a matrix stands behind its =: A^{-1}, [x]_B, C_B(\\vec{x}), AB."""
     parts = [part for part in pieces(text) if part not in ("{", "}")]
-    return bool(parts) and " " not in text and all(
+    return bool(parts) and " " not in text and not ("^" in parts and parts[0].islower() and len(parts[0]) == 1) and all(
         part in _PARTS_OF_MATRICES or _is_word(part) or ((part == "-" or part.isdecimal()) and before in ("_", "^", "-"))
         for before, part in pairwise(["", *parts]))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from common.verify.words import PIECE, changes, phrase_set, pieces, word_set
+from common.verify.words import PIECE, changes, changes_number, phrase_set, pieces, word_set
 
 # phrases with one meaning, by their one spelling
 _SPELLINGS = {phrase: spelling for spelling, phrases in {
@@ -225,7 +225,7 @@ def _without_domain(text: str) -> str | None:
     name, condition = pieces(head.partition("=")[0]), pieces(tail.replace('"', " ").lstrip(" ("))
     if len(name) < 3 or len(condition) < 2 or name[1] not in ("(", "_") or condition[0] not in name[2:4]:
         return None
-    is_domain = _is_letter(name[0]) and _is_letter(condition[0]) and condition[1] in _INEQUALITIES
+    is_domain = _is_letter(name[0]) and _is_letter(condition[0]) and condition[1] in _INEQUALITIES and not changes_number(tail)
     return head.rstrip(' "(') if is_domain and _INEQUALITIES.isdisjoint(pieces(head)) else None
 
 

@@ -49,7 +49,8 @@ _PLAIN_WORDS = word_set("""the a an is are to at by with from for only in of tha
     hundredth hundredths thousandth cent cents dollar whole integer number minimum maximum root rounded correct simplest simplified lowest
     reduced form terms improper mixed proper decimal fraction total together altogether unique single solution answer final units
     longest shortest largest smallest greatest least side leg hypotenuse approximately which""")
-_REFUSING = word_set("wrong incorrect false guess guessed guessing unsure mistake mistaken yes")
+_REFUSING = word_set("""wrong incorrect false guess guessed guessing unsure mistake mistaken yes or unless but
+    except answer excluded""")
 _STARTS_OF_REMARKS = ("as ", "since ", "because ", "rounded", "correct to", "the only ", "which is ", "by ")
 _CONDITION_WORDS = word_set("""for all any every each where with and such that real positive negative nonnegative natural integer integers
     number numbers rational nonzero value values of is are a an the given whenever constants constant arbitrary provided non""")

@@ -64,8 +64,8 @@ def stated_forms(answer: str, right: Form) -> list[Form]:
     if not operators or set(operators) != {"="}:
         return []
     if any(part[0] == "base" for part in parts):
-        values = [value for value in map(_value_of_numeral, parts) if value is not None]
-        return [part for part in parts if part[0] in ("base", "value")] if len(set(values)) == 1 else []
+        values = list(map(_value_of_numeral, parts[is_named and _value_of_numeral(parts[0]) is None:]))
+        return [part for part in parts if part[0] in ("base", "value")] if len({*values}) == 1 and values[0] is not None else []
     return _values_of_chain(parts, is_named, right)
 
 
@@ -157,6 +157,8 @@ def _agrees(x: Form, y: Form) -> bool:
     """Whether two numbers are equal. Two units whose sizes are not known are not checked: 2 h = 120 min."""
     if x[3] != y[3] and {x[3], y[3]} != {"", "%"}:
         sizes, values = [size_of_unit(form[3]) for form in (x, y)], [number(form) for form in (x, y)]
+        if "" in (x[3], y[3]) and None not in values:  # 3 + 4 = 7 apples
+            return math.isclose(*values, rel_tol=1e-9)
         if None in sizes or None in values:
             return True
         return sizes[0][0] == sizes[1][0] and math.isclose(values[0] * sizes[0][1], values[1] * sizes[1][1], rel_tol=1e-9)

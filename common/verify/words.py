@@ -38,7 +38,7 @@ _COMPUTING = word_set("""
 _POWERS = word_set("square squared cube cubed")
 # words that change the number in front of them, where a unit would stand
 _BEHIND_A_NUMBER = word_set("""
-    and then modulo base pi sqrt sin cos tan log ln exp to is isn are choose than where for times the more less
+    too and then modulo base pi sqrt sin cos tan log ln exp to is isn are choose than where for times the more less
     dozen dozens hundred hundreds thousand thousands lakh crore score gross googol thou kilo mega micro milli giga
     sinh cosh tanh cosine sine reciprocals negatives inverse inverses opposites undefined unlikely probably below above
     greater fewer larger smaller onward onwards upward upwards percentile permille ppm prime halved quadrupled negated inverted rejected
@@ -58,6 +58,7 @@ _NUMERALS = tuple(word_set("""
     illion illions teen enty irty orty ifty ixty ghty nety fth fths xth xths nth nths hth hths dth dths less ward wards"""))
 _NO_NUMERALS = word_set("month months ward wards width widths depth depths")
 _UNITS_TO_SQUARE = ("unit", "m", "cm", "km", "met", "cent", "mil", "kil", "in", "fo", "fe", "yard")
+_NO_NAMES = word_set("times bound fake guess than up until")
 _CHINESE = frozenset("不非或和与没无负倍万亿百十半多少余减加乘除对双")
 
 
@@ -75,7 +76,7 @@ def changes(text: str) -> bool:
 
 def changes_name(text: str) -> bool:
     """Whether a name with such words is none: "twice x", "lower bound"."""
-    return denies(text) or not (_COMPUTING | _POWERS | {"times", "bound", "fake", "guess"}).isdisjoint(pieces(text.lower()))
+    return denies(text) or not (_COMPUTING | _POWERS | _NO_NAMES).isdisjoint(pieces(text.lower()))
 
 
 def changes_number(text: str) -> bool:
