@@ -303,7 +303,9 @@ def _is_true_chain(operators: tuple[str, ...], values: tuple[Form, ...], work: W
 def _may_be_near(x: Form, y: Form, tolerance: float) -> bool:
     """Whether two numbers differ by at most this fraction of the larger one. True if the first is no number, and for two units."""
     values = number(x), number(y)
-    return values[0] is None or x[3] != y[3] or (values[1] is not None and math.isclose(*values, rel_tol=tolerance))
+    if None in values:
+        return values[0] is None
+    return x[3] != y[3] or math.isclose(*values, rel_tol=tolerance)
 
 
 def _equal_relations(x: Form, y: Form, work: Work) -> bool:
