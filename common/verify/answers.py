@@ -199,7 +199,7 @@ def _equal_across_kinds(x: Form, y: Form, work: Work) -> bool:
         same = _equal_in_any_order if len({name[0] + name[1:2] for name in labelled[1]}) == 1 else _equal_in_order
         if other[0] not in ("list", "set"):
             return False
-        fits = all(item[0] != "relation" or item[2][0][2] in (name, name.partition("_")[0])  # y = 3, y = 4 is not x = 3, y = 4
+        fits = all(item[0] != "relation" or item[2][0][2:3] in ((name,), (name.partition("_")[0],))  # y = 3, y = 4 is not x = 3, y = 4
                    for item, name in zip(other[1], labelled[1], strict=False))
         return fits and same(labelled[3][2], other[1], work)
     if kinds == {"bracketed", "matrix"}:  # [[1, 2], [3, 4]]

@@ -226,6 +226,7 @@ def _without_domain(text: str) -> str | None:
     if len(name) < 3 or len(condition) < 2 or name[1] not in ("(", "_") or condition[0] not in name[2:4]:
         return None
     is_domain = _is_letter(name[0]) and _is_letter(condition[0]) and condition[1] in _INEQUALITIES and not changes_number(tail)
+    is_domain = is_domain and not (name[1] == "_" and condition[1] in ("<", "\\le"))  # only some n
     return head.rstrip(' "(') if is_domain and _INEQUALITIES.isdisjoint(pieces(head)) else None
 
 

@@ -38,7 +38,7 @@ _WHOLE_NUMBERS_THAT = re.compile(r"\\\{\s*([a-z])\s*\\in\s*\\mathbb\{([ZN])\}\s*
                                  r"([^<>\\{}]++(?:<|\\le )\s*\1\s*(?:<|\\le )[^<>\\{}]++)\\\}")
 # where the n of a formula lies, if remarks.py has left it: n = 1, 2, \ldots; n \in \mathbb{N}^*
 _RANGE = re.compile(r'[\s",(]++(?:for\b[\s"]*+)?(?<![A-Za-z])([i-nN])\s*+'
-                    r'(?:=\s*+[012]\s*+,\s*+\d\s*+,(?:\s*+\d\s*+,)*+\s*+(?:\\cdots|\.\.\.)'
+                    r'(?:=\s*+(?:0\s*+,\s*+1|1\s*+,\s*+2|2\s*+,\s*+3)\s*+,(?:\s*+\d\s*+,)*+\s*+(?:\\cdots|\.\.\.)'
                     r'|\\in\s*+\\mathbb\{N\}(?:[_^][{*+\d\\ge>} ]*+)?)[\s")]*+$')
 
 

@@ -59,8 +59,9 @@ def stated_forms(answer: str, right: Form) -> list[Form]:
         remainder = ("congruence", parts[1], parts[0][2])
         return _residue(remainder) if _may_be_congruent(parts[0][1], remainder) else []
     if "\\approx" in operators:
-        parts = parts[:operators.index("\\approx") + 1]
-        operators = operators[:len(parts) - 1]
+        if operators.index("\\approx") < len(operators) - 1:
+            return []
+        parts, operators = parts[:-1], operators[:-1]
     if not operators or set(operators) != {"="}:
         return []
     if any(part[0] == "base" for part in parts):
@@ -135,7 +136,7 @@ def _values_of_chain(parts: tuple[Form, ...], is_named: bool, right: Form) -> li
         return [parts[-1]] if len(parts) == 2 and _states(parts[0]) else []
     if not values or not all(_agrees(value, values[0]) for value in values[1:]):
         return []
-    if not (is_named and others[:1] == [parts[0]]) and not all(map(_states, others)):
+    if not all(map(_states, others[is_named and others[:1] == [parts[0]]:])):
         return []
     units = {value[3] for value in values} - {""}
     if len(units) > 1 or (units == {"%"} and "" in {value[3] for value in values}):  # 2 h = 120 min: the measure of the reference counts

@@ -14,7 +14,7 @@ _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "augu
 _MONTH_OF = {name: month for month in _MONTHS for name in (month, month[:3])} | {"sept": "september"}
 _VERDICTS = word_set("yes no true false")
 _RESTRICTING = word_set("if when only whenever sometimes")
-_REFUSED = word_set("wrong incorrect excluded rejected")
+_REFUSED = word_set("wrong incorrect excluded rejected answer")
 _FAILING = word_set("wrong fails fail never not incorrect")
 _VERBS_OF_REASONS = word_set("is are does do was were can has have will")
 _VERBS_OF_PHRASES = word_set("has have does converges diverges")
@@ -75,7 +75,7 @@ def _verdict(unquoted: str) -> str | None:
     words = pieces(reason.replace("n't", " not").replace("cannot", "can not"))
     if {"but", "unless", "or"} & {*words} or (not has_reason and ({"and"} | _VERDICTS) & {*words}):
         return None
-    if words[0] in _VERBS_OF_REASONS or (not has_reason and not _REFUSED.isdisjoint(words)):
+    if words[0] in _VERBS_OF_REASONS or not _REFUSED.isdisjoint(words):
         return None
     if not _VERDICTS.isdisjoint(words[-1:]) or not {"guess", "guessed", "say"}.isdisjoint(words):
         return None
