@@ -274,12 +274,10 @@ def _split_condition(head: str, tail: str) -> tuple[str, list[str]] | None:
         return None
     signs = re.sub(r"(?<![A-Za-z\\{])[A-Za-z]{2,}(?:-(?=[a-z]))?|\\forall|[\s\"]|,$", "", unquoted).strip(",")
     condition = _CONDITION.fullmatch(signs.replace("(", "").replace(")", "") if signs.count("(") == signs.count(")") else signs)
-    if not condition or not (words or len(condition[0]) > len(condition[1])):
+    if not condition or not (words or len(condition[0]) > len(condition[1])) or re.match(r"[i-n](?:<|\\le)", signs):
         return None
     is_for_all = bool({"all", "every", "any", "each"} & set(words))
     is_plain_name = name == condition[1] or (operators and len(name) == 1 and not is_for_all and name not in "yfg")
-    if condition[1] in tuple("nkmij") and re.match(r".(?:<|\\le)", signs):
-        return None  # only some n
     names = set(condition[1].split(","))
     if not names <= letters or is_plain_name or (not operators and head.strip(' "') in names):
         return None
