@@ -22,7 +22,7 @@ from common.verify.remarks import say_different
 from common.verify.statements import calls_unknown, stated_forms
 from common.verify.sums import dots_are_sum, same_with_dots
 from common.verify.tokens import Unsupported
-from common.verify.trees import Node, substituted, variables, with_constant_of, with_constants_of
+from common.verify.trees import INFINITY, Node, substituted, variables, with_constant_of, with_constants_of
 
 
 def is_correct(completion: str, reference: str) -> bool:
@@ -158,7 +158,9 @@ def _equal(x: Form, y: Form, work: Work) -> bool:
         radians, degrees = (x, y) if x[3] == "rad" else (y, x)
         return _equal_values(radians, ("value", ("div", ("mul", degrees[1], ("pi",)), ("num", Fraction(180))), "", ""), work)
     if x[0] == "value":
-        return units_agree(x[3], y[3]) and _equal_values(x, y, work)
+        is_other_angle = {x[3], y[3]} == {"", "deg"} and all(is_expression(form) and substituted(form[1], ("pi",), INFINITY) != form[1]
+                                                             for form in (x, y))  # \pi/3 degrees are not \pi/3
+        return units_agree(x[3], y[3]) and not is_other_angle and _equal_values(x, y, work)
     if x[0] == "labelled":
         return x[1] == y[1] and _equal_in_order(x[2], y[2], work)
     if x[0] == "reals":

@@ -19,7 +19,11 @@ _BOX_WITHOUT_BRACES = re.compile(r"\\boxed\s*(-?\d+(?:\.\d+)?|[A-Za-z])(?!\s*[\w
 _ALTERNATIVE = re.compile(r"[\s$,;]*+(?:\\[()\[\]]|\\text\{)?\s*+\b(?:or"
                           r"|either|alternatively|maybe|perhaps|possibly|versus|vs\.?)\b\s*+\}?[\s$]*+"
                           r"(?:[A-Za-z]\s*=\s*+)?(?:\\[(\[])?[\s$]*+", re.IGNORECASE)
-_DENIAL_OF_BOX = re.compile(r"(?:\bnot|\\neq?|\u2260)[\s$]*(?:\\[(\[]\s*)?\\f?box(?:ed)?\s*\{$", re.IGNORECASE)
+# in front of a box: words that deny it, and words between them and the box, as in "cannot be equal to"
+_DENIALS_OF_BOXES = word_set("not cannot never neither nor anything-but")
+_BETWEEN_DENIAL_AND_BOX = word_set("be been equal equals to the a final correct right answer value number of exactly simply definitely")
+_OTHER_DENIALS_OF_BOXES = ("\\ne", "\\neq", "\u2260", "\u4e0d\u662f", "\u4e0d\u4e3a", "\u4e0d\u7b49\u4e8e", "\u975e", "\u4e0d\u4f1a\u662f",
+                           "\u4e0d\u80fd\u662f", "\u4e0d\u53ef\u80fd\u662f")
 _LETTER_BEFORE = re.compile(r"(?<![A-Za-z\\])([A-Za-z](?:_\{?\w\}?)?)\s*=\s*[\s$]*\\f?box(?:ed)?\s*\{$")
 _LISTING = re.compile(r"(?:[\s$,;.*&:-]|\\[()\[\],;! ]|\\q?quad|\\\\|\\text\{\s*and\s*\}|\band\b|\([a-h0-9]\)|\b(?:part"
                       r"|answer)\s+[a-h0-9]\b|"
@@ -152,10 +156,14 @@ def _boxes(text: str) -> list[tuple[int, int]]:
 
 
 def _is_denied(text: str, start: int) -> bool:
-    """Whether a denial stands in front of the box whose content starts there: it is not \\boxed{9}."""
-    before = text[max(0, start - 30):start].lower()
-    may_deny = "not" in before or "\\ne" in before or "\u2260" in before
-    return may_deny and bool(_DENIAL_OF_BOX.search(text, max(0, start - 30), start))
+    """Whether a denial stands in front of the box whose content starts there: it is not \\boxed{9}; it cannot be equal to \\boxed{9}."""
+    before = text[max(0, start - 60):start].rpartition("\\")[0].rstrip(" \t\n$*_([\\").lower()
+    if before.endswith(_OTHER_DENIALS_OF_BOXES):
+        return True
+    words = [word.strip("*_") for word in before.replace("\u2019", "'").replace("anything but", "anything-but").split()[-6:]]
+    while words and words[-1] in _BETWEEN_DENIAL_AND_BOX:
+        words.pop()
+    return bool(words) and (words[-1] in _DENIALS_OF_BOXES or words[-1].endswith("n't"))
 
 
 def _between(text: str, box: tuple[int, int], next_box: tuple[int, int]) -> str:

@@ -133,8 +133,9 @@ def _without_words_in_front(text: str) -> tuple[str, list[str]]:
     if _CONCLUDING.issuperset(words) and (found[0] in ("|", "(") or found[0][0] == "\\") and words:
         return _opened(text[start:]), []
     is_time = words == ["at"] and ":" in text
+    # after 1:03 PM is another time, but after 45 days is how many
     if not words or words[-1] in ("the", "an") or not (_HAVE_CONTENT & {*words} or is_time) or found[0] in _NO_BEGINNING \
-            or (found[0] == "(" and not _begins_number(unquoted[start + 1:])):
+            or ("after" in words and ":" in text) or (found[0] == "(" and not _begins_number(unquoted[start + 1:])):
         return text, []
     return _opened(text[start:]), _said(unquoted[:start])
 
