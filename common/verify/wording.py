@@ -47,7 +47,7 @@ def one_spelling(text: str) -> str:
     if unquoted[0] + unquoted[-1] == "()" and len(inside) > 2 and inside.isascii() and inside.replace(" ", "").replace("-", "").isalpha():
         return inside
     word, _, rest = unquoted.partition(" ")
-    if word.lower() in ("exactly", "only", "just"):
+    if word.lower() in ("exactly", "only", "just") and rest:
         word, _, rest = rest.partition(" ")
     if word.lower() in NUMBERS and not rest:
         return NUMBERS[word.lower()]
