@@ -208,8 +208,7 @@ def evaluate_model(config: Config) -> dict[str, Any]:
         add_verdicts(judges, problems[:len(done)], done)
         keep(lock, config, problems, done, lambda: write_file(lock.folder / PROBLEMS, lines_of(done)))
     sample_missing(config, lock, problems, done, judges, (tokenizer, model_config))
-    left_out = len(rows) - len(problems) if not config.max_problems else 0
-    summary = summarise(done, values_of_k(config, done), left_out) | {
+    summary = summarise(done, values_of_k(config, done), 0 if config.max_problems else len(rows) - len(problems)) | {
         "checker": checker_version(), "prompt_template": template.name, "prompt_date": config.derived.get("prompt_date"),
         "context": longest, "prompt_sha256": hashlib.sha256(template.render("?").encode("utf-8", "backslashreplace")).hexdigest()[:16]}
     keep(lock, config, problems, done, lambda: write_file(lock.folder / SUMMARY, json.dumps(summary, indent=2) + "\n"))
@@ -233,8 +232,7 @@ def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], d
     say(f"writing {config.output_dir}; after an interruption, the same command with --output_dir {config.output_dir} continues")
     engine = make_engine(config, *model, prompts_of(problems))
     if choose_engine(config)[0] == "transformers":  # vLLM loads the model and the adapter itself
-        shared = {name: getattr(config, name) for name in asdict(SamplingConfig())}
-        connect(engine, load_policy(CommonConfig(**shared), *model))
+        connect(engine, load_policy(CommonConfig(**{name: getattr(config, name) for name in asdict(SamplingConfig())}), *model))
     each = config.num_samples + 1  # completions of a problem
     size = max(1, engine.chunk // each)  # problems in a part; a part is sampled in one call and then written
     there = sum(1 + len(row["samples"]) for row in done)
@@ -247,12 +245,14 @@ def sample_missing(config: Config, lock: Lock | None, problems: list[Problem], d
             firsts = dict(zip(new, groups, strict=False))
             items = [(problems[i], firsts.get(i, group[:1]), group) for i, group in zip(part, groups[len(new):], strict=True)]
             found = parallel.gather([judge(*item) for item in items[parallel.part([1] * len(part))]], "verdicts")
-            add_verdicts(judges, [problems[i] for i in part], found)
-            for i, row in zip(part, found, strict=True):
-                done[i:i + 1] = [row if i >= begun else done[i] | {"samples": done[i]["samples"] + row["samples"]}]
-            whole = part[0] < begun  # rows that were there have changed
-            keep(lock, config, problems, done, lambda whole=whole, rows=found: write_file(lock.folder / PROBLEMS, lines_of(done)) if whole
-                 else append_rows(lock.folder / PROBLEMS, rows))
+            try:
+                add_verdicts(judges, [problems[i] for i in part], found)
+            finally:  # also if a judge fails: the completions are kept, and the same command has them judged
+                for i, row in zip(part, found, strict=True):
+                    done[i:i + 1] = [row if i >= begun else done[i] | {"samples": done[i]["samples"] + row["samples"]}]
+                whole = part[0] < begun  # rows that were there have changed
+                keep(lock, config, problems, done, lambda whole=whole, rows=found: write_file(lock.folder / PROBLEMS, lines_of(done))
+                     if whole else append_rows(lock.folder / PROBLEMS, rows))
             progress.update(sum(1 + len(row["samples"]) for row in done) - progress.n)  # other processes have sampled, too
             progress.set_postfix(problems=len(done), greedy=f"{statistics.fmean(row['greedy']['correct'] for row in done):.3f}")
             number = next(filter(None, parallel.gather([stop.number], "signals")), None)

@@ -361,6 +361,20 @@ def test_judging_a_folder_needs_no_model_and_leaves_it_as_it_is(evaluated, tmp_p
     assert lost["mean"]["value"] == lost["greedy"]["value"] == 0 and "0 that were wrong are right, and " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", ["--reward", "--second_opinion"])
+def test_completions_are_kept_when_a_judge_fails(flag, evaluated, tmp_path, monkeypatch):
+    _, text = evaluated
+    for body in ("raise OSError('no connection')", "return 1.0"):
+        (tmp_path / "mine.py").write_text(f"def even(completion, problem):\n    {body}\n")
+        result = evaluate(tmp_path / "judged", flag, f"{tmp_path / 'mine.py'}:even", monkeypatch=monkeypatch)
+        rows = [json.loads(line) for line in (tmp_path / "judged" / "problems.jsonl").read_text().splitlines()]
+        if body.startswith("raise"):
+            assert "no connection" in result and rows
+            monkeypatch.setattr("eval.make_engine", lambda *_: pytest.fail("it is sampled again"))
+    expected = [[sample["completion"] for sample in json.loads(line)["samples"]] for line in text.splitlines()]
+    assert [[sample["completion"] for sample in row["samples"]] for row in rows] == expected and result["problems"] == len(expected)
+
+
 @pytest.mark.parametrize("name", ["--judge", "--compare"])
 def test_folders_that_are_no_evaluation_are_named_as_what_they_are(name, evaluated, tmp_path, monkeypatch):
     folder, text = evaluated
