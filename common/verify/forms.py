@@ -35,14 +35,14 @@ from common.verify.vectors import RELATION_SIGN, read_matrix, read_vector
 
 MAX_DEPTH = 8  # of lists in lists
 
-
-
 # ---- a form and its items -------------------------------------------------------------------------------------------
 
 _CONGRUENCE = re.compile(r'(?:"?[A-Za-z](?:_\w)?"?\s*(?:\\equiv|=)\s*+)?(.+?)\s*+,?+\s*+"\s*mod(?:ulo)?\s*"\s*\(?(\w+)\)?', re.DOTALL)
 _SIGNS_OF_UNIONS = ("\\cup", "\\setminus", "\\backslash", "\\{")
 _AND_OR = re.compile(r"\b(?:and|or)\b")
 _CONJUNCTION = re.compile(r'\s*+,?+\s*+"?+\s*+(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*+"?+\s*+', re.IGNORECASE)
+
+
 def read_form(text: str, depth: int = 0) -> Form:
     """The form of a normalized text. `depth` is the number of forms around it. Raises Unsupported for too many levels or items.
 

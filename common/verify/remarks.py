@@ -48,7 +48,7 @@ _NO_STATEMENTS = word_set("negation converse inverse opposite")
 _PLAIN_WORDS = word_set("""the a an is are to at by with from for only in of that as exact value values nearest tens ones tenth tenths
     hundredth hundredths thousandth cent cents dollar whole integer number minimum maximum root rounded correct simplest simplified lowest
     reduced form terms improper mixed proper decimal fraction total together altogether unique single solution answer final units
-    longest shortest largest smallest greatest least side leg hypotenuse approximately which""")
+    longest shortest largest smallest greatest least side leg hypotenuse approximately which required desired claimed expected""")
 _REFUSING = word_set("""wrong incorrect false guess guessed guessing unsure mistake mistaken yes or unless but
     except answer excluded""")
 _STARTS_OF_REMARKS = ("as ", "since ", "because ", "rounded", "correct to", "the only ", "which is ", "by ")
