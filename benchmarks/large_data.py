@@ -63,8 +63,8 @@ def start(version: str, flags: list[str]) -> None:
     with contextlib.suppress(EnoughSeen):
         exec(compile(text.replace(loads, "raise EnoughSeen; " + loads), script, "exec"), vars(process))
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps({"wall": time.perf_counter() - began, "processor": sum(one.ru_utime + one.ru_stime for one in usage),
-                      "gb": usage[0].ru_maxrss / 1e6}))
+    show(json.dumps({"wall": time.perf_counter() - began, "processor": sum(one.ru_utime + one.ru_stime for one in usage),
+                     "gb": usage[0].ru_maxrss / 1e6}))
 
 
 def main() -> None:
