@@ -23,7 +23,7 @@ from common.verify.words import changes_name
 _ONE: Node = ("num", Fraction(1))
 _DIGITS = frozenset("0123456789ABCDEF")
 _IMPLIES = ("\\Rightarrow", "\\implies", "\\Longrightarrow", "\u21d2")
-# AB and [ABC] name one segment or one area; A B is their product nowhere else
+# in front of =, AB is the name of a segment and [ABC] that of an area; elsewhere AB is the product of A and B
 _NAMES_OF_POINTS = re.compile(r"\[((?:[A-Z](?:_\w|')?){3,})\]|(?<![A-Za-z\\])([A-Z](?:(?:_\w|')?[A-Z])+)(?![A-Za-z])|\\(?:angle|triangle)")
 _PROBABILITY = re.compile(r"(?<![A-Za-z\\])([PE])[(\[]([^()\[\]]*)[)\]]")
 _COMMAND_BESIDE_NAME = re.compile(r"\\(?:cdot|times|frac|sqrt|sin|cos|tan|min|max|pi)(?=[A-Z])")  # values are spelled without spaces
